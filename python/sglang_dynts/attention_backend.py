@@ -1,0 +1,18 @@
+"""``dynts`` in SGLang's registry of attention backends."""
+
+from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
+
+from sglang_dynts.names import BASE_BACKENDS
+
+
+def create_dynts_backend(runner):
+    """Build the kernels that ``dynts`` means on this runner's device.
+
+    A compacted request is a shorter sequence to the kernels, so they are SGLang's own, unchanged:
+    FlashInfer on CUDA, torch on a CPU. Argument resolution already writes that name where SGLang
+    decides something by it; this entry serves whoever looks ``dynts`` up directly.
+
+    Args:
+        runner: the ``ModelRunner`` to build for.
+    """
+    return ATTENTION_BACKENDS[BASE_BACKENDS[runner.device]](runner)

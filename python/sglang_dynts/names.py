@@ -1,0 +1,10 @@
+"""Names that several modules share."""
+
+BACKEND_NAME = "dynts"
+"""Of the attention backend, the radix cache backend, the config namespace and the request field."""
+
+BASE_BACKENDS = {"cuda": "flashinfer", "cpu": "torch_native"}
+"""The attention kernels that ``--attention-backend dynts`` means, by device type."""
+
+SUPPORTED_KERNELS = ("flashinfer", "fa3", "triton", "torch_native")
+"""Kernels that read ``row[:seq_len]`` at page size 1, so that they serve a compacted row unchanged."""

@@ -1,0 +1,61 @@
+"""The predictor beside the served model: loaded with it, run on every token inside its forward."""
+
+import logging
+from pathlib import Path
+
+import torch
+from sglang.srt.runtime_context import get_context, get_model
+
+from sgl_dynts.checkpoint import find_predictor, load_predictor
+from sgl_dynts.predictor import ImportancePredictor
+from sglang_dynts.model_files import local_model_folder
+from sglang_dynts.names import BACKEND_NAME
+from sglang_dynts.runtime import is_enabled, score_tokens
+
+logger = logging.getLogger(__name__)
+
+
+def install_predictor(_result, model_runner) -> None:
+    """AFTER ModelRunner.load_model: load the predictor before the KV pool is sized, and listen.
+
+    The predictor stays outside the served module tree, so that weight updates and checks of the model
+    never meet it.
+
+    Raises:
+        ValueError: no usable predictor, or one of another hidden size.
+    """
+    if not is_enabled() or model_runner.is_draft_worker:
+        return
+    predictor = _load_for(model_runner)
+
+    def score_before_logits(_module, args) -> None:
+        _input_ids, hidden, _lm_head, forward_batch = args[:4]
+        score_tokens(model_runner, predictor, hidden, forward_batch.out_cache_loc)
+
+    model_runner.model.logits_processor.register_forward_pre_hook(score_before_logits)
+
+
+def _load_for(model_runner) -> ImportancePredictor:
+    named = get_context().config_bag(BACKEND_NAME).dynts_predictor
+    source = find_predictor(
+        local_model_folder(get_model().model_path, get_model().revision),
+        Path(named) if named else None,
+    )
+    check_hidden_size(source.path, source.header.hidden_size, model_runner.model_config.hidden_size)
+    predictor = load_predictor(source)
+    dtype = torch.float32 if model_runner.dtype == torch.float32 else torch.bfloat16
+    logger.info("DynTS predictor: %s, inner sizes %s", source.path, predictor.inner_sizes)
+    return predictor.to(device=model_runner.device, dtype=dtype)
+
+
+def check_hidden_size(path: Path, found: int, wanted: int) -> None:
+    """Refuse a predictor made for another width.
+
+    Raises:
+        ValueError: naming both sizes.
+    """
+    if found != wanted:
+        raise ValueError(
+            f"--dynts-predictor {path}: made for hidden_size={found}, the served model has "
+            f"hidden_size={wanted}; name a predictor trained for this model"
+        )

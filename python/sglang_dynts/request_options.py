@@ -1,0 +1,90 @@
+"""What one request may ask of DynTS: ``custom_params: {"dynts": {...}}``."""
+
+from typing import Any
+
+from sglang.srt.runtime_context import get_context
+
+from sgl_dynts.config import DynTSConfig
+from sglang_dynts.names import BACKEND_NAME
+
+WINDOW_FIELDS = ("budget", "local_window", "keep_ratio")
+FIELDS = ("enabled", *WINDOW_FIELDS)
+
+
+def verify_request(_result, sampling_params, *_args, **_kwargs) -> None:
+    """AFTER SamplingParams.verify: refuse a bad ``dynts`` field, which the client gets as HTTP 400.
+
+    Raises:
+        ValueError: naming the field, its value and what it may be.
+    """
+    options = _options_of(sampling_params)
+    bag = get_context().config_bag(BACKEND_NAME)
+    if options is None:
+        return
+    if not bag.enable_dynts:
+        raise ValueError(
+            "custom_params.dynts: this server runs without DynTS; start it with "
+            f"--attention-backend {BACKEND_NAME}, or leave the field out"
+        )
+    request_config(options, server_config(), bag.dynts_min_selection)
+
+
+def server_config() -> DynTSConfig:
+    """The windows this server was started with."""
+    bag = get_context().config_bag(BACKEND_NAME)
+    return DynTSConfig(
+        bag.dynts_budget, bag.dynts_local_window, bag.dynts_keep_ratio, bag.dynts_min_selection
+    )
+
+
+def config_of_request(sampling_params, default: DynTSConfig) -> DynTSConfig | None:
+    """The windows of a request that was verified, None where it is switched off."""
+    options = _options_of(sampling_params)
+    return default if options is None else request_config(options, default, default.min_selection)
+
+
+def request_config(options: Any, default: DynTSConfig, min_selection: int | None) -> DynTSConfig | None:
+    """Read one request's options.
+
+    Args:
+        options: what stands under ``dynts``.
+        default: the server's windows, for the fields that are not given.
+        min_selection: the server's flag; lowered to what the request's own windows allow.
+
+    Returns:
+        The request's windows, or None if it switches DynTS off.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    if not isinstance(options, dict):
+        raise ValueError(f"custom_params.dynts={options!r} must be an object with {_known()}")
+    for name in options:
+        if name not in FIELDS:
+            raise ValueError(f"custom_params.dynts.{name} is not known; it takes {_known()}")
+    enabled = options.get("enabled", True)
+    if not isinstance(enabled, bool):
+        raise ValueError(f"custom_params.dynts.enabled={enabled!r} must be true or false")
+    given = {name: options[name] for name in WINDOW_FIELDS if name in options}
+    config = _checked(default, given, min_selection) if given else default
+    return config if enabled else None
+
+
+def _checked(default: DynTSConfig, given: dict[str, Any], min_selection: int | None) -> DynTSConfig:
+    values = {name: getattr(default, name) for name in WINDOW_FIELDS} | given
+    try:
+        config = DynTSConfig(**values)
+    except ValueError as error:
+        raise ValueError(f"custom_params.dynts.{error}") from error
+    if min_selection is None:
+        return config
+    return DynTSConfig(**values, min_selection=min(min_selection, config.keep_len))
+
+
+def _options_of(sampling_params) -> Any:
+    custom = sampling_params.custom_params
+    return custom.get(BACKEND_NAME) if isinstance(custom, dict) else None
+
+
+def _known() -> str:
+    return ", ".join(FIELDS)

@@ -1,0 +1,78 @@
+"""DynTS on one model runner: the score pool and the per-row counters on its device."""
+
+from weakref import WeakKeyDictionary
+
+import torch
+from sglang.srt.runtime_context import get_context
+
+from sgl_dynts.predictor import ImportancePredictor
+from sgl_dynts.score_pool import ScorePool
+from sglang_dynts.names import BACKEND_NAME
+
+_RUNTIMES: "WeakKeyDictionary[object, DynTSRuntime]" = WeakKeyDictionary()
+
+
+class DynTSRuntime:
+    """Device state that a forward and a compaction share.
+
+    ``dropped`` is [rows] int64, tokens dropped by the request of each request-to-token row, 0 for the
+    padding row. ``rows_with_drops`` names on the host the rows where it may be other than 0.
+    """
+
+    def __init__(self, num_slots: int, num_rows: int, device: torch.device | str) -> None:
+        self.scores = ScorePool(num_slots, device)
+        self.dropped = torch.zeros(num_rows, dtype=torch.int64, device=device)
+        self.rows_with_drops: set[int] = set()
+
+    def reset_rows(self, rows: list[int]) -> None:
+        """Forget what earlier owners of newly allocated rows dropped."""
+        stale = self.rows_with_drops.intersection(rows)
+        if stale:
+            indices = torch.tensor(sorted(stale), dtype=torch.int64)
+            self.dropped.index_fill_(0, indices.to(self.dropped.device, non_blocking=True), 0)
+            self.rows_with_drops -= stale
+
+
+def is_enabled() -> bool:
+    """Whether this server was asked for DynTS."""
+    return get_context().config_bag(BACKEND_NAME).enable_dynts
+
+
+def runtime_of(model_runner) -> DynTSRuntime | None:
+    """Return the state of a model runner, None where DynTS is off."""
+    return _RUNTIMES.get(model_runner)
+
+
+def allocate_runtime(_result, model_runner) -> None:
+    """AFTER ModelRunner._init_post_memory_pool_components: allocate before graphs are captured."""
+    if not is_enabled():
+        return
+    from sglang_dynts.seams import check_scheduler_seams
+
+    check_scheduler_seams()
+    rows = model_runner.req_to_token_pool
+    runtime = DynTSRuntime(
+        num_slots=model_runner.token_to_kv_pool_allocator.size + 1,
+        num_rows=rows.req_to_token.shape[0],
+        device=model_runner.device,
+    )
+    rows.register_on_alloc_rows(runtime.reset_rows)
+    _RUNTIMES[model_runner] = runtime
+
+
+def score_tokens(
+    model_runner, predictor: ImportancePredictor, hidden: torch.Tensor, slots: torch.Tensor
+) -> None:
+    """Write the scores of one forward's tokens; captured in CUDA graphs, never waits for the device.
+
+    Args:
+        model_runner: whose pool is written.
+        predictor: on the runner's device.
+        hidden: [num_tokens, hidden_size], after the final norm.
+        slots: [num_tokens], KV slots of the same tokens.
+    """
+    runtime = runtime_of(model_runner)
+    if runtime is None:  # a forward before the pools exist scores nothing that is kept
+        return
+    assert hidden.shape[0] == slots.shape[0], f"{hidden.shape=} {slots.shape=}"
+    runtime.scores.write(slots, predictor(hidden))

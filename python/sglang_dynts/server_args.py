@@ -1,0 +1,198 @@
+"""Our flags, what ``--attention-backend dynts`` implies, and the windows that are resolved from them."""
+
+from pathlib import Path
+from typing import Annotated
+
+from sglang.srt.arg_groups.arg_utils import NS, Arg
+from sglang.srt.arg_groups.overrides import (
+    declare_resolution,
+    model_config_of,
+    resolving_view,
+)
+from sglang.srt.server_args import ServerArgs
+
+from sgl_dynts.checkpoint import PredictorHeader, find_predictor
+from sgl_dynts.config import DynTSConfig
+from sglang_dynts.model_files import local_model_folder
+from sglang_dynts.names import BACKEND_NAME, BASE_BACKENDS
+from sglang_dynts.predictor_runner import check_hidden_size
+from sglang_dynts.refusals import refuse_unsupported
+
+SOURCE = "sgl-dynts"
+_NAMESPACE = NS(BACKEND_NAME)
+WINDOW_FLAGS = {
+    "budget": "--dynts-budget",
+    "local_window": "--dynts-local-window",
+    "keep_ratio": "--dynts-keep-ratio",
+    "min_selection": "--dynts-min-selection",
+}
+
+
+class DynTSServerArgs(ServerArgs, dict=True):
+    """SGLang's server arguments with those of DynTS."""
+
+    enable_dynts: Annotated[
+        bool,
+        Arg(
+            help="Turn DynTS on under the attention backend in use (flashinfer, fa3, triton or "
+            "torch_native). Implied by --attention-backend dynts.",
+            resolvable=True,
+        ),
+        _NAMESPACE,
+    ] = False
+    dynts_predictor: Annotated[
+        str | None,
+        Arg(
+            help="Importance predictor: a file, or a folder that holds dynts/predictor.safetensors "
+            "or is_head.* tensors. Default: looked for in the model's folder."
+        ),
+        _NAMESPACE,
+    ] = None
+    dynts_budget: Annotated[
+        int | None,
+        Arg(
+            help="B: most KV tokens a request holds for its question and thinking; a compaction is "
+            "due when it is reached. Default: the predictor's header.",
+            resolvable=True,
+        ),
+        _NAMESPACE,
+    ] = None
+    dynts_local_window: Annotated[
+        int | None,
+        Arg(
+            help="W_l: newest tokens that a compaction never drops. Default: the predictor's header.",
+            resolvable=True,
+        ),
+        _NAMESPACE,
+    ] = None
+    dynts_keep_ratio: Annotated[
+        float | None,
+        Arg(
+            help="r: share of budget - local window, question included, that survives a compaction "
+            "outside the local window. Default: the predictor's header.",
+            resolvable=True,
+        ),
+        _NAMESPACE,
+    ] = None
+    dynts_min_selection: Annotated[
+        int | None,
+        Arg(
+            help="Least number of thinking tokens outside the local window that survive a "
+            "compaction however long the question is. Default: a quarter of the kept tokens."
+        ),
+        _NAMESPACE,
+    ] = None
+    dynts_think_start: Annotated[
+        str | None,
+        Arg(
+            help="Text that opens thinking, of one token or several. Default: the reasoning "
+            "parser's marker, else <think>."
+        ),
+        _NAMESPACE,
+    ] = None
+    dynts_think_end: Annotated[
+        str | None,
+        Arg(
+            help="Text that closes thinking, of one token or several. Default: the reasoning "
+            "parser's marker, else </think>."
+        ),
+        _NAMESPACE,
+    ] = None
+
+
+def choose_backend(server_args, previous) -> None:
+    """Resolution step ``handle_missing_default_values``: write out what ``dynts`` means here.
+
+    Done before SGLang decides anything by the backend's name, so each such decision is the one it
+    takes for the kernels that really run.
+    """
+    previous(server_args)
+    cfg = resolving_view(server_args)
+    split = (cfg.prefill_attention_backend, cfg.decode_attention_backend)
+    if BACKEND_NAME in split:
+        raise ValueError(
+            f"--prefill-attention-backend/--decode-attention-backend {BACKEND_NAME}: DynTS governs "
+            f"both phases; use --attention-backend {BACKEND_NAME}"
+        )
+    if cfg.attention_backend != BACKEND_NAME:
+        return
+    if cfg.device not in BASE_BACKENDS:
+        raise ValueError(
+            f"--attention-backend {BACKEND_NAME} does not support --device {cfg.device}; "
+            f"supported: {', '.join(BASE_BACKENDS)}"
+        )
+    kernels = BASE_BACKENDS[cfg.device]
+    declare_resolution(server_args, SOURCE, attention_backend=kernels, enable_dynts=True)
+
+
+def resolve_dynts(server_args, previous) -> None:
+    """Resolution step ``handle_cache_compatibility``: refuse, resolve the windows, pick the cache.
+
+    Raises:
+        ValueError: naming flag, value and remedy.
+    """
+    previous(server_args)
+    cfg = resolving_view(server_args)
+    if not cfg.enable_dynts:
+        _refuse_idle_flags(cfg)
+        return
+    from sglang_dynts.seams import check_launcher_seams
+
+    check_launcher_seams()
+    refuse_unsupported(cfg, model_config_of(server_args))
+    header = _find_header(cfg, model_config_of(server_args).hidden_size)
+    config = resolve_windows(cfg, header)
+    declare_resolution(
+        server_args,
+        SOURCE,
+        radix_cache_backend=BACKEND_NAME,
+        dynts_budget=config.budget,
+        dynts_local_window=config.local_window,
+        dynts_keep_ratio=config.keep_ratio,
+    )
+
+
+def resolve_windows(cfg, header: PredictorHeader) -> DynTSConfig:
+    """Combine flags and header into the server's windows.
+
+    Raises:
+        ValueError: naming the flag.
+    """
+    try:
+        return DynTSConfig(
+            budget=_first_given(cfg.dynts_budget, header.budget),
+            local_window=_first_given(cfg.dynts_local_window, header.local_window),
+            keep_ratio=_first_given(cfg.dynts_keep_ratio, header.keep_ratio),
+            min_selection=cfg.dynts_min_selection,
+        )
+    except ValueError as error:
+        raise ValueError(_name_flag(str(error))) from error
+
+
+def _find_header(cfg, hidden_size: int) -> PredictorHeader:
+    named = Path(cfg.dynts_predictor) if cfg.dynts_predictor else None
+    source = find_predictor(local_model_folder(cfg.model_path, cfg.revision), named)
+    check_hidden_size(source.path, source.header.hidden_size, hidden_size)
+    return source.header
+
+
+def _first_given(*values):
+    return next(value for value in values if value is not None)
+
+
+def _name_flag(message: str) -> str:
+    """Turn the leading ``field=value`` of a configuration error into its flag."""
+    field, rest = message.split("=", 1)
+    return f"{WINDOW_FLAGS[field]} {rest}"
+
+
+def _refuse_idle_flags(cfg) -> None:
+    """A DynTS flag on a server without DynTS asks for something that would not happen."""
+    names = [name for name in DynTSServerArgs.__annotations__ if name.startswith("dynts_")]
+    given = [name for name in names if getattr(cfg, name) is not None]
+    if given:
+        flags = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise ValueError(
+            f"{flags} given, but DynTS is off; add --attention-backend {BACKEND_NAME} or "
+            "--enable-dynts, or drop the flag"
+        )

@@ -1,0 +1,243 @@
+"""Predictor files: one safetensors format with a header, and the authors' own checkpoints.
+
+A predictor file holds ``layers.{0,1,2}.weight`` and, in the safetensors metadata, the fields of
+:class:`PredictorHeader`. The authors keep theirs as ``is_head.{0,2,4}.weight`` among the tensors of
+the fine-tuned model. Files are data: only safetensors is read, sizes are checked on the header before
+a tensor is loaded.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from sgl_dynts.config import PAPER_CONFIG, DynTSConfig
+from sgl_dynts.predictor import ImportancePredictor
+
+FORMAT_VERSION = "1"
+PREDICTOR_FILE = "dynts/predictor.safetensors"
+"""Inside a model's folder; a subfolder, since engines load every safetensors file beside the weights."""
+LAYER_NAMES = tuple(f"layers.{i}.weight" for i in range(3))
+AUTHOR_LAYER_NAMES = tuple(f"is_head.{i}.weight" for i in (0, 2, 4))
+MAX_INNER_SIZE = 1 << 17
+
+
+@dataclass(frozen=True)
+class PredictorHeader:
+    """What a predictor was made for.
+
+    ``target`` names what its scores were trained on; ``budget``, ``local_window`` and ``keep_ratio``
+    are the windows its makers recommend, the server's defaults.
+    """
+
+    hidden_size: int
+    base_model: str
+    target: str
+    budget: int
+    local_window: int
+    keep_ratio: float
+
+    @property
+    def config(self) -> DynTSConfig:
+        """The recommended windows."""
+        return DynTSConfig(self.budget, self.local_window, self.keep_ratio)
+
+
+@dataclass(frozen=True)
+class PredictorSource:
+    """Where a predictor was found: its file for each tensor, and its header."""
+
+    path: Path
+    tensor_files: tuple[Path, ...]
+    tensor_names: tuple[str, ...]
+    header: PredictorHeader
+
+
+def save_predictor(path: Path, predictor: ImportancePredictor, header: PredictorHeader) -> None:
+    """Write a predictor file.
+
+    Raises:
+        ValueError: the header's hidden size is not the predictor's.
+    """
+    if header.hidden_size != predictor.hidden_size:
+        raise ValueError(
+            f"header says hidden_size={header.hidden_size}, the predictor has {predictor.hidden_size}"
+        )
+    metadata = {"format_version": FORMAT_VERSION}
+    metadata |= {field: str(value) for field, value in asdict(header).items()}
+    tensors = {
+        name: layer.weight.detach().contiguous()
+        for name, layer in zip(LAYER_NAMES, predictor.layers, strict=True)
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata=metadata)
+
+
+def find_predictor(model_folder: Path, named: Path | None = None) -> PredictorSource:
+    """Find the predictor of a model and read its header, loading no tensor.
+
+    Looked for in this order: ``named`` (a file, or a folder that holds ``dynts/predictor.safetensors``
+    or ``is_head.*`` tensors), that file in the model's folder, ``is_head.*`` in the model's own files.
+
+    Raises:
+        ValueError: nothing found, or what was found is not a usable predictor; says what to do.
+    """
+    if named is not None:
+        return _find_named(named)
+    source = _find_in_folder(model_folder)
+    if source is None:
+        raise ValueError(
+            f"no predictor: --dynts-predictor is not given, {model_folder} holds no {PREDICTOR_FILE} "
+            "and its checkpoint has no is_head.* tensors. Train one for this model, or name one with "
+            "--dynts-predictor PATH"
+        )
+    return source
+
+
+def load_predictor(source: PredictorSource | Path) -> ImportancePredictor:
+    """Load a predictor on the CPU, in the dtype it was saved in.
+
+    Raises:
+        ValueError: a tensor is missing or has a shape that does not chain up.
+    """
+    if isinstance(source, Path):
+        source = _read_predictor_file(source)
+    shapes = [_tensor_shape(*pair) for pair in _file_and_name(source)]
+    _check_shapes(source, shapes)
+    weights = [_read_tensor(*pair) for pair in _file_and_name(source)]
+    predictor = ImportancePredictor(shapes[0][1], [shapes[0][0], shapes[1][0]])
+    predictor.to(weights[0].dtype)
+    for layer, weight in zip(predictor.layers, weights, strict=True):
+        layer.weight.data.copy_(weight)
+    return predictor.requires_grad_(False).eval()
+
+
+def _find_named(named: Path) -> PredictorSource:
+    if named.is_file():
+        return _read_predictor_file(named)
+    if not named.is_dir():
+        raise ValueError(
+            f"--dynts-predictor {named}: no such file or folder; name a predictor file, or a folder "
+            f"that holds {PREDICTOR_FILE}"
+        )
+    source = _find_in_folder(named)
+    if source is None:
+        raise ValueError(
+            f"--dynts-predictor {named}: the folder holds neither {PREDICTOR_FILE} nor a checkpoint "
+            "with is_head.* tensors; name the predictor file itself"
+        )
+    return source
+
+
+def _find_in_folder(folder: Path) -> PredictorSource | None:
+    if (folder / PREDICTOR_FILE).is_file():
+        return _read_predictor_file(folder / PREDICTOR_FILE)
+    return _find_author_tensors(folder)
+
+
+def _read_predictor_file(path: Path) -> PredictorSource:
+    metadata, names = _read_metadata(path)
+    if set(AUTHOR_LAYER_NAMES) <= names:
+        return _author_source(path, dict.fromkeys(AUTHOR_LAYER_NAMES, path))
+    version = metadata.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{path}: predictor format_version is {version!r}, this release reads {FORMAT_VERSION!r}; "
+            "save the predictor again with a matching release"
+        )
+    missing = [name for name in LAYER_NAMES if name not in names]
+    if missing:
+        raise ValueError(f"{path}: missing tensors {', '.join(missing)}; the file is not complete")
+    header = _parse_header(path, metadata)
+    return PredictorSource(path, (path,) * len(LAYER_NAMES), LAYER_NAMES, header)
+
+
+def _parse_header(path: Path, metadata: dict[str, str]) -> PredictorHeader:
+    fields = PredictorHeader.__dataclass_fields__
+    missing = [name for name in fields if name not in metadata]
+    if missing:
+        raise ValueError(f"{path}: header lacks {', '.join(missing)}; save the predictor again")
+    kinds = {name: field.type for name, field in fields.items()}
+    try:
+        values = {name: kinds[name](metadata[name]) for name in fields}
+        header = PredictorHeader(**values)
+        header.config  # noqa: B018  the recommended windows must be valid
+    except ValueError as error:
+        raise ValueError(f"{path}: bad header: {error}") from error
+    return header
+
+
+def _find_author_tensors(folder: Path) -> PredictorSource | None:
+    """Look for ``is_head.*`` in a Hugging Face checkpoint, sharded or not."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        weight_map = json.loads(index.read_text())["weight_map"]
+        files = {name: folder / weight_map[name] for name in AUTHOR_LAYER_NAMES if name in weight_map}
+    else:
+        files = {
+            name: path
+            for path in sorted(folder.glob("*.safetensors"))
+            for name in _read_metadata(path)[1] & set(AUTHOR_LAYER_NAMES)
+        }
+    return _author_source(folder, files) if files else None
+
+
+def _author_source(path: Path, files: dict[str, Path]) -> PredictorSource:
+    missing = [name for name in AUTHOR_LAYER_NAMES if name not in files]
+    if missing:
+        raise ValueError(f"{path}: missing tensors {', '.join(missing)} beside the other is_head.*")
+    first = files[AUTHOR_LAYER_NAMES[0]]
+    shape = _tensor_shape(first, AUTHOR_LAYER_NAMES[0])
+    header = PredictorHeader(
+        hidden_size=shape[-1],
+        base_model=path.name,
+        target="answer",
+        budget=PAPER_CONFIG.budget,
+        local_window=PAPER_CONFIG.local_window,
+        keep_ratio=PAPER_CONFIG.keep_ratio,
+    )
+    ordered = tuple(files[name] for name in AUTHOR_LAYER_NAMES)
+    return PredictorSource(path, ordered, AUTHOR_LAYER_NAMES, header)
+
+
+def _check_shapes(source: PredictorSource, shapes: list[list[int]]) -> None:
+    chained = all(len(shape) == 2 for shape in shapes) and (
+        shapes[0][1] == source.header.hidden_size
+        and shapes[1][1] == shapes[0][0]
+        and shapes[2] == [1, shapes[1][0]]
+        and max(map(max, shapes)) <= MAX_INNER_SIZE
+    )
+    if not chained:
+        raise ValueError(
+            f"{source.path}: tensor shapes {shapes} are not [h1, {source.header.hidden_size}], "
+            "[h2, h1], [1, h2]; the file is not a predictor for the hidden size in its header"
+        )
+
+
+def _file_and_name(source: PredictorSource) -> list[tuple[Path, str]]:
+    return list(zip(source.tensor_files, source.tensor_names, strict=True))
+
+
+def _open(path: Path) -> safe_open:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
+
+
+def _read_metadata(path: Path) -> tuple[dict[str, str], set[str]]:
+    with _open(path) as tensors:
+        return tensors.metadata() or {}, set(tensors.keys())
+
+
+def _tensor_shape(path: Path, name: str) -> list[int]:
+    with _open(path) as tensors:
+        return list(tensors.get_slice(name).get_shape())
+
+
+def _read_tensor(path: Path, name: str) -> torch.Tensor:
+    with _open(path) as tensors:
+        return tensors.get_tensor(name)

@@ -1,0 +1,69 @@
+"""Which generated tokens are thinking, decided from token ids alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class ThinkMarkers:
+    """Token ids that open and close thinking; each marker is one token or several."""
+
+    opening: tuple[int, ...]
+    closing: tuple[int, ...]
+
+    def starts_thinking(self, prompt: Sequence[int]) -> bool:
+        """Whether the first generated token thinks: the prompt's last marker is not a closing one."""
+        closed = _last_index(prompt, self.closing)
+        return closed < 0 or _last_index(prompt, self.opening) > closed
+
+
+@dataclass
+class ThinkingTracker:
+    """Splits one request's generated tokens into thinking and answer, as they come.
+
+    Generation thinks until ``closing`` is complete: its last token is the first of the answer. A later
+    ``opening``, itself answer to its last token, makes what follows it thinking again. So a token's
+    kind is settled when it is seen and never changes.
+    """
+
+    markers: ThinkMarkers
+    thinking: bool
+    num_seen: int = 0
+    answer_len: int = 0
+    answer_spans: list[tuple[int, int]] = field(default_factory=list)
+    """Half-open ranges of answer tokens, counted from the first generated token."""
+    _tail: tuple[int, ...] = ()
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        """Take in the next generated tokens."""
+        for token in tokens:
+            self._advance_one(token)
+
+    def _advance_one(self, token: int) -> None:
+        self.num_seen += 1
+        marker = self.markers.closing if self.thinking else self.markers.opening
+        self._tail = (*self._tail, token)[-len(marker) :]
+        is_marker = self._tail == marker
+        if is_marker or not self.thinking:
+            self._add_answer()
+        if is_marker:
+            self.thinking = not self.thinking
+            self._tail = ()
+
+    def _add_answer(self) -> None:
+        start = self.num_seen - 1
+        self.answer_len += 1
+        if self.answer_spans and self.answer_spans[-1][1] == start:
+            self.answer_spans[-1] = (self.answer_spans[-1][0], self.num_seen)
+        else:
+            self.answer_spans.append((start, self.num_seen))
+
+
+def _last_index(tokens: Sequence[int], marker: tuple[int, ...]) -> int:
+    """Index where the last whole ``marker`` starts in ``tokens``, or -1."""
+    if marker[0] not in tokens:  # at C speed, which spares most long prompts the loop below
+        return -1
+    for start in range(len(tokens) - len(marker), -1, -1):
+        if tokens[start] == marker[0] and tuple(tokens[start : start + len(marker)]) == marker:
+            return start
+    return -1

@@ -1,0 +1,1 @@
+"""A small pipeline that trains an importance predictor on attention targets."""

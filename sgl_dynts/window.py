@@ -1,0 +1,115 @@
+"""The lengths of one request and when a compaction is due; no tensors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sgl_dynts.config import DynTSConfig
+from sgl_dynts.thinking import ThinkingTracker
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One request's compaction, in window positions.
+
+    ``[0, first)`` is the question; of the ``num_candidates`` positions after it the ``num_kept``
+    best-scored survive; the ``local_window`` positions after those survive all. ``answer_spans`` are
+    window positions, candidates or not, that must be scored infinite first: answer tokens that came
+    since the last compaction.
+    """
+
+    first: int
+    num_candidates: int
+    num_kept: int
+    local_window: int
+    answer_spans: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def num_dropped(self) -> int:
+        """Slots the compaction frees."""
+        return self.num_candidates - self.num_kept
+
+    @property
+    def window_len(self) -> int:
+        """Window length before the compaction."""
+        return self.first + self.num_candidates + self.local_window
+
+
+@dataclass
+class RequestWindow:
+    """The window of one running request: question, selection and local window in one dense row.
+
+    The caller owns ``window_len`` (it is the engine's sequence length) and passes it in; this object
+    holds the rest. Invariant: ``seq_len = window_len + dropped``.
+    """
+
+    config: DynTSConfig
+    question_len: int
+    tracker: ThinkingTracker
+    dropped: int = 0
+    _marked: int = field(default=0, repr=False)
+    """Generated tokens whose answer parts are scored infinite."""
+
+    @property
+    def budget(self) -> int:
+        """B of this request, question and thinking tokens."""
+        return self.config.budget_for(self.question_len)
+
+    @property
+    def due_len(self) -> int:
+        """Window length below which no compaction can be due; rises with known answer tokens."""
+        return self.budget + self.tracker.answer_len
+
+    def seq_len(self, window_len: int) -> int:
+        """Tokens the request has seen: the position of its next token."""
+        return window_len + self.dropped
+
+    def cut(self, window_len: int, output: Sequence[int]) -> Cut | None:
+        """Return the compaction that is due now, or None.
+
+        Args:
+            window_len: tokens whose KV the request holds, the one being computed included.
+            output: every token generated so far; may run ahead of the window.
+        """
+        if window_len < self.due_len:
+            return None
+        num_generated = self.seq_len(window_len) - self.question_len
+        self.tracker.advance(output[self.tracker.num_seen : num_generated])
+        if window_len < self.due_len:
+            return None
+        return self._cut_now(window_len)
+
+    def _cut_now(self, window_len: int) -> Cut:
+        local = self.config.local_window
+        candidates = window_len - local - self.question_len
+        answers = self._answers_before(self.seq_len(window_len) - local - self.question_len)
+        selection = min(self.config.selection_len(self.question_len), candidates - answers)
+        return Cut(
+            first=self.question_len,
+            num_candidates=candidates,
+            num_kept=selection + answers,
+            local_window=local,
+            answer_spans=self._unmarked_spans(),
+        )
+
+    def record(self, cut: Cut) -> None:
+        """Take note that ``cut`` was carried out."""
+        self.dropped += cut.num_dropped
+        self._marked = self.tracker.num_seen
+
+    def restart(self) -> None:
+        """Forget what was dropped: the request lost its KV and will compute all of it again."""
+        self.dropped = 0
+        self._marked = 0
+
+    def _answers_before(self, output_index: int) -> int:
+        spans = self.tracker.answer_spans
+        return sum(max(0, min(end, output_index) - start) for start, end in spans)
+
+    def _unmarked_spans(self) -> tuple[tuple[int, int], ...]:
+        """New answer spans as window positions; the window's tail since the last cut is contiguous."""
+        shift = self.question_len - self.dropped
+        return tuple(
+            (max(start, self._marked) + shift, end + shift)
+            for start, end in self.tracker.answer_spans
+            if end > self._marked
+        )
