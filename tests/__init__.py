@@ -1,0 +1,1 @@
+"""Tests of sgl_dynts and of its SGLang side."""

@@ -1,0 +1,84 @@
+"""Tiny random models for token-exact tests, each with a random predictor beside it."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
+
+from sgl_dynts.checkpoint import PREDICTOR_FILE, PredictorHeader, save_predictor
+from sgl_dynts.predictor import ImportancePredictor
+
+VOCAB_SIZE = 256
+HIDDEN_SIZE = 64
+THINK, END_THINK = 3, 4
+FIRST_WORD = 8
+
+SHAPE = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": HIDDEN_SIZE,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "initializer_range": 0.2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+}
+CHANGES_ITS_MIND = "changes_its_mind"
+"""A model that closes and opens its thinking now and then."""
+
+CONFIGS = {
+    CHANGES_ITS_MIND: lambda: LlamaConfig(**SHAPE),
+    "llama": lambda: LlamaConfig(**SHAPE),
+    "qwen2": lambda: Qwen2Config(**SHAPE),
+    "qwen3": lambda: Qwen3Config(**SHAPE, head_dim=32),
+    "qwen3_moe": lambda: Qwen3MoeConfig(
+        **SHAPE, head_dim=32, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48
+    ),
+}
+
+
+def build_model(kind: str, folder: Path) -> Path:
+    """Write a random model of this kind, its tokenizer and its predictor; returns the folder."""
+    torch.manual_seed(sorted(CONFIGS).index(kind))
+    model = AutoModelForCausalLM.from_config(CONFIGS[kind]()).float()
+    with torch.no_grad():
+        model.lm_head.weight[:FIRST_WORD] = 0  # a random model never closes its thinking by chance
+        if kind == CHANGES_ITS_MIND:
+            model.lm_head.weight[[THINK, END_THINK]] = torch.randn(2, HIDDEN_SIZE) * 0.3
+    model.save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
+    write_predictor(folder / PREDICTOR_FILE)
+    return folder
+
+
+def write_predictor(path: Path, hidden_size: int = HIDDEN_SIZE) -> None:
+    predictor = ImportancePredictor(hidden_size, (96, 32))
+    for layer in predictor.layers:
+        torch.nn.init.normal_(layer.weight, std=0.3)
+    header = PredictorHeader(hidden_size, "random", "random", 96, 16, 0.4)
+    save_predictor(path, predictor, header)
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    special = ["<unk>", "<bos>", "<eos>", "<think>", "</think>"]
+    words = special + [f"w{i}" for i in range(len(special), VOCAB_SIZE)]
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    # Added tokens, since transformers reads a Qwen2 folder with its own class, which keeps only these.
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in ("<think>", "</think>")])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<bos>", eos_token="<eos>"
+    )

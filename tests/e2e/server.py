@@ -1,0 +1,124 @@
+"""The real SGLang server in a process of its own, on a free loopback port, ended by its own pid."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+STRICT = {
+    "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
+    "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1",
+    "SGLANG_CPU_OMP_THREADS_BIND": "1" if (os.cpu_count() or 1) > 1 else "0",
+    "PYTHONWARNINGS": "ignore",
+}
+START_SECONDS = 300
+
+
+class Refused(AssertionError):
+    """The server ended instead of starting; the message is its log."""
+
+
+class Server:
+    def __init__(self, model: Path, log: Path, *flags: str, **environment: str) -> None:
+        self.port = free_port()
+        self.log = log
+        command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model)]
+        command += ["--host", "127.0.0.1", "--port", str(self.port), "--dtype", "float32"]
+        command += ["--mem-fraction-static", "0.1", "--skip-server-warmup", *flags]
+        if "--max-total-tokens" not in flags:
+            command += ["--max-total-tokens", "4000"]
+        with log.open("w") as out:
+            self.process = subprocess.Popen(
+                command,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=os.environ | STRICT | environment,
+                start_new_session=True,
+            )
+
+    def wait_ready(self) -> "Server":
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise Refused(self.log.read_text()[-20000:])
+            try:
+                urllib.request.urlopen(self.url("/health"), timeout=5)
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                time.sleep(0.5)
+            else:
+                return self
+        self.stop()
+        raise Refused(self.log.read_text()[-20000:])
+
+    def stop(self) -> None:
+        """End the server and its children: they are one process group of their own."""
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGTERM)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    def request(self, path: str, body: dict | None = None, timeout: float = 300) -> dict | str:
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"}
+        with urllib.request.urlopen(
+            urllib.request.Request(self.url(path), data, headers), timeout=timeout
+        ) as reply:
+            text = reply.read().decode()
+        return json.loads(text) if text.startswith(("{", "[")) else text
+
+    def error(self, path: str, body: dict) -> tuple[int, str]:
+        """HTTP status and body of a request that must fail."""
+        try:
+            reply = self.request(path, body)
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        raise AssertionError(f"accepted: {reply}")
+
+    def generate(self, prompt: list[int], length: int, dynts: dict | None = None, **extra) -> dict:
+        params = {"max_new_tokens": length, "temperature": 0, "ignore_eos": True}
+        params |= extra.pop("sampling_params", {})
+        if dynts is not None:
+            params["custom_params"] = {"dynts": dynts}
+        return self.request(
+            "/generate", {"input_ids": prompt, "sampling_params": params, **extra}
+        )  # type: ignore[return-value]
+
+    def generate_all(self, jobs: list[dict]) -> list[dict]:
+        """Run keyword sets of :meth:`generate` at once, results in the same order."""
+        with ThreadPoolExecutor(len(jobs)) as pool:
+            return list(pool.map(lambda job: self.generate(**job), jobs))
+
+    def used_tokens(self) -> int:
+        loads = self.request("/v1/loads?include=all")["loads"]  # type: ignore[index]
+        return sum(load["num_used_tokens"] for load in loads)
+
+    def assert_nothing_leaked(self) -> None:
+        """All slots are free once the tree is flushed; the server checked itself all along."""
+        deadline = time.monotonic() + 30
+        while self.used_tokens() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert self.used_tokens() == 0
+        assert "flushed" in str(self.request("/flush_cache", {})).lower()
+        assert self.process.poll() is None
+        text = self.log.read_text()
+        for sign in ("leak", "hit an exception"):
+            assert sign not in text.lower(), text[text.lower().index(sign) :][:3000]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,44 @@
+"""Answers and second thoughts: a model that closes and opens its thinking at will."""
+
+import pytest
+
+from tests.e2e.conftest import prompt
+from tests.e2e.hf_reference import Windows, thinking
+from tests.e2e.models import CHANGES_ITS_MIND, END_THINK, THINK
+
+DEFAULT = Windows(96, 16, 0.4)
+CASES = [prompt(10 + 7 * i, 500 + i) for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def server(models, start):
+    server = start(models[CHANGES_ITS_MIND], "--attention-backend", "dynts")
+    yield server
+    server.assert_nothing_leaked()
+
+
+def test_answers_are_kept_and_second_thoughts_compacted(server, reference_of):
+    reference = reference_of(CHANGES_ITS_MIND)
+    replies = server.generate_all([{"prompt": case, "length": 400} for case in CASES])
+    compacted_after_answering = 0
+    for case, reply in zip(CASES, replies, strict=True):
+        expected = reference.generate(case, 400, DEFAULT)
+        assert reply["output_ids"] == expected.tokens
+        answers = [
+            len(case) + i
+            for i, thinks in enumerate(thinking(case, expected.tokens[:-1]))
+            if not thinks
+        ]
+        assert set(answers) <= set(expected.kept)
+        numbers = reply["meta_info"]["dynts"]
+        assert numbers["dropped_tokens"] >= expected.num_dropped
+        answered_long = len(answers) > DEFAULT.local_window
+        compacted_after_answering += answered_long and expected.num_dropped > 0
+    assert compacted_after_answering >= 3
+
+
+def test_the_model_did_change_its_mind(server, reference_of):
+    """The data of the test above: outputs with an answer longer than the window and new thinking."""
+    outputs = [reference_of(CHANGES_ITS_MIND).generate(case, 400, DEFAULT).tokens for case in CASES]
+    reopened = [out for out in outputs if END_THINK in out and THINK in out[out.index(END_THINK) :]]
+    assert len(reopened) >= 6
