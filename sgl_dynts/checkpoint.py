@@ -69,8 +69,8 @@ def save_predictor(path: Path, predictor: ImportancePredictor, header: Predictor
     metadata = {"format_version": FORMAT_VERSION}
     metadata |= {field: str(value) for field, value in asdict(header).items()}
     tensors = {
-        name: layer.weight.detach().contiguous()
-        for name, layer in zip(LAYER_NAMES, predictor.layers, strict=True)
+        name: weight.detach().contiguous()
+        for name, weight in zip(LAYER_NAMES, predictor.parameters(), strict=True)
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata=metadata)
@@ -110,8 +110,8 @@ def load_predictor(source: PredictorSource | Path) -> ImportancePredictor:
     weights = [_read_tensor(*pair) for pair in _file_and_name(source)]
     predictor = ImportancePredictor(shapes[0][1], [shapes[0][0], shapes[1][0]])
     predictor.to(weights[0].dtype)
-    for layer, weight in zip(predictor.layers, weights, strict=True):
-        layer.weight.data.copy_(weight)
+    for parameter, weight in zip(predictor.parameters(), weights, strict=True):
+        parameter.data.copy_(weight)
     return predictor.requires_grad_(False).eval()
 
 

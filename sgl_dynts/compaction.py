@@ -71,7 +71,7 @@ def apply_compaction(
     Returns:
         freed: [plan.num_dropped] int64, slots that no row names any more.
     """
-    sizes = _to_device(plan.sizes(), table.device)
+    sizes = to_device(plan.sizes(), table.device)
     rows, first, candidates, kept, local, freed_before = sizes
     _protect_answers(plan, table, scores)
     width = max(cut.num_candidates + cut.local_window for cut in plan.cuts)
@@ -115,11 +115,12 @@ def _survivors(
 def _protect_answers(plan: CompactionPlan, table: torch.Tensor, scores: ScorePool) -> None:
     cells = plan.answer_cells
     if cells:
-        rows, columns = _to_device(torch.tensor(cells, dtype=torch.int64).T, table.device)
+        rows, columns = to_device(torch.tensor(cells, dtype=torch.int64).T, table.device)
         scores.protect(table[rows, columns].long())
 
 
-def _to_device(host: torch.Tensor, device: torch.device) -> torch.Tensor:
+def to_device(host: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy host facts to a device without waiting for it."""
     if device.type == "cuda":
         host = host.pin_memory()
     return host.to(device, non_blocking=True)

@@ -30,12 +30,12 @@ class ImportancePredictor(nn.Module):
     @property
     def hidden_size(self) -> int:
         """Width of the hidden states it reads."""
-        return self.layers[0].weight.shape[1]
+        return next(self.parameters()).shape[1]
 
     @property
     def inner_sizes(self) -> tuple[int, ...]:
         """Widths of the hidden layers, h1 and h2."""
-        return tuple(layer.weight.shape[0] for layer in list(self.layers)[:-1])
+        return tuple(weight.shape[0] for weight in list(self.parameters())[:-1])
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Score tokens.
@@ -46,7 +46,7 @@ class ImportancePredictor(nn.Module):
         Returns:
             scores: [...] float32, at least 0; higher means keep.
         """
-        state = hidden.to(self.layers[0].weight.dtype)
+        state = hidden.to(next(self.parameters()).dtype)
         for layer in self.layers:
             state = nn.functional.softplus(layer(state))
         return state.squeeze(-1).float()

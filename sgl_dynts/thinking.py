@@ -6,10 +6,22 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class ThinkMarkers:
-    """Token ids that open and close thinking; each marker is one token or several."""
+    """Token ids that open and close thinking; each marker is one token or several.
+
+    Raises:
+        ValueError: a marker is empty, or one begins with the other, so that they cannot be told apart.
+    """
 
     opening: tuple[int, ...]
     closing: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        shorter = min(len(self.opening), len(self.closing))
+        if self.opening[:shorter] == self.closing[:shorter]:
+            raise ValueError(
+                f"think markers {list(self.opening)} and {list(self.closing)}: one begins with the other; "
+                "name distinct ones with --dynts-think-start and --dynts-think-end"
+            )
 
     def starts_thinking(self, prompt: Sequence[int]) -> bool:
         """Whether the first generated token thinks: the prompt's last marker is not a closing one."""

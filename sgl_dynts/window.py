@@ -82,11 +82,10 @@ class RequestWindow:
         local = self.config.local_window
         candidates = window_len - local - self.question_len
         answers = self._answers_before(self.seq_len(window_len) - local - self.question_len)
-        selection = min(self.config.selection_len(self.question_len), candidates - answers)
         return Cut(
             first=self.question_len,
             num_candidates=candidates,
-            num_kept=selection + answers,
+            num_kept=self.config.selection_len(self.question_len) + answers,
             local_window=local,
             answer_spans=self._unmarked_spans(),
         )
@@ -94,7 +93,7 @@ class RequestWindow:
     def record(self, cut: Cut) -> None:
         """Take note that ``cut`` was carried out."""
         self.dropped += cut.num_dropped
-        self._marked = self.tracker.num_seen
+        self._marked = self._num_settled()
 
     def restart(self) -> None:
         """Forget what was dropped: the request lost its KV and will compute all of it again."""
@@ -105,11 +104,20 @@ class RequestWindow:
         spans = self.tracker.answer_spans
         return sum(max(0, min(end, output_index) - start) for start, end in spans)
 
+    def _num_settled(self) -> int:
+        """Generated tokens whose score is written: the newest one may still be in computation."""
+        return max(0, self.tracker.num_seen - 1)
+
     def _unmarked_spans(self) -> tuple[tuple[int, int], ...]:
-        """New answer spans as window positions; the window's tail since the last cut is contiguous."""
+        """New answer spans as window positions; the window's tail since the last cut is contiguous.
+
+        The newest token waits for the next cut, or its forward would overwrite the mark. It cannot be
+        dropped before: it is in the local window.
+        """
         shift = self.question_len - self.dropped
+        settled = self._num_settled()
         return tuple(
-            (max(start, self._marked) + shift, end + shift)
+            (max(start, self._marked) + shift, min(end, settled) + shift)
             for start, end in self.tracker.answer_spans
-            if end > self._marked
+            if end > self._marked and start < settled
         )

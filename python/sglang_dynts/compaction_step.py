@@ -7,7 +7,7 @@ import torch
 from sglang.srt.runtime_context import get_serving
 from sglang.srt.utils.hf_transformers_utils import get_tokenizer
 
-from sgl_dynts.compaction import apply_compaction, plan_compaction
+from sgl_dynts.compaction import apply_compaction, plan_compaction, to_device
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.thinking import ThinkingTracker, ThinkMarkers
 from sgl_dynts.window import Cut, RequestWindow
@@ -117,9 +117,7 @@ def _shorten(batch, due: list[tuple[int, Cut]]) -> None:
     for index, cut in due:
         delta[index] = cut.num_dropped
     batch.seq_lens_cpu = batch.seq_lens_cpu - delta
-    batch.seq_lens = batch.seq_lens - delta.to(
-        device=batch.seq_lens.device, dtype=batch.seq_lens.dtype, non_blocking=True
-    )
+    batch.seq_lens = batch.seq_lens - to_device(delta.to(batch.seq_lens.dtype), batch.seq_lens.device)
     batch.seq_lens_sum = None
 
 

@@ -10,7 +10,7 @@ class HostCpuPlatform(CpuDeviceMixin, SRTPlatform):
     # Not PlatformEnum.CPU: that one stands for SGLang's CPU engine and its compiled kernels.
     _enum = PlatformEnum.OOT
 
-    def get_device(self, device_id: int = 0) -> str:
+    def get_device(self, device_id: int = 0) -> str:  # pyright: ignore  upstream: torch.device
         """Return the device's name: SGLang's argument resolution splits it as text."""
         return self.device_type
 

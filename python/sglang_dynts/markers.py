@@ -1,5 +1,7 @@
 """Which token ids open and close thinking: a flag, else the reasoning parser, else the usual text."""
 
+from collections.abc import Sequence
+
 from sglang.srt.parser.reasoning_parser import ReasoningParser
 from sglang.srt.runtime_context import get_context, get_serving
 
@@ -20,28 +22,35 @@ def resolve_markers(tokenizer) -> ThinkMarkers:
         ValueError: a marker is not in the tokenizer's vocabulary.
     """
     bag = get_context().config_bag(BACKEND_NAME)
-    start, end = _parser_markers(tokenizer)
+    start, end, end_ids = _parser_markers(tokenizer)
     opening = _encode(tokenizer, bag.dynts_think_start or start, "--dynts-think-start")
-    if bag.dynts_think_end is None and end is not None:
-        return ThinkMarkers(opening, end)
-    text = bag.dynts_think_end or DEFAULT_END
-    return ThinkMarkers(opening, _encode(tokenizer, text, "--dynts-think-end"))
+    if bag.dynts_think_end is not None:
+        return ThinkMarkers(opening, _encode(tokenizer, bag.dynts_think_end, "--dynts-think-end"))
+    return ThinkMarkers(opening, _known(tokenizer, end, end_ids, "--dynts-think-end"))
 
 
-def _parser_markers(tokenizer) -> tuple[str, tuple[int, ...] | None]:
-    """Opening text and closing token ids of the reasoning parser, where one is in use."""
+def _parser_markers(tokenizer) -> tuple[str, str, Sequence[int]]:
+    """Opening text, closing text and closing ids of the reasoning parser, else the usual ones.
+
+    Only the parser knows its closing ids: some are not what its text encodes to.
+    """
     name = get_serving().reasoning_parser
     if not name:
-        return DEFAULT_START, None
+        usual = tokenizer.encode(DEFAULT_END, add_special_tokens=False)
+        return DEFAULT_START, DEFAULT_END, usual
     detector = ReasoningParser(model_type=name, stream_reasoning=False, tokenizer=tokenizer).detector
-    return detector.think_start_token, tuple(detector.get_think_end_token_ids(tokenizer)) or None
+    end_ids = detector.get_think_end_token_ids(tokenizer)
+    return detector.think_start_token, detector.think_end_token, end_ids
 
 
 def _encode(tokenizer, text: str, flag: str) -> tuple[int, ...]:
-    ids = tuple(tokenizer.encode(text, add_special_tokens=False))
+    return _known(tokenizer, text, tokenizer.encode(text, add_special_tokens=False), flag)
+
+
+def _known(tokenizer, text: str, ids: Sequence[int], flag: str) -> tuple[int, ...]:
     if not ids or tokenizer.unk_token_id in ids:
         raise ValueError(
             f"{flag}: {text!r} is not in the tokenizer's vocabulary, so thinking cannot be "
             f"recognised; name the model's own marker with {flag}"
         )
-    return ids
+    return tuple(ids)

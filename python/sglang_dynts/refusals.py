@@ -37,7 +37,7 @@ FLAG_REFUSALS = (
     FlagRefusal("disaggregation_mode", "the decode side schedules elsewhere", "null"),
     FlagRefusal("disaggregation_decode_enable_offload_kvcache", _ROWS),
     FlagRefusal("enable_pdmux", "prefill and decode share no scheduling step there"),
-    FlagRefusal("enable_dp_attention", "not shown to be right yet", False, "use --dp-size"),
+    FlagRefusal("attn_dp_size", "not shown to be right yet", 1, "use --dp-size"),
     FlagRefusal("dllm_algorithm", "diffusion decoding rewrites tokens in place", None),
     FlagRefusal("enable_streaming_session", _ROWS),
     FlagRefusal("enable_session_radix_cache", _ROWS),

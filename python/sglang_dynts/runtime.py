@@ -5,6 +5,7 @@ from weakref import WeakKeyDictionary
 import torch
 from sglang.srt.runtime_context import get_context
 
+from sgl_dynts.compaction import to_device
 from sgl_dynts.predictor import ImportancePredictor
 from sgl_dynts.score_pool import ScorePool
 from sglang_dynts.names import BACKEND_NAME
@@ -29,7 +30,7 @@ class DynTSRuntime:
         stale = self.rows_with_drops.intersection(rows)
         if stale:
             indices = torch.tensor(sorted(stale), dtype=torch.int64)
-            self.dropped.index_fill_(0, indices.to(self.dropped.device, non_blocking=True), 0)
+            self.dropped.index_fill_(0, to_device(indices, self.dropped.device), 0)
             self.rows_with_drops -= stale
 
 

@@ -28,7 +28,7 @@ WINDOW_FLAGS = {
 }
 
 
-class DynTSServerArgs(ServerArgs, dict=True):
+class DynTSServerArgs(ServerArgs, dict=True):  # pyright: ignore  a msgspec.Struct once imported
     """SGLang's server arguments with those of DynTS."""
 
     enable_dynts: Annotated[

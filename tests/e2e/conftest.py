@@ -40,9 +40,9 @@ def start(tmp_path_factory) -> Iterator[Callable[..., Server]]:
     folder = tmp_path_factory.mktemp("logs")
     servers: list[Server] = []
 
-    def start_one(model: Path, *flags: str, **environment: str) -> Server:
+    def start_one(model: Path, *flags: str, **options) -> Server:
         log = folder / f"server{len(servers)}.log"
-        servers.append(Server(model, log, *flags, **environment))
+        servers.append(Server(model, log, *flags, **options))
         return servers[-1].wait_ready()
 
     yield start_one

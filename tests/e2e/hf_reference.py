@@ -33,6 +33,7 @@ class Expected:
 
 class Reference:
     def __init__(self, folder: Path) -> None:
+        torch.set_num_threads(1)  # two layers: a second thread waits more than it works
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self.weights = load_file(folder / "dynts" / "predictor.safetensors")
 

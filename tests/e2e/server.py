@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,24 +20,33 @@ STRICT = {
     "PYTHONWARNINGS": "ignore",
 }
 START_SECONDS = 300
+LAUNCH_SERVER = (sys.executable, "-m", "sglang.launch_server")
+SGLANG_SERVE = (str(Path(sys.executable).with_name("sglang")), "serve")
 
 
-class Refused(AssertionError):
+class RefusedError(AssertionError):
     """The server ended instead of starting; the message is its log."""
 
 
 class Server:
-    def __init__(self, model: Path, log: Path, *flags: str, **environment: str) -> None:
+    def __init__(
+        self,
+        model: Path,
+        log: Path,
+        *flags: str,
+        command: Sequence[str] = LAUNCH_SERVER,
+        **environment: str,
+    ) -> None:
         self.port = free_port()
         self.log = log
-        command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model)]
-        command += ["--host", "127.0.0.1", "--port", str(self.port), "--dtype", "float32"]
-        command += ["--mem-fraction-static", "0.1", "--skip-server-warmup", *flags]
+        words = [*command, "--model-path", str(model)]
+        words += ["--host", "127.0.0.1", "--port", str(self.port), "--dtype", "float32"]
+        words += ["--mem-fraction-static", "0.1", "--skip-server-warmup", *flags]
         if "--max-total-tokens" not in flags:
-            command += ["--max-total-tokens", "4000"]
+            words += ["--max-total-tokens", "4000"]
         with log.open("w") as out:
             self.process = subprocess.Popen(
-                command,
+                words,
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 env=os.environ | STRICT | environment,
@@ -47,7 +57,7 @@ class Server:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                raise Refused(self.log.read_text()[-20000:])
+                raise RefusedError(self.log.read_text()[-20000:])
             try:
                 urllib.request.urlopen(self.url("/health"), timeout=5)
             except (urllib.error.URLError, ConnectionError, TimeoutError):
@@ -55,7 +65,7 @@ class Server:
             else:
                 return self
         self.stop()
-        raise Refused(self.log.read_text()[-20000:])
+        raise RefusedError(self.log.read_text()[-20000:])
 
     def stop(self) -> None:
         """End the server and its children: they are one process group of their own."""
@@ -92,9 +102,7 @@ class Server:
         params |= extra.pop("sampling_params", {})
         if dynts is not None:
             params["custom_params"] = {"dynts": dynts}
-        return self.request(
-            "/generate", {"input_ids": prompt, "sampling_params": params, **extra}
-        )  # type: ignore[return-value]
+        return self.request("/generate", {"input_ids": prompt, "sampling_params": params, **extra})  # type: ignore[return-value]
 
     def generate_all(self, jobs: list[dict]) -> list[dict]:
         """Run keyword sets of :meth:`generate` at once, results in the same order."""

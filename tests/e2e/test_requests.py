@@ -202,9 +202,7 @@ def test_logprobs_of_a_compacted_request_are_the_reference_s(server, reference):
 def test_structured_output_holds_across_compactions(server, reference):
     expected = reference.generate(prompt(25, 24), 200, DEFAULT, allowed=range(10, 30))
     assert expected.num_compactions >= 3
-    reply = server.generate(
-        prompt(25, 24), 200, sampling_params={"regex": "(w1[0-9]|w2[0-9])+"}
-    )
+    reply = server.generate(prompt(25, 24), 200, sampling_params={"regex": "(w1[0-9]|w2[0-9])+"})
     assert reply["output_ids"] == expected.tokens
 
 

@@ -25,9 +25,7 @@ def test_answers_are_kept_and_second_thoughts_compacted(server, reference_of):
         expected = reference.generate(case, 400, DEFAULT)
         assert reply["output_ids"] == expected.tokens
         answers = [
-            len(case) + i
-            for i, thinks in enumerate(thinking(case, expected.tokens[:-1]))
-            if not thinks
+            len(case) + i for i, thinks in enumerate(thinking(case, expected.tokens[:-1])) if not thinks
         ]
         assert set(answers) <= set(expected.kept)
         numbers = reply["meta_info"]["dynts"]

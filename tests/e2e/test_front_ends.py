@@ -1,0 +1,121 @@
+"""Every way into SGLang serves DynTS by installation alone, here with the demo model."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import openai
+import pytest
+import sglang as sgl
+
+from sgl_dynts import demo_model_path
+from sgl_dynts.demo import ledger
+from tests.e2e.server import SGLANG_SERVE, STRICT, Server
+
+
+@pytest.fixture(scope="module")
+def server(start):
+    server: Server = start(
+        demo_model_path(),
+        *("--attention-backend", "dynts", "--reasoning-parser", "deepseek-r1"),
+        command=SGLANG_SERVE,
+    )
+    yield server
+    server.assert_nothing_leaked()
+
+
+@pytest.fixture(scope="module")
+def problem():
+    return ledger.make_problem(seed=20_001)
+
+
+def test_sglang_serve_and_the_openai_client_with_separated_reasoning(server, problem):
+    client = openai.OpenAI(base_url=server.url("/v1"), api_key="none")
+    reply = client.chat.completions.create(
+        model="default",
+        messages=[{"role": "user", "content": problem.question}],
+        temperature=0,
+        max_tokens=2000,
+        extra_body={"return_meta_info": True},
+    ).to_dict()
+    message, numbers = reply["choices"][0]["message"], reply["choices"][0]["meta_info"]["dynts"]
+    assert numbers["compactions"] >= 3
+    assert ledger.is_correct(problem, f"{message['reasoning_content']} </think> {message['content']}")
+
+
+def test_openai_streaming_with_the_request_s_own_budget(server, problem):
+    client = openai.OpenAI(base_url=server.url("/v1"), api_key="none")
+    chunks = client.chat.completions.create(
+        model="default",
+        messages=[{"role": "user", "content": problem.question}],
+        temperature=0,
+        max_tokens=300,
+        stream=True,
+        extra_body={"custom_params": {"dynts": {"budget": 200}}},
+    )
+    deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices]
+    assert sum(len(getattr(delta, "reasoning_content", None) or "") for delta in deltas) > 100
+
+
+def test_a_bad_field_in_a_chat_gets_http_400(server):
+    client = openai.OpenAI(base_url=server.url("/v1"), api_key="none", max_retries=0)
+    with pytest.raises(openai.BadRequestError, match="keep_ratio=7 must lie"):
+        client.chat.completions.create(
+            model="default",
+            messages=[{"role": "user", "content": "m=2"}],
+            extra_body={"custom_params": {"dynts": {"keep_ratio": 7}}},
+        )
+
+
+def test_a_frontend_program_with_two_generations_and_a_fork(server, problem):
+    @sgl.function
+    def solve(s, question):
+        s += f"<bos> {question} <think>"
+        s += sgl.gen("trace", max_tokens=2000, stop="</think>", temperature=0)
+        forks = s.fork(2)
+        for fork in forks:
+            fork += "</think>"
+            fork += sgl.gen("answer", max_tokens=40, temperature=0)
+        s["answers"] = [fork["answer"] for fork in forks]
+
+    sgl.set_default_backend(sgl.RuntimeEndpoint(server.url("")))
+    state = solve.run(question=problem.question)
+    assert state.get_meta_info("trace")["dynts"]["compactions"] >= 3
+    assert len(set(state["answers"])) == 1
+    # The fork's prompt carries the trace, so each answer reads the whole of it.
+    assert ledger.is_correct(problem, f"{state['trace']} </think> {state['answers'][0]}")
+
+
+def test_the_offline_engine(problem, tmp_path):
+    script = tmp_path / "offline.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import sglang as sgl
+
+            if __name__ == "__main__":
+                engine = sgl.Engine(
+                    model_path={str(demo_model_path())!r}, attention_backend="dynts", dtype="float32",
+                    dynts_budget=200, max_total_tokens=3000, mem_fraction_static=0.1,
+                )
+                prompt = {"<bos> " + problem.question + " <think>"!r}
+                replies = engine.generate([prompt] * 3, {{"max_new_tokens": 400, "temperature": 0}})
+                assert len({{reply["text"] for reply in replies}}) == 1
+                print("budget", replies[0]["meta_info"]["dynts"]["budget"])
+                print("compactions", replies[0]["meta_info"]["dynts"]["compactions"])
+                engine.shutdown()
+            """
+        )
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env=os.environ | STRICT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "budget 200" in done.stdout
+    assert int(done.stdout.split("compactions ")[1].split()[0]) >= 2

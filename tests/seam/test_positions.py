@@ -1,0 +1,73 @@
+"""Positions count what a request has seen, not what it holds."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+from sglang_dynts.positions import restore_positions
+from sglang_dynts.runtime import _RUNTIMES, DynTSRuntime
+
+
+class Runner:
+    """What the runtime's table of model runners is keyed by."""
+
+
+@pytest.fixture
+def runner() -> Runner:
+    """Row 2 has dropped 7 tokens, row 3 has dropped 100, row 1 none."""
+    runner = Runner()
+    _RUNTIMES[runner] = DynTSRuntime(num_slots=10, num_rows=4, device="cpu")
+    _RUNTIMES[runner].dropped[:] = torch.tensor([0, 0, 7, 100])
+    _RUNTIMES[runner].rows_with_drops |= {2, 3}
+    return runner
+
+
+def positions(runner, mode: ForwardMode, rows: list[int], now: list[int], lens=None) -> list[int]:
+    batch = SimpleNamespace(
+        forward_mode=mode,
+        positions=torch.tensor(now, dtype=torch.int64),
+        req_pool_indices=torch.tensor(rows),
+        extend_seq_lens=None if lens is None else torch.tensor(lens, dtype=torch.int32),
+        extend_num_tokens=None if lens is None else sum(lens),
+    )
+    assert restore_positions(batch, None, None, runner) is None
+    assert batch.positions.dtype == torch.int64
+    return batch.positions.tolist()
+
+
+def test_decode_adds_what_each_request_dropped(runner):
+    assert positions(runner, ForwardMode.DECODE, [3, 1, 2], [12, 5, 40]) == [112, 5, 47]
+
+
+def test_padding_rows_of_a_decode_batch_stay_at_their_place(runner):
+    assert positions(runner, ForwardMode.DECODE, [2, 0, 0], [12, 0, 0]) == [19, 0, 0]
+
+
+@pytest.mark.parametrize("mode", [ForwardMode.EXTEND, ForwardMode.MIXED])
+def test_extend_and_mixed_add_it_to_every_token_of_the_request(runner, mode):
+    now = [0, 1, 2, 12, 3, 4]
+    assert positions(runner, mode, [1, 3, 2], now, [3, 1, 2]) == [0, 1, 2, 112, 10, 11]
+
+
+def test_an_idle_batch_is_left_alone(runner):
+    assert positions(runner, ForwardMode.IDLE, [], []) == []
+
+
+def test_nothing_is_computed_before_anything_is_dropped(runner):
+    _RUNTIMES[runner].rows_with_drops.clear()
+    assert positions(runner, ForwardMode.DECODE, [3], [12]) == [12]
+
+
+def test_a_runner_without_dynts_is_left_alone():
+    assert positions(Runner(), ForwardMode.DECODE, [3], [12]) == [12]
+
+
+def test_positions_are_a_new_tensor_since_sglang_may_share_the_old_one(runner):
+    old = torch.tensor([12])
+    batch = SimpleNamespace(
+        forward_mode=ForwardMode.DECODE, positions=old, req_pool_indices=torch.tensor([3])
+    )
+    restore_positions(batch, None, None, runner)
+    assert (old.tolist(), batch.positions.tolist()) == ([12], [112])

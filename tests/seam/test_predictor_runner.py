@@ -1,0 +1,76 @@
+"""The predictor listens to the served model's logits processor, on its device and in its dtype."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sgl_dynts.checkpoint import PREDICTOR_FILE, load_predictor
+from sglang_dynts.predictor_runner import install_predictor
+from sglang_dynts.runtime import _RUNTIMES, DynTSRuntime
+
+
+class LogitsProcessor(torch.nn.Module):
+    """Takes what SGLang's takes."""
+
+    def forward(self, input_ids, hidden, lm_head, forward_batch):
+        return hidden.sum()
+
+
+class Runner:
+    """As much of a model runner as the predictor touches."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32, hidden_size: int = 64) -> None:
+        self.is_draft_worker = False
+        self.dtype = dtype
+        self.device = "cpu"
+        self.model_config = SimpleNamespace(hidden_size=hidden_size)
+        self.model = torch.nn.Module()
+        self.logits_processor = LogitsProcessor()
+        self.model.logits_processor = self.logits_processor
+
+    def forward(self, hidden: torch.Tensor, slots: list[int]) -> None:
+        batch = SimpleNamespace(out_cache_loc=torch.tensor(slots))
+        self.logits_processor(None, hidden, None, batch)
+
+
+def test_every_forward_scores_its_tokens_as_the_trained_predictor_does(serve, model):
+    serve("--attention-backend", "dynts")
+    runner = Runner()
+    install_predictor(None, runner)
+    _RUNTIMES[runner] = DynTSRuntime(num_slots=5, num_rows=1, device="cpu")
+    hidden = torch.randn(2, 64)
+    runner.forward(hidden, [3, 1])
+    wanted = load_predictor(model / PREDICTOR_FILE)(hidden)
+    assert torch.equal(_RUNTIMES[runner].scores.scores[[3, 1]], wanted)
+
+
+def test_the_predictor_stays_outside_the_served_module_tree(serve):
+    serve("--attention-backend", "dynts")
+    runner = Runner()
+    install_predictor(None, runner)
+    assert list(runner.model.parameters()) == []
+
+
+def test_a_half_precision_model_is_scored_in_bfloat16(serve, model):
+    serve("--attention-backend", "dynts")
+    runner = Runner(torch.float16)
+    install_predictor(None, runner)
+    _RUNTIMES[runner] = DynTSRuntime(num_slots=2, num_rows=1, device="cpu")
+    hidden = torch.randn(1, 64).half()
+    runner.forward(hidden, [1])
+    wanted = load_predictor(model / PREDICTOR_FILE).to(torch.bfloat16)(hidden)
+    assert torch.equal(_RUNTIMES[runner].scores.scores[[1]], wanted)
+
+
+def test_a_model_of_another_width_is_refused(serve):
+    serve("--attention-backend", "dynts")
+    with pytest.raises(ValueError, match=r"made for hidden_size=64, the served model has .*=128;"):
+        install_predictor(None, Runner(hidden_size=128))
+
+
+def test_a_server_without_dynts_is_not_listened_to(serve):
+    serve("--attention-backend", "torch_native")
+    runner = Runner()
+    install_predictor(None, runner)
+    assert not runner.logits_processor._forward_pre_hooks

@@ -1,0 +1,326 @@
+"""What DynTS does not serve stops the start, each by a message with flag, value and remedy."""
+
+import re
+from argparse import Namespace
+
+import pytest
+from sglang.srt.configs.model_config import AttentionArch
+from sglang.srt.environ import envs
+from sglang.srt.runtime_context import override_platform
+
+from sglang_dynts.refusals import (
+    ENVIRONMENT_REFUSALS,
+    FLAG_REFUSALS,
+    MODEL_REFUSALS,
+    refuse_unsupported,
+)
+
+DYNTS = ("--attention-backend", "dynts")
+ROWS = "it reads a request's row by token position, which a compaction changes; drop the flag"
+OTHER_CACHE = "only the DynTS radix cache keeps compacted rows out of the prefix tree; drop the flag"
+SHARE = "a rank holds only its share of a row; drop the flag"
+
+# field, value, what stands behind "DynTS does not support"
+FLAG_CASES = [
+    (
+        "speculative_algorithm",
+        "NGRAM",
+        "--speculative-algorithm NGRAM: drafting owns the lengths that a compaction rewrites; drop "
+        "the flag",
+    ),
+    ("pp_size", 2, "--pp-size 2: scores exist on the last pipeline rank alone; use --tp-size"),
+    (
+        "disaggregation_mode",
+        "decode",
+        "--disaggregation-mode decode: the decode side schedules elsewhere; drop the flag",
+    ),
+    (
+        "disaggregation_decode_enable_offload_kvcache",
+        True,
+        f"--disaggregation-decode-enable-offload-kvcache: {ROWS}",
+    ),
+    (
+        "enable_pdmux",
+        True,
+        "--enable-pdmux: prefill and decode share no scheduling step there; drop the flag",
+    ),
+    ("attn_dp_size", 2, "--attn-dp-size 2: not shown to be right yet; use --dp-size"),
+    (
+        "dllm_algorithm",
+        "LowConfidence",
+        "--dllm-algorithm LowConfidence: diffusion decoding rewrites tokens in place; drop the flag",
+    ),
+    ("enable_streaming_session", True, f"--enable-streaming-session: {ROWS}"),
+    ("enable_session_radix_cache", True, f"--enable-session-radix-cache: {ROWS}"),
+    ("enable_return_routed_experts", True, f"--enable-return-routed-experts: {ROWS}"),
+    ("enable_return_indexer_topk", True, f"--enable-return-indexer-topk: {ROWS}"),
+    ("kv_canary", "log", f"--kv-canary log: {ROWS}"),
+    (
+        "enable_hisparse",
+        True,
+        "--enable-hisparse: two methods cannot both choose the tokens that stay; drop the flag",
+    ),
+    (
+        "enable_hierarchical_cache",
+        True,
+        "--enable-hierarchical-cache: not shown to be right yet; drop the flag",
+    ),
+    ("enable_lmcache", True, f"--enable-lmcache: {OTHER_CACHE}"),
+    ("enable_flexkv", True, f"--enable-flexkv: {OTHER_CACHE}"),
+    (
+        "enable_unified_cache_external_linker",
+        True,
+        f"--enable-unified-cache-external-linker: {OTHER_CACHE}",
+    ),
+    (
+        "enable_unified_memory",
+        True,
+        "--enable-unified-memory: slots move under the scores; drop the flag",
+    ),
+    (
+        "enable_page_major_kv_layout",
+        True,
+        "--enable-page-major-kv-layout: it needs pages of several tokens; drop the flag",
+    ),
+    ("attn_cp_size", 2, f"--attn-cp-size 2: {SHARE}"),
+    ("dcp_size", 2, f"--dcp-size 2: {SHARE}"),
+    ("enable_prefill_cp", True, f"--enable-prefill-cp: {SHARE}"),
+    (
+        "enable_two_batch_overlap",
+        True,
+        "--enable-two-batch-overlap: it splits the batch that is scored; drop the flag",
+    ),
+    (
+        "enable_layernorm_sp",
+        True,
+        "--enable-layernorm-sp: no rank sees every token's hidden state; drop the flag",
+    ),
+    (
+        "enable_mis",
+        True,
+        "--enable-mis: multi-item scoring generates nothing to select from; drop the flag",
+    ),
+    (
+        "prefill_only_disable_kv_cache",
+        True,
+        "--prefill-only-disable-kv-cache: there is no KV cache to select from; drop the flag",
+    ),
+    (
+        "enable_nvidia_megakernel",
+        True,
+        "--enable-nvidia-megakernel: its fused step passes the scoring by; drop the flag",
+    ),
+    ("is_embedding", True, "--is-embedding: an embedding model does not think; drop the flag"),
+    (
+        "tokenizer_worker_num",
+        2,
+        "--tokenizer-worker-num 2: extra tokenizer workers load no plug-in to check requests with; "
+        "drop the flag",
+    ),
+]
+
+# As typed. The other flags are refused by SGLang itself on this model, or need a flag beside them.
+AS_TYPED = [
+    (["--speculative-algorithm", "NGRAM"], "--speculative-algorithm NGRAM"),
+    (["--pp-size", "2"], "--pp-size 2"),
+    (["--disaggregation-mode", "decode"], "--disaggregation-mode decode"),
+    (["--disaggregation-mode", "prefill"], "--disaggregation-mode prefill"),
+    (["--enable-pdmux"], "--enable-pdmux"),
+    (["--tp-size", "2", "--attn-dp-size", "2"], "--attn-dp-size 2"),
+    (["--tp-size", "2", "--dp-size", "2", "--enable-dp-attention"], "--attn-dp-size 2"),
+    (["--dllm-algorithm", "LowConfidence"], "--dllm-algorithm LowConfidence"),
+    (["--enable-streaming-session"], "--enable-streaming-session"),
+    (["--enable-session-radix-cache"], "--enable-session-radix-cache"),
+    (["--enable-return-routed-experts"], "--enable-return-routed-experts"),
+    (["--enable-return-indexer-topk"], "--enable-return-indexer-topk"),
+    (["--kv-canary", "log"], "--kv-canary log"),
+    (["--enable-hisparse"], "--enable-hisparse"),
+    (["--enable-hierarchical-cache"], "--enable-hierarchical-cache"),
+    (["--enable-lmcache"], "--enable-lmcache"),
+    (["--enable-flexkv"], "--enable-flexkv"),
+    (["--enable-unified-cache-external-linker"], "--enable-unified-cache-external-linker"),
+    (["--enable-unified-memory"], "--enable-unified-memory"),
+    (["--enable-page-major-kv-layout"], "--enable-page-major-kv-layout"),
+    (["--tp-size", "2", "--attn-cp-size", "2"], "--attn-cp-size 2"),
+    (["--dcp-size", "2"], "--dcp-size 2"),
+    (["--enable-prefill-cp", "--cp-strategy", "zigzag"], "--enable-prefill-cp"),
+    (["--enable-two-batch-overlap"], "--enable-two-batch-overlap"),
+    (["--enable-nvidia-megakernel"], "--enable-nvidia-megakernel"),
+    (["--is-embedding"], "--is-embedding"),
+    (["--tokenizer-worker-num", "2"], "--tokenizer-worker-num 2"),
+    (["--page-size", "16"], "--page-size 16"),
+    (["--radix-cache-backend", "flexkv"], "--radix-cache-backend flexkv"),
+    (["--decode-attention-backend", "flex_attention"], "--decode-attention-backend flex_attention"),
+]
+
+PLAIN_MODEL = Namespace(
+    is_hybrid_swa=False,
+    sliding_window_size=None,
+    attention_chunk_size=None,
+    hf_config=Namespace(architectures=["LlamaForCausalLM"]),
+    attention_arch=AttentionArch.MHA,
+    is_multimodal=False,
+    model_is_mrope=False,
+    is_encoder_decoder=False,
+    is_generation=True,
+)
+
+
+@pytest.fixture(scope="module")
+def cfg(view) -> Namespace:
+    return view(*DYNTS)
+
+
+@pytest.fixture(scope="module")
+def model_config(resolve):
+    from sglang.srt.arg_groups.overrides import model_config_of
+
+    return model_config_of(resolve(*DYNTS))
+
+
+def changed(cfg: Namespace, **fields) -> Namespace:
+    return Namespace(**(vars(cfg) | fields))
+
+
+def refuses(rest: str):
+    return pytest.raises(ValueError, match=f"^{re.escape('DynTS does not support ' + rest)}$")
+
+
+def test_a_plain_server_is_not_refused(cfg, model_config):
+    refuse_unsupported(cfg, model_config)
+
+
+def test_every_refused_flag_has_a_case():
+    assert [field for field, _, _ in FLAG_CASES] == [refusal.field for refusal in FLAG_REFUSALS]
+
+
+@pytest.mark.parametrize(("field", "value", "rest"), FLAG_CASES, ids=[case[0] for case in FLAG_CASES])
+def test_a_flag_is_refused_with_its_reason_and_remedy(cfg, model_config, field, value, rest):
+    with refuses(rest):
+        refuse_unsupported(changed(cfg, **{field: value}), model_config)
+
+
+@pytest.mark.parametrize(("flags", "named"), AS_TYPED, ids=[" ".join(case[0]) for case in AS_TYPED])
+def test_sglangs_own_resolution_stops_at_what_we_refuse(resolve, flags, named):
+    start = re.escape(f"DynTS does not support {named}")
+    with pytest.raises(ValueError, match=f"^{start}[:;] "):
+        resolve(*DYNTS, *flags)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--tp-size", "2"],
+        ["--dp-size", "2"],
+        ["--disable-radix-cache"],
+        ["--disable-overlap-schedule"],
+        ["--enable-mixed-chunk", "--chunked-prefill-size", "64"],
+        ["--kv-cache-dtype", "fp8_e4m3"],
+        ["--strip-thinking-cache"],
+        ["--schedule-policy", "fcfs"],
+        ["--enable-custom-logit-processor"],
+        ["--reasoning-parser", "qwen3"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_supported_is_not_refused(view, flags):
+    assert view(*DYNTS, *flags).radix_cache_backend == "dynts"
+
+
+@pytest.mark.parametrize("size", [2, 16, 64])
+def test_pages_of_several_tokens_are_refused(cfg, model_config, size):
+    with refuses(f"--page-size {size}: single tokens are freed; use --page-size 1"):
+        refuse_unsupported(changed(cfg, page_size=size), model_config)
+
+
+def test_another_radix_cache_is_refused(cfg, model_config):
+    with refuses(f"--radix-cache-backend lmcache: {OTHER_CACHE}"):
+        refuse_unsupported(changed(cfg, radix_cache_backend="lmcache"), model_config)
+
+
+@pytest.mark.parametrize("dtype", ["nvfp4", "mxfp8", "fp4_mx_block16"])
+def test_kv_dtypes_with_shared_scales_are_refused(cfg, model_config, dtype):
+    with refuses(
+        f"--kv-cache-dtype {dtype}: tokens share scale factors in blocks; use auto, bfloat16, "
+        "fp8_e4m3 or fp8_e5m2"
+    ):
+        refuse_unsupported(changed(cfg, kv_cache_dtype=dtype), model_config)
+
+
+@pytest.mark.parametrize(
+    ("field", "flag"),
+    [
+        ("attention_backend", "--attention-backend"),
+        ("prefill_attention_backend", "--prefill-attention-backend"),
+        ("decode_attention_backend", "--decode-attention-backend"),
+    ],
+)
+def test_kernels_that_do_not_read_rows_are_refused(cfg, model_config, field, flag):
+    with refuses(
+        f"{flag} trtllm_mha; use --attention-backend dynts, or --enable-dynts with one of "
+        "flashinfer, fa3, triton, torch_native"
+    ):
+        refuse_unsupported(changed(cfg, **{field: "trtllm_mha"}), model_config)
+
+
+@pytest.mark.parametrize("fact", ["is_hip", "is_npu"])
+def test_platforms_without_a_fence_are_refused(cfg, model_config, fact):
+    with (
+        override_platform(**{fact: True}),
+        refuses(
+            "--device of an AMD or Ascend machine: overlap scheduling gives no fence for a "
+            "compaction there; use CUDA or a CPU"
+        ),
+    ):
+        refuse_unsupported(cfg, model_config)
+
+
+@pytest.mark.parametrize(
+    ("variable", "why"),
+    [
+        (
+            "SGLANG_ENABLE_POST_CAPTURE_KV_SIZING",
+            "the KV pool grows after the scores are allocated",
+        ),
+        ("SGLANG_RUST_SERVER", "it checks no request and reports no DynTS numbers"),
+    ],
+)
+def test_environment_switches_are_refused(cfg, model_config, variable, why):
+    assert (variable, why) in ENVIRONMENT_REFUSALS
+    with getattr(envs, variable).override(True), refuses(f"{variable}=1: {why}; unset it"):
+        refuse_unsupported(cfg, model_config)
+
+
+MODEL_CASES = [
+    ("sliding-window attention", {"is_hybrid_swa": True}),
+    ("sliding-window attention", {"sliding_window_size": 4096}),
+    ("chunked local attention", {"attention_chunk_size": 8192}),
+    ("Mamba or linear attention", {"mamba": True}),
+    ("multi-head latent attention (MLA)", {"attention_arch": AttentionArch.MLA}),
+    ("multimodal input", {"is_multimodal": True}),
+    ("multimodal input", {"model_is_mrope": True}),
+    ("an encoder", {"is_encoder_decoder": True}),
+    ("no text generation", {"is_generation": False}),
+]
+
+
+def test_every_refused_kind_of_model_has_a_case():
+    assert {kind for kind, _ in MODEL_CASES} == {refusal.kind for refusal in MODEL_REFUSALS}
+
+
+@pytest.mark.parametrize(("kind", "facts"), MODEL_CASES, ids=[str(case[1]) for case in MODEL_CASES])
+def test_a_kind_of_model_is_refused_by_name(cfg, monkeypatch, kind, facts):
+    mamba = object() if facts.get("mamba") else None
+    monkeypatch.setattr("sglang_dynts.refusals.mambaish_config", lambda _model: mamba)
+    with refuses(f"--model-path {cfg.model_path}: it is a model with {kind}; serve it without DynTS"):
+        refuse_unsupported(cfg, Namespace(**(vars(PLAIN_MODEL) | facts)))
+
+
+def test_a_plain_model_is_none_of_these(cfg, monkeypatch):
+    monkeypatch.setattr("sglang_dynts.refusals.mambaish_config", lambda _model: None)
+    refuse_unsupported(cfg, PLAIN_MODEL)
+
+
+def test_nothing_is_refused_of_a_server_without_dynts(view):
+    cfg = view("--attention-backend", "torch_native", "--page-size", "16", "--enable-streaming-session")
+    assert (cfg.enable_dynts, cfg.page_size) == (False, 16)

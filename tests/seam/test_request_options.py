@@ -1,0 +1,117 @@
+"""``custom_params.dynts``: what a request may ask for, and what it is told otherwise."""
+
+import re
+from typing import Any
+
+import pytest
+from sglang.srt.sampling.sampling_params import SamplingParams
+
+from sgl_dynts.config import DynTSConfig
+from sglang_dynts.request_options import config_of_request, request_config
+
+SERVER = DynTSConfig(96, 16, 0.4)
+BAD = [
+    (7, "custom_params.dynts=7 must be an object with enabled, budget, local_window, keep_ratio"),
+    ([], "custom_params.dynts=[] must be an object with enabled, budget, local_window, keep_ratio"),
+    (
+        {"budgets": 1},
+        "custom_params.dynts.budgets is not known; it takes enabled, budget, local_window, keep_ratio",
+    ),
+    (
+        {"min_selection": 1},
+        "custom_params.dynts.min_selection is not known; it takes enabled, budget, local_window, "
+        "keep_ratio",
+    ),
+    ({"enabled": "yes"}, "custom_params.dynts.enabled='yes' must be true or false"),
+    ({"enabled": 1}, "custom_params.dynts.enabled=1 must be true or false"),
+    ({"budget": "50"}, "custom_params.dynts.budget='50' must be an integer of at least 2"),
+    ({"budget": None}, "custom_params.dynts.budget=None must be an integer of at least 2"),
+    ({"budget": 1}, "custom_params.dynts.budget=1 must lie between 2 and 2147483648"),
+    (
+        {"budget": 16},
+        "custom_params.dynts.budget=16 must be larger than local_window=16: raise the budget or "
+        "shorten the local window",
+    ),
+    ({"local_window": 0}, "custom_params.dynts.local_window=0 must lie between 1 and 2147483648"),
+    ({"local_window": 1.5}, "custom_params.dynts.local_window=1.5 must be an integer of at least 1"),
+    (
+        {"keep_ratio": 1.5},
+        "custom_params.dynts.keep_ratio=1.5 must lie between 0 and 1, both excluded",
+    ),
+    (
+        {"keep_ratio": True},
+        "custom_params.dynts.keep_ratio=True must be a number between 0 and 1, both excluded",
+    ),
+    (
+        {"enabled": False, "keep_ratio": 9},
+        "custom_params.dynts.keep_ratio=9 must lie between 0 and 1, both excluded",
+    ),
+]
+GOOD = [
+    ({}, SERVER),
+    ({"enabled": True}, SERVER),
+    ({"enabled": False}, None),
+    ({"budget": 50}, DynTSConfig(50, 16, 0.4)),
+    ({"budget": 50, "local_window": 8, "keep_ratio": 0.25}, DynTSConfig(50, 8, 0.25)),
+    ({"enabled": False, "budget": 50}, None),
+]
+
+
+def refuses(message: str):
+    return pytest.raises(ValueError, match=f"^{re.escape(message)}$")
+
+
+def params(options: Any) -> SamplingParams:
+    return SamplingParams(custom_params={"dynts": options})
+
+
+@pytest.mark.parametrize(("options", "message"), BAD, ids=[str(options) for options, _ in BAD])
+def test_a_bad_field_is_refused_by_name_value_and_what_it_may_be(options, message):
+    with refuses(message):
+        request_config(options, SERVER, None)
+
+
+@pytest.mark.parametrize(("options", "message"), BAD, ids=[str(options) for options, _ in BAD])
+def test_sglang_refuses_the_request_with_the_same_words(serve, options, message):
+    serve("--attention-backend", "dynts")
+    with refuses(message):
+        params(options).verify(256)
+
+
+@pytest.mark.parametrize(("options", "config"), GOOD, ids=[str(options) for options, _ in GOOD])
+def test_a_good_request_gets_its_windows(serve, options, config):
+    serve("--attention-backend", "dynts")
+    params(options).verify(256)
+    assert config_of_request(params(options), SERVER) == config
+
+
+@pytest.mark.parametrize("custom", [None, {}, {"other": 1}])
+def test_a_request_that_says_nothing_gets_the_servers_windows(serve, custom):
+    serve("--attention-backend", "dynts")
+    SamplingParams(custom_params=custom).verify(256)
+    assert config_of_request(SamplingParams(custom_params=custom), SERVER) == SERVER
+
+
+def test_the_servers_least_selection_is_lowered_to_a_requests_own_windows():
+    assert request_config({"budget": 96}, SERVER, 30) == DynTSConfig(96, 16, 0.4, 30)
+    assert request_config({"budget": 36}, SERVER, 30) == DynTSConfig(36, 16, 0.4, 8)
+
+
+def test_a_server_without_dynts_refuses_the_field(serve):
+    serve("--attention-backend", "torch_native")
+    with refuses(
+        "custom_params.dynts: this server runs without DynTS; start it with --attention-backend "
+        "dynts, or leave the field out"
+    ):
+        params({"enabled": False}).verify(256)
+
+
+def test_a_server_without_dynts_serves_everything_else(serve):
+    serve("--attention-backend", "torch_native")
+    SamplingParams(custom_params={"other": 1}).verify(256)
+
+
+def test_sglangs_own_checks_still_run(serve):
+    serve("--attention-backend", "dynts")
+    with pytest.raises(ValueError, match="temperature must be a non-negative finite number"):
+        SamplingParams(temperature=-1.0).verify(256)

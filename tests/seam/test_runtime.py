@@ -1,0 +1,60 @@
+"""The device state of one model runner."""
+
+import torch
+
+from sgl_dynts.predictor import ImportancePredictor
+from sglang_dynts.runtime import _RUNTIMES, DynTSRuntime, runtime_of, score_tokens
+
+
+class Runner:
+    """What the runtime's table of model runners is keyed by."""
+
+
+def runtime(dropped: list[int]) -> DynTSRuntime:
+    state = DynTSRuntime(num_slots=6, num_rows=len(dropped), device="cpu")
+    state.dropped[:] = torch.tensor(dropped)
+    state.rows_with_drops = {row for row, count in enumerate(dropped) if count}
+    return state
+
+
+def test_a_new_owner_of_a_row_has_dropped_nothing():
+    state = runtime([0, 5, 6, 7])
+    state.reset_rows([1, 3])
+    assert (state.dropped.tolist(), state.rows_with_drops) == ([0, 0, 6, 0], {2})
+
+
+def test_rows_that_dropped_nothing_cost_nothing():
+    state = runtime([0, 0, 6, 0])
+    before = state.dropped._version
+    state.reset_rows([1, 3])
+    assert (state.dropped._version, state.rows_with_drops) == (before, {2})
+
+
+def test_the_counters_stay_where_a_captured_graph_expects_them():
+    state = runtime([0, 5])
+    address = state.dropped.data_ptr()
+    state.reset_rows([1])
+    assert state.dropped.data_ptr() == address
+
+
+def test_scores_of_a_forward_land_in_its_slots():
+    runner, predictor = Runner(), ImportancePredictor(4, (3, 2))
+    _RUNTIMES[runner] = runtime([0])
+    hidden = torch.randn(2, 4)
+    score_tokens(runner, predictor, hidden, torch.tensor([5, 2], dtype=torch.int32))
+    scores = _RUNTIMES[runner].scores.scores
+    assert scores[[5, 2]].tolist() == predictor(hidden).tolist()
+    assert scores[[0, 1, 3, 4]].tolist() == [0, 0, 0, 0]
+
+
+def test_a_forward_before_the_pools_exist_is_not_scored():
+    score_tokens(Runner(), ImportancePredictor(4, (3, 2)), torch.zeros(1, 4), torch.zeros(1).long())
+
+
+def test_the_state_goes_with_its_runner():
+    runner = Runner()
+    _RUNTIMES[runner] = runtime([0])
+    assert runtime_of(runner) is _RUNTIMES[runner]
+    num_before = len(_RUNTIMES)
+    del runner
+    assert len(_RUNTIMES) == num_before - 1

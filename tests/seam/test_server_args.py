@@ -1,0 +1,214 @@
+"""Flags, defaults, what ``dynts`` implies: through SGLang's own parser and resolution."""
+
+import pickle
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from sglang.srt import server_args
+from sglang.srt.arg_groups.overrides import resolving_view
+
+from sgl_dynts.checkpoint import PREDICTOR_FILE, PredictorHeader, save_predictor
+from sgl_dynts.predictor import ImportancePredictor
+from sglang_dynts.server_args import DynTSServerArgs
+
+DYNTS = ("--attention-backend", "dynts")
+FLAGS = (
+    "--enable-dynts",
+    "--dynts-predictor",
+    "--dynts-budget",
+    "--dynts-local-window",
+    "--dynts-keep-ratio",
+    "--dynts-min-selection",
+    "--dynts-think-start",
+    "--dynts-think-end",
+)
+
+
+def windows(cfg) -> tuple:
+    return cfg.dynts_budget, cfg.dynts_local_window, cfg.dynts_keep_ratio
+
+
+def test_help_lists_every_flag(capsys):
+    with pytest.raises(SystemExit):
+        server_args.prepare_server_args(["--help"])
+    shown = capsys.readouterr().out
+    assert [flag for flag in FLAGS if flag not in shown] == []
+    assert re.search(r"--attention-backend \{[^}]*\bdynts\b[^}]*\}", shown)
+
+
+def test_sglang_builds_our_arguments(resolve):
+    assert type(resolve()) is DynTSServerArgs
+
+
+def test_the_backend_implies_kernels_cache_page_size_and_the_headers_windows(view):
+    cfg = view(*DYNTS)
+    assert (cfg.enable_dynts, cfg.attention_backend) == (True, "torch_native")
+    assert (cfg.radix_cache_backend, cfg.page_size) == ("dynts", 1)
+    assert windows(cfg) == (96, 16, 0.4)
+
+
+def test_dynts_may_be_turned_on_under_the_kernels_in_use(view):
+    cfg = view("--enable-dynts", "--attention-backend", "torch_native")
+    assert (cfg.radix_cache_backend, windows(cfg)) == ("dynts", (96, 16, 0.4))
+
+
+def test_flags_override_the_header(view):
+    flags = ("--dynts-budget", "80", "--dynts-local-window", "20", "--dynts-keep-ratio", "0.5")
+    assert windows(view(*DYNTS, *flags)) == (80, 20, 0.5)
+    assert windows(view(*DYNTS, "--dynts-budget", "200")) == (200, 16, 0.4)
+
+
+def test_another_predictor_brings_its_own_windows(view, tmp_path):
+    header = PredictorHeader(64, "base", "trace", 50, 10, 0.3)
+    save_predictor(tmp_path / "other", ImportancePredictor(64, (4, 2)), header)
+    assert windows(view(*DYNTS, "--dynts-predictor", str(tmp_path / "other"))) == (50, 10, 0.3)
+
+
+def test_a_config_file_sets_our_flags(view, tmp_path):
+    settings = {"attention-backend": "dynts", "dynts-budget": 77, "dynts-keep-ratio": 0.25}
+    (tmp_path / "server.yaml").write_text(yaml.safe_dump(settings))
+    cfg = view("--config", str(tmp_path / "server.yaml"))
+    assert (cfg.attention_backend, windows(cfg)) == ("torch_native", (77, 16, 0.25))
+
+
+def test_a_server_without_dynts_is_left_alone(view):
+    cfg = view("--attention-backend", "torch_native")
+    assert (cfg.enable_dynts, cfg.radix_cache_backend) == (False, None)
+    assert windows(cfg) == (None, None, None)
+
+
+def test_resolved_arguments_survive_the_way_to_a_child_process(resolve):
+    args = resolve(*DYNTS, "--dynts-budget", "80", "--dynts-think-end", "</think>")
+    twin = pickle.loads(pickle.dumps(args))
+    assert type(twin) is DynTSServerArgs
+    for name in args.__struct_fields__:
+        assert getattr(resolving_view(twin), name) == getattr(resolving_view(args), name)
+    assert windows(resolving_view(twin)) == (80, 16, 0.4)
+
+
+def refuses(message: str):
+    return pytest.raises(ValueError, match=f"^{re.escape(message)}$")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--dynts-budget", "1", "--dynts-budget 1 must lie between 2 and 2147483648"),
+        (
+            "--dynts-budget",
+            "16",
+            "--dynts-budget 16 must be larger than local_window=16: raise the budget or shorten the "
+            "local window",
+        ),
+        ("--dynts-local-window", "0", "--dynts-local-window 0 must lie between 1 and 2147483648"),
+        (
+            "--dynts-keep-ratio",
+            "1",
+            "--dynts-keep-ratio 1.0 must lie between 0 and 1, both excluded",
+        ),
+        (
+            "--dynts-keep-ratio",
+            "nan",
+            "--dynts-keep-ratio nan must lie between 0 and 1, both excluded",
+        ),
+        ("--dynts-min-selection", "-1", "--dynts-min-selection -1 must lie between 0 and 2147483648"),
+        (
+            "--dynts-min-selection",
+            "33",
+            "--dynts-min-selection 33 must not exceed keep_ratio * (budget - local_window) = 32: "
+            "lower it or raise the budget",
+        ),
+        (
+            "--dynts-predictor",
+            "/gone",
+            "--dynts-predictor /gone: no such file or folder; name a predictor file, or a folder "
+            f"that holds {PREDICTOR_FILE}",
+        ),
+        (
+            "--prefill-attention-backend",
+            "dynts",
+            "--prefill-attention-backend/--decode-attention-backend dynts: DynTS governs both "
+            "phases; use --attention-backend dynts",
+        ),
+        (
+            "--decode-attention-backend",
+            "dynts",
+            "--prefill-attention-backend/--decode-attention-backend dynts: DynTS governs both "
+            "phases; use --attention-backend dynts",
+        ),
+    ],
+)
+def test_a_bad_value_is_refused_by_flag_value_and_remedy(resolve, flag, value, message):
+    with refuses(message):
+        resolve(*DYNTS, flag, value)
+
+
+@pytest.mark.parametrize("flag", ["--dynts-budget", "--dynts-local-window", "--dynts-keep-ratio"])
+def test_a_value_that_is_no_number_is_refused_by_the_parser(resolve, capsys, flag):
+    with pytest.raises(SystemExit):
+        resolve(*DYNTS, flag, "many")
+    assert f"argument {flag}: invalid" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--dynts-predictor", "/somewhere"),
+        ("--dynts-budget", "80"),
+        ("--dynts-local-window", "8"),
+        ("--dynts-keep-ratio", "0.4"),
+        ("--dynts-min-selection", "0"),
+        ("--dynts-think-start", "<think>"),
+        ("--dynts-think-end", "</think>"),
+    ],
+)
+def test_our_flags_without_dynts_ask_for_something_that_would_not_happen(resolve, flag, value):
+    with refuses(
+        f"{flag} given, but DynTS is off; add --attention-backend dynts or --enable-dynts, or drop "
+        "the flag"
+    ):
+        resolve("--attention-backend", "torch_native", flag, value)
+
+
+def test_a_predictor_for_another_width_is_refused(resolve, tmp_path):
+    path = tmp_path / "wide"
+    header = PredictorHeader(3584, "base", "trace", 50, 10, 0.3)
+    save_predictor(path, ImportancePredictor(3584, (4, 2)), header)
+    with refuses(
+        f"--dynts-predictor {path}: made for hidden_size=3584, the served model has hidden_size=64; "
+        "name a predictor trained for this model"
+    ):
+        resolve(*DYNTS, "--dynts-predictor", str(path))
+
+
+def test_a_model_without_a_predictor_is_refused(resolve, model, tmp_path):
+    for file in model.glob("*.json"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(ValueError, match=r"^no predictor: --dynts-predictor is not given, "):
+        resolve(*DYNTS, folder=tmp_path)
+
+
+def test_a_header_that_recommends_impossible_windows_is_refused(resolve, tmp_path):
+    path = tmp_path / "bad"
+    header = replace(PredictorHeader(64, "base", "trace", 50, 10, 0.3), local_window=50)
+    save_predictor(path, ImportancePredictor(64, (4, 2)), header)
+    with pytest.raises(ValueError, match=re.escape(f"{path}: bad header: budget=50 must be larger")):
+        resolve(*DYNTS, "--dynts-predictor", str(path))
+
+
+def test_a_device_without_kernels_is_refused(model):
+    argv = ["--model-path", str(model), *DYNTS, "--device", "xpu"]
+    args = server_args.prepare_server_args(argv)
+    with refuses("--attention-backend dynts does not support --device xpu; supported: cuda, cpu"):
+        args.resolve_once()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for the default on a CPU machine")
+def test_the_device_need_not_be_named_on_a_cpu_machine(model):
+    args = server_args.prepare_server_args(["--model-path", str(model), *DYNTS])
+    args.resolve_once()
+    cfg = resolving_view(args)
+    assert (cfg.device, cfg.attention_backend) == ("cpu", "torch_native")

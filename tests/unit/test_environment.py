@@ -1,0 +1,137 @@
+"""The environment is made once, by whatever is there, and never made again for nothing."""
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sgl_dynts import environment
+from sgl_dynts.environment import ROOT, SetupError, ensure, fingerprint, is_complete, pinned_version
+
+UV = """#!/bin/sh
+if [ "$1" = --version ]; then exit 0; fi
+echo "$1 $2" >> {root}/calls
+{extra}
+mkdir -p {root}/.venv/bin
+touch {root}/.venv/bin/python
+echo home > {root}/.venv/pyvenv.cfg
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "pyproject.toml").write_text("first")
+    return tmp_path
+
+
+@pytest.fixture
+def fake_uv(root: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Puts a uv on the path that notes what it is called with."""
+
+    def install(extra: str = "") -> None:
+        folder = root / "tools"
+        folder.mkdir(exist_ok=True)
+        (folder / "uv").write_text(UV.format(root=root, extra=extra))
+        (folder / "uv").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+    return install
+
+
+def calls(root: Path) -> list[str]:
+    """What the fake uv was told to do."""
+    return (root / "calls").read_text().splitlines()
+
+
+def test_uv_makes_the_environment_once(root: Path, fake_uv: Callable[..., None]) -> None:
+    fake_uv()
+    assert ensure(print, root) == root / ".venv" / "bin" / "python"
+    assert calls(root) == ["venv --clear", "pip install"]
+    ensure(print, root)
+    assert calls(root) == ["venv --clear", "pip install"]
+
+
+def test_changed_needs_are_installed_into_the_same_environment(
+    root: Path, fake_uv: Callable[..., None]
+) -> None:
+    fake_uv()
+    ensure(print, root)
+    (root / "pyproject.toml").write_text("second")
+    ensure(print, root)
+    assert calls(root) == ["venv --clear", "pip install", "pip install"]
+
+
+def test_a_failed_step_tells_its_output_and_is_tried_again(
+    root: Path, fake_uv: Callable[..., None]
+) -> None:
+    fake_uv('if [ "$1" = pip ]; then echo no such package; exit 3; fi')
+    with pytest.raises(SetupError, match="no such package"):
+        ensure(print, root)
+    fake_uv()
+    ensure(print, root)
+    assert calls(root) == ["venv --clear", "pip install", "pip install"]
+
+
+def test_without_uv_and_ensurepip_the_debian_package_is_named(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "_find_uv", lambda python: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    version = "{}.{}".format(*sys.version_info)
+    with pytest.raises(SetupError, match=f"the package python{version}-venv"):
+        ensure(print, root)
+
+
+def test_a_long_step_gives_signs_of_life(
+    root: Path, fake_uv: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "SECONDS_BETWEEN_SIGNS", 0.05)
+    fake_uv('if [ "$1" = venv ]; then sleep 0.3; fi')
+    lines: list[str] = []
+    ensure(lines.append, root)
+    assert lines.count("  making .venv ... 0 s") >= 2
+
+
+def test_the_fingerprint_follows_the_needs_and_the_python(root: Path) -> None:
+    (root / ".venv").mkdir()
+    seen = set()
+    for needs, python in (("a", "3.11"), ("b", "3.11"), ("b", "3.12")):
+        (root / "pyproject.toml").write_text(needs)
+        (root / ".venv" / "pyvenv.cfg").write_text(python)
+        seen.add(fingerprint(root))
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("requirement", "version"),
+    [
+        ("sglang==0.5.23", "0.5.23"),
+        ("sglang == 0.5.23 ; python_version > '3'", "0.5.23"),
+        ("sglang>=0.5", None),
+        ("sglang-router==1.0", None),
+    ],
+)
+def test_pinned_version(requirement: str, version: str | None) -> None:
+    assert pinned_version("sglang", ["torch==2.0", requirement]) == version
+
+
+def test_the_environment_of_these_tests_is_complete() -> None:
+    assert is_complete(ROOT)
+
+
+def test_another_copy_of_the_project_does_not_count(root: Path) -> None:
+    assert not is_complete(root)
+
+
+def test_another_sglang_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment.metadata, "version", lambda name: "0.5.22")
+    assert not is_complete(ROOT)
+
+
+@pytest.mark.parametrize("module", ["sgl_dynts.environment", "sgl_dynts.demo.__main__", "tests.__main__"])
+def test_commands_start_on_a_bare_python(module: str) -> None:
+    bare = [sys.executable, "-S", "-c", f"import {module}"]
+    subprocess.run(bare, cwd=ROOT, check=True)
