@@ -19,8 +19,8 @@ class ThinkMarkers:
         shorter = min(len(self.opening), len(self.closing))
         if self.opening[:shorter] == self.closing[:shorter]:
             raise ValueError(
-                f"think markers {list(self.opening)} and {list(self.closing)}: one begins with the other; "
-                "name distinct ones with --dynts-think-start and --dynts-think-end"
+                f"think markers {list(self.opening)} and {list(self.closing)}: one begins with the "
+                "other; name distinct ones with --dynts-think-start and --dynts-think-end"
             )
 
     def starts_thinking(self, prompt: Sequence[int]) -> bool:

@@ -27,7 +27,16 @@ class HostCpuPlatform(CpuDeviceMixin, SRTPlatform):
         return False
 
     def apply_server_args_defaults(self, server_args) -> None:
-        """Default to torch attention and a communicator that needs no GPU."""
+        """Default to torch attention and a communicator that needs no GPU.
+
+        Raises:
+            ValueError: adapters are asked for.
+        """
+        if server_args.enable_lora or server_args.lora_paths:
+            raise ValueError(
+                "--enable-lora/--lora-paths: SGLang 0.5.23 loads adapters through CUDA alone; drop the "
+                "flag on this CPU machine, or serve adapters on a GPU"
+            )
         if server_args.attention_backend is None:
             server_args.attention_backend = "torch_native"
         server_args.disable_custom_all_reduce = True

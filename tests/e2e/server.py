@@ -11,12 +11,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 STRICT = {
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
     "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1",
     "SGLANG_CPU_OMP_THREADS_BIND": "1" if (os.cpu_count() or 1) > 1 else "0",
+    "OMP_NUM_THREADS": "1",
     "PYTHONWARNINGS": "ignore",
 }
 START_SECONDS = 300
@@ -68,14 +70,15 @@ class Server:
         raise RefusedError(self.log.read_text()[-20000:])
 
     def stop(self) -> None:
-        """End the server and its children: they are one process group of their own."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGTERM)
+        """End the server by its pid, then whatever is left of its process group."""
+        self.process.terminate()
         try:
-            self.process.wait(20)
+            self.process.wait(30)
         except subprocess.TimeoutExpired:
+            self.process.kill()
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+        self.process.wait()
 
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.port}{path}"

@@ -44,6 +44,31 @@ def test_sglang_serve_and_the_openai_client_with_separated_reasoning(server, pro
     assert ledger.is_correct(problem, f"{message['reasoning_content']} </think> {message['content']}")
 
 
+def test_held_out_problems_are_answered_right_within_half_of_the_cache(server):
+    problems = [ledger.make_problem(seed) for seed in ledger.TEST_SEEDS[:30]]
+    vocabulary = ledger.Vocabulary()
+    jobs = [
+        {
+            "prompt": vocabulary.encode(problem.prompt),
+            "length": 1000,
+            "sampling_params": {"ignore_eos": False},
+        }
+        for problem in problems
+    ]
+    replies = server.generate_all(jobs)
+    right = [ledger.is_correct(*pair) for pair in zip(problems, texts(replies), strict=True)]
+    assert sum(right) >= 27
+    for reply in replies:
+        numbers = reply["meta_info"]["dynts"]
+        assert numbers["compactions"] >= 3
+        held, seen = numbers["peak_window_len"], numbers["window_len"] + numbers["dropped_tokens"]
+        assert held <= 0.5 * seen
+
+
+def texts(replies: list[dict]) -> list[str]:
+    return [reply["text"] for reply in replies]
+
+
 def test_openai_streaming_with_the_request_s_own_budget(server, problem):
     client = openai.OpenAI(base_url=server.url("/v1"), api_key="none")
     chunks = client.chat.completions.create(

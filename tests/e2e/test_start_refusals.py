@@ -10,7 +10,9 @@ DYNTS = ("--attention-backend", "dynts")
 
 def test_a_predictor_of_another_width_ends_the_server(models, start, tmp_path):
     write_predictor(tmp_path / "wide.safetensors", hidden_size=128)
-    with pytest.raises(RefusedError, match="made for hidden_size=128, the served model has hidden_size=64"):
+    with pytest.raises(
+        RefusedError, match="made for hidden_size=128, the served model has hidden_size=64"
+    ):
         start(models["llama"], *DYNTS, "--dynts-predictor", str(tmp_path / "wide.safetensors"))
 
 
@@ -22,5 +24,7 @@ def test_a_model_without_predictor_ends_the_server(start, tmp_path):
 
 
 def test_think_markers_the_tokenizer_lacks_end_the_server(models, start):
-    with pytest.raises(RefusedError, match="--dynts-think-end: '</muse>' is not in the tokenizer's vocab"):
+    with pytest.raises(
+        RefusedError, match="--dynts-think-end: '</muse>' is not in the tokenizer's vocab"
+    ):
         start(models["llama"], *DYNTS, "--dynts-think-end", "</muse>")
