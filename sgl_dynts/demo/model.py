@@ -4,6 +4,10 @@ Parameter names and arithmetic are those of ``Qwen3ForCausalLM`` in transformers
 moves between the two unchanged. `sgl_dynts.demo.export` writes it as a Hugging Face folder.
 """
 
+# Submodules are attributes that torch types as Tensor or Module, and nothing narrower.
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false, reportOperatorIssue=false
+# pyright: reportCallIssue=false, reportIndexIssue=false
+
 from __future__ import annotations
 
 from dataclasses import dataclass

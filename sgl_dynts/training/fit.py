@@ -60,7 +60,7 @@ def _new_predictor(hidden: Tensor, recipe: FitRecipe) -> ImportancePredictor:
         sizes = (int(width * recipe.widen), int(width * recipe.narrow))
         predictor = ImportancePredictor(width, sizes)
     with torch.no_grad():
-        predictor.layers[0].weight /= hidden.float().square().mean().sqrt()
+        next(predictor.parameters()).div_(hidden.float().square().mean().sqrt())
     return predictor
 
 

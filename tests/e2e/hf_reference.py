@@ -6,6 +6,7 @@ Python tuples, thinking from a scan of the tokens.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -83,7 +84,8 @@ class Reference:
 
 
 def edit_cache(cache: DynamicCache, columns: list[int]) -> None:
-    for layer in cache.layers:
+    layers: Any = cache.layers
+    for layer in layers:
         layer.keys = layer.keys[:, :, columns]
         layer.values = layer.values[:, :, columns]
 

@@ -1,6 +1,7 @@
 """Tiny random models for token-exact tests, each with a random predictor beside it."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer
@@ -36,6 +37,12 @@ SHAPE = {
     "eos_token_id": 2,
     "tie_word_embeddings": False,
 }
+EXPERTS: dict[str, Any] = {
+    "head_dim": 32,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+}
 CHANGES_ITS_MIND = "changes_its_mind"
 """A model that closes and opens its thinking now and then."""
 
@@ -44,9 +51,7 @@ CONFIGS = {
     "llama": lambda: LlamaConfig(**SHAPE),
     "qwen2": lambda: Qwen2Config(**SHAPE),
     "qwen3": lambda: Qwen3Config(**SHAPE, head_dim=32),
-    "qwen3_moe": lambda: Qwen3MoeConfig(
-        **SHAPE, head_dim=32, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48
-    ),
+    "qwen3_moe": lambda: Qwen3MoeConfig(**SHAPE, **EXPERTS),
 }
 
 
@@ -66,8 +71,8 @@ def build_model(kind: str, folder: Path) -> Path:
 
 def write_predictor(path: Path, hidden_size: int = HIDDEN_SIZE) -> None:
     predictor = ImportancePredictor(hidden_size, (96, 32))
-    for layer in predictor.layers:
-        torch.nn.init.normal_(layer.weight, std=0.3)
+    for weight in predictor.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
     header = PredictorHeader(hidden_size, "random", "random", 96, 16, 0.4)
     save_predictor(path, predictor, header)
 

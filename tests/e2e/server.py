@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 STRICT = {
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
@@ -83,7 +84,7 @@ class Server:
     def url(self, path: str) -> str:
         return f"http://127.0.0.1:{self.port}{path}"
 
-    def request(self, path: str, body: dict | None = None, timeout: float = 300) -> dict | str:
+    def request(self, path: str, body: dict | None = None, timeout: float = 300) -> Any:
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
         with urllib.request.urlopen(
@@ -105,7 +106,7 @@ class Server:
         params |= extra.pop("sampling_params", {})
         if dynts is not None:
             params["custom_params"] = {"dynts": dynts}
-        return self.request("/generate", {"input_ids": prompt, "sampling_params": params, **extra})  # type: ignore[return-value]
+        return self.request("/generate", {"input_ids": prompt, "sampling_params": params, **extra})
 
     def generate_all(self, jobs: list[dict]) -> list[dict]:
         """Run keyword sets of :meth:`generate` at once, results in the same order."""
@@ -113,7 +114,7 @@ class Server:
             return list(pool.map(lambda job: self.generate(**job), jobs))
 
     def used_tokens(self) -> int:
-        loads = self.request("/v1/loads?include=all")["loads"]  # type: ignore[index]
+        loads = self.request("/v1/loads?include=all")["loads"]
         return sum(load["num_used_tokens"] for load in loads)
 
     def assert_nothing_leaked(self) -> None:

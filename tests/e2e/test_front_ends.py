@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from typing import Any
 
 import openai
 import pytest
@@ -32,13 +33,14 @@ def problem():
 
 def test_sglang_serve_and_the_openai_client_with_separated_reasoning(server, problem):
     client = openai.OpenAI(base_url=server.url("/v1"), api_key="none")
-    reply = client.chat.completions.create(
+    completion = client.chat.completions.create(
         model="default",
         messages=[{"role": "user", "content": problem.question}],
         temperature=0,
         max_tokens=2000,
         extra_body={"return_meta_info": True},
-    ).to_dict()
+    )
+    reply: Any = completion.to_dict()
     message, numbers = reply["choices"][0]["message"], reply["choices"][0]["meta_info"]["dynts"]
     assert numbers["compactions"] >= 3
     assert ledger.is_correct(problem, f"{message['reasoning_content']} </think> {message['content']}")
@@ -94,7 +96,6 @@ def test_a_bad_field_in_a_chat_gets_http_400(server):
 
 
 def test_a_frontend_program_with_two_generations_and_a_fork(server, problem):
-    @sgl.function
     def solve(s, question):
         s += f"<bos> {question} <think>"
         s += sgl.gen("trace", max_tokens=2000, stop="</think>", temperature=0)
@@ -105,7 +106,8 @@ def test_a_frontend_program_with_two_generations_and_a_fork(server, problem):
         s["answers"] = [fork["answer"] for fork in forks]
 
     sgl.set_default_backend(sgl.RuntimeEndpoint(server.url("")))
-    state = solve.run(question=problem.question)
+    program: Any = sgl.function(solve)
+    state = program.run(question=problem.question)
     assert state.get_meta_info("trace")["dynts"]["compactions"] >= 3
     assert len(set(state["answers"])) == 1
     # The fork's prompt carries the trace, so each answer reads the whole of it.
