@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from argparse import Namespace
 
 import pytest
 import torch
@@ -30,3 +31,12 @@ def test_sglangs_own_cpu_engine_is_left_to_sglang(monkeypatch):
 def test_what_sglang_looks_up_while_it_is_imported_imports_nothing_of_it(module):
     code = f"import sys, {module}; sys.exit(any(m.split('.')[0] == 'sglang' for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("asked", [{"enable_lora": True}, {"lora_paths": ["a=b"]}])
+def test_adapters_are_refused_where_sglang_cannot_load_them(asked):
+    from sglang_dynts.host_cpu_platform import HostCpuPlatform
+
+    args = Namespace(**({"enable_lora": None, "lora_paths": None} | asked))
+    with pytest.raises(ValueError, match=r"--enable-lora/--lora-paths: .* serve adapters on a GPU"):
+        HostCpuPlatform().apply_server_args_defaults(args)
