@@ -86,9 +86,9 @@ def apply_compaction(
     )
     falls = inside & ~survives
     target = torch.where(survives, survives.cumsum(1) - 1, width)
-    packed = torch.zeros_like(slots).new_zeros(len(plan.cuts), width + 1)
+    packed = slots.new_zeros(len(plan.cuts), width + 1)
     packed.scatter_(1, target, slots)
-    table[cell_rows, cell_columns] = packed[:, :width].to(table.dtype) * inside
+    table[cell_rows, cell_columns] = packed[:, :width].to(table.dtype)
 
     freed = slots.new_empty(plan.num_dropped + 1)
     place = torch.where(falls, freed_before[:, None] + falls.cumsum(1) - 1, plan.num_dropped)

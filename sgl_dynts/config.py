@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from math import floor
 
 MOST_TOKENS = 1 << 31
@@ -41,7 +42,7 @@ class DynTSConfig:
                     f"local_window) = {self.keep_len}: lower it or raise the budget"
                 )
 
-    @property
+    @cached_property
     def keep_len(self) -> int:
         """K = floor(r * (B - W_l)): the non-local tokens that survive, question included."""
         return floor(Fraction(str(self.keep_ratio)) * (self.budget - self.local_window))

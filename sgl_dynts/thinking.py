@@ -47,28 +47,57 @@ class ThinkingTracker:
     _tail: tuple[int, ...] = ()
 
     def advance(self, tokens: Sequence[int]) -> None:
-        """Take in the next generated tokens."""
-        for token in tokens:
-            self._advance_one(token)
+        """Take in the next generated tokens; those that end no marker are passed over at C speed."""
+        start = 0
+        while start < len(tokens):
+            end = _find(tokens, self._marker[-1], start)
+            self._pass(tokens, start, end)
+            if end < len(tokens):
+                self._advance_one(tokens[end])
+            start = end + 1
+
+    @property
+    def _marker(self) -> tuple[int, ...]:
+        return self.markers.closing if self.thinking else self.markers.opening
+
+    def _pass(self, tokens: Sequence[int], start: int, end: int) -> None:
+        """Take in ``tokens[start:end]``, none of which is a marker's last token."""
+        self.num_seen += end - start
+        if not self.thinking:
+            self._add_answer(end - start)
+        self._remember(tokens[max(start, end - len(self._marker)) : end])
 
     def _advance_one(self, token: int) -> None:
         self.num_seen += 1
-        marker = self.markers.closing if self.thinking else self.markers.opening
-        self._tail = (*self._tail, token)[-len(marker) :]
-        is_marker = self._tail == marker
+        self._remember((token,))
+        is_marker = self._tail == self._marker
         if is_marker or not self.thinking:
-            self._add_answer()
+            self._add_answer(1)
         if is_marker:
             self.thinking = not self.thinking
             self._tail = ()
 
-    def _add_answer(self) -> None:
-        start = self.num_seen - 1
-        self.answer_len += 1
+    def _remember(self, tokens: Sequence[int]) -> None:
+        self._tail = (*self._tail, *tokens)[-len(self._marker) :]
+
+    def _add_answer(self, count: int) -> None:
+        """Count the newest ``count`` tokens as answer."""
+        if not count:
+            return
+        start = self.num_seen - count
+        self.answer_len += count
         if self.answer_spans and self.answer_spans[-1][1] == start:
             self.answer_spans[-1] = (self.answer_spans[-1][0], self.num_seen)
         else:
             self.answer_spans.append((start, self.num_seen))
+
+
+def _find(tokens: Sequence[int], token: int, start: int) -> int:
+    """Index of the first ``token`` from ``start`` on, or the length of ``tokens``."""
+    try:
+        return tokens.index(token, start)
+    except ValueError:
+        return len(tokens)
 
 
 def _last_index(tokens: Sequence[int], marker: tuple[int, ...]) -> int:

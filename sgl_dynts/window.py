@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.thinking import ThinkingTracker
@@ -48,8 +49,10 @@ class RequestWindow:
     dropped: int = 0
     _marked: int = field(default=0, repr=False)
     """Generated tokens whose answer parts are scored infinite."""
+    _before: tuple[int, int] = field(default=(0, 0), repr=False)
+    """``dropped`` and ``_marked`` before the last compaction."""
 
-    @property
+    @cached_property
     def budget(self) -> int:
         """B of this request, question and thinking tokens."""
         return self.config.budget_for(self.question_len)
@@ -58,6 +61,11 @@ class RequestWindow:
     def due_len(self) -> int:
         """Window length below which no compaction can be due; rises with known answer tokens."""
         return self.budget + self.tracker.answer_len
+
+    @property
+    def retained_len(self) -> int:
+        """Window length that a compaction leaves, give or take answer tokens not known yet."""
+        return self.budget - self.config.period + self.tracker.answer_len
 
     def seq_len(self, window_len: int) -> int:
         """Tokens the request has seen: the position of its next token."""
@@ -72,11 +80,25 @@ class RequestWindow:
         """
         if window_len < self.due_len:
             return None
+        self._look_at(window_len, output)
+        return self._cut_now(window_len) if window_len >= self.due_len else None
+
+    def early_cut(self, window_len: int, output: Sequence[int], least: int) -> Cut | None:
+        """Return the compaction that would drop at least ``least`` tokens now, or None.
+
+        It keeps as many tokens as one that is due, so it drops fewer. Arguments as in :meth:`cut`.
+        """
+        assert least >= 1, f"{least=}: a compaction drops something"
+        self._look_at(window_len, output)
+        if window_len - self.config.local_window - self.question_len <= 0:
+            return None
+        cut = self._cut_now(window_len)
+        return cut if cut.num_dropped >= least else None
+
+    def _look_at(self, window_len: int, output: Sequence[int]) -> None:
+        """Learn the kind of every token that the window has seen."""
         num_generated = self.seq_len(window_len) - self.question_len
         self.tracker.advance(output[self.tracker.num_seen : num_generated])
-        if window_len < self.due_len:
-            return None
-        return self._cut_now(window_len)
 
     def _cut_now(self, window_len: int) -> Cut:
         local = self.config.local_window
@@ -92,8 +114,13 @@ class RequestWindow:
 
     def record(self, cut: Cut) -> None:
         """Take note that ``cut`` was carried out."""
+        self._before = (self.dropped, self._marked)
         self.dropped += cut.num_dropped
         self._marked = self._num_settled()
+
+    def undo(self) -> None:
+        """Take the last compaction back: the window is again what it was before."""
+        self.dropped, self._marked = self._before
 
     def restart(self) -> None:
         """Forget what was dropped: the request lost its KV and will compute all of it again."""

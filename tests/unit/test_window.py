@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgl_dynts.config import DynTSConfig
+from sgl_dynts.reference import is_thinking
 from sgl_dynts.thinking import ThinkingTracker, ThinkMarkers
 from sgl_dynts.window import Cut, RequestWindow
 from tests.unit.test_config import configs
@@ -150,6 +151,7 @@ def test_question_and_thinking_never_exceed_the_budget_and_all_lengths_add_up(co
         assert cut.window_len == held
         assert 0 <= cut.num_kept <= cut.num_candidates
         assert held - window.tracker.answer_len == window.budget
-        assert cut.num_dropped <= config.period
+        recent = is_thinking([], output[:n], MARKERS)[-config.local_window :]
+        assert cut.num_dropped == config.period + recent.count(False)
         window.record(cut)
         held -= cut.num_dropped

@@ -1,0 +1,110 @@
+"""The roofline against values worked out by hand."""
+
+import pytest
+
+from sgl_dynts.roofline import (
+    COMPACTION_LAUNCH_SECONDS,
+    H200,
+    LLAMA_8B,
+    QWEN_7B,
+    Gpu,
+    ModelShape,
+    break_even_tokens,
+    causal_pairs,
+    compaction_seconds,
+    decode_seconds,
+    mean_compacted_len,
+    mean_full_len,
+    prefill_seconds,
+    speedup_at,
+)
+
+SLOW = Gpu("slow", 1000, 10_000, 2000, bandwidth_efficiency=0.5, flops_efficiency=0.1, reserved_bytes=0)
+"""500 bytes/s and 1000 FLOP/s; 1760 bytes for weights and KV."""
+TINY = ModelShape("tiny", 1, 1, 1, 2, 4, 10, 200)
+"""8 bytes per KV token, 400 bytes of weights of which 320 are read, 8 FLOPs per attended pair."""
+
+
+def test_kv_bytes_per_token():
+    assert QWEN_7B.kv_token_bytes == 57_344
+    assert LLAMA_8B.kv_token_bytes == 131_072
+    assert TINY.kv_token_bytes == 8
+
+
+def test_pool_of_an_h200():
+    assert QWEN_7B.pool_tokens(H200) == pytest.approx(1_955_000, rel=1e-3)
+    assert LLAMA_8B.pool_tokens(H200) == pytest.approx(849_000, rel=1e-3)
+    assert TINY.pool_tokens(SLOW) == 170
+
+
+def test_weights_that_a_step_reads_exclude_the_input_embedding():
+    assert QWEN_7B.read_bytes == pytest.approx(14.14e9, rel=1e-3)
+    assert LLAMA_8B.read_bytes == pytest.approx(15.01e9, rel=1e-3)
+    assert TINY.read_bytes == 320
+
+
+def test_predictor_of_the_paper():
+    assert QWEN_7B.predictor_bytes == pytest.approx(77.1e6, rel=1e-3)
+    assert TINY.predictor_bytes == 2 * (4 * 8 + 8 * 2 + 2)
+
+
+def test_a_decode_step_reads_weights_and_kv():
+    assert decode_seconds(SLOW, TINY, 1, 10) == pytest.approx((320 + 80) / 500)
+
+
+def test_a_decode_step_of_many_requests_is_bound_by_arithmetic():
+    assert decode_seconds(SLOW, TINY, 5, 10) == pytest.approx((5 * 320 + 8 * 10) / 1000)
+
+
+def test_the_predictor_is_read_and_computed():
+    assert decode_seconds(SLOW, TINY, 1, 10, predictor=True) == pytest.approx((320 + 100 + 80) / 500)
+    assert decode_seconds(SLOW, TINY, 5, 0, predictor=True) == pytest.approx(5 * 420 / 1000)
+
+
+def test_a_prefill_computes_its_tokens_and_one_head_per_request():
+    flops = 10 * (320 - 80) + 2 * 80 + 8 * 55
+    assert prefill_seconds(SLOW, TINY, 10, 55, batch=2) == pytest.approx(flops / 1000)
+
+
+def test_a_prefill_of_one_token_is_bound_by_the_weights():
+    assert prefill_seconds(SLOW, TINY, 1, 1) == pytest.approx((320 + 8) / 500)
+
+
+def test_causal_pairs():
+    assert causal_pairs(0, 4) == 1 + 2 + 3 + 4
+    assert causal_pairs(10, 2) == 11 + 12
+
+
+def test_a_compaction_round():
+    assert compaction_seconds(SLOW, 0) == 0
+    assert compaction_seconds(SLOW, 50) == COMPACTION_LAUNCH_SECONDS + 64 * 50 / 500
+
+
+def test_mean_lengths_of_a_generation():
+    assert mean_full_len(200, 16384) == 8392
+    assert mean_compacted_len(200, 16384, 5000, 3200) == pytest.approx(3661, abs=1)
+    assert mean_compacted_len(200, 32768, 5000, 2900) == pytest.approx(3752, abs=1)
+    assert mean_compacted_len(200, 1000, 5000, 3200) == mean_full_len(200, 1000)
+
+
+@pytest.mark.parametrize(
+    ("shape", "output_len", "retained", "batch", "expected"),
+    [
+        (QWEN_7B, 16384, 3200, 1, 1.01),
+        (QWEN_7B, 16384, 3200, 32, 1.41),
+        (QWEN_7B, 32768, 3200, 32, 2.09),
+        (LLAMA_8B, 16384, 2900, 32, 1.67),
+    ],
+)
+def test_speedup_at_equal_batch(shape, output_len, retained, batch, expected):
+    full = mean_full_len(200, output_len)
+    compacted = mean_compacted_len(200, output_len, 5000, retained)
+    assert speedup_at(H200, shape, batch, full, compacted) == pytest.approx(expected, abs=0.01)
+
+
+def test_break_even():
+    assert break_even_tokens(QWEN_7B) == pytest.approx(1344, abs=1)
+    saved = break_even_tokens(TINY)
+    assert decode_seconds(SLOW, TINY, 1, 10 + saved) == pytest.approx(
+        decode_seconds(SLOW, TINY, 1, 10, predictor=True)
+    )
