@@ -1,19 +1,28 @@
-"""The compaction round: once per scheduler iteration, all due requests together."""
+"""The compaction round: once per scheduler iteration, all chosen requests together."""
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import numpy as np
 import torch
-from sglang.srt.runtime_context import get_serving
+from sglang.srt.managers.schedule_batch import FINISH_LENGTH
+from sglang.srt.runtime_context import get_context, get_serving
 from sglang.srt.utils.hf_transformers_utils import get_tokenizer
 
-from sgl_dynts.compaction import apply_compaction, plan_compaction, to_device
+from sgl_dynts.capacity import AnswerReserve, Demand, choose_compactions, is_crowded, stagger_rate
+from sgl_dynts.compaction import CompactionPlan, apply_compaction, plan_compaction, to_device
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.thinking import ThinkingTracker, ThinkMarkers
 from sgl_dynts.window import Cut, RequestWindow
+from sgl_dynts.window_table import NEVER, WindowTable
+from sglang_dynts.capacity_state import CapacityState, Compaction
+from sglang_dynts.host_copies import HostCopies, bytes_per_token
 from sglang_dynts.markers import resolve_markers
+from sglang_dynts.names import BACKEND_NAME
 from sglang_dynts.radix_cache import DynTSRadixCache
 from sglang_dynts.request_options import config_of_request, server_config
+from sglang_dynts.resume import abort_lost
 from sglang_dynts.runtime import is_enabled, runtime_of
 
 logger = logging.getLogger(__name__)
@@ -34,8 +43,40 @@ def start(scheduler) -> None:
     tokenizer = scheduler.tokenizer or get_tokenizer(get_serving().tokenizer_path)
     markers = resolve_markers(tokenizer)
     config = server_config()
-    cache.govern(_window_maker(config, markers))
+    cache.govern(_window_maker(config, markers), _new_capacity(scheduler, config))
     logger.info(describe(config, markers))
+
+
+def _new_capacity(scheduler, config: DynTSConfig) -> CapacityState:
+    bag = get_context().config_bag(BACKEND_NAME)
+    allocator = scheduler.token_to_kv_pool_allocator
+    copies = HostCopies(int(bag.dynts_host_memory_gb * (1 << 30)))
+    _check_copies(allocator, copies, config)
+    runtime = runtime_of(scheduler.tp_worker.model_runner)
+    assert runtime is not None, "a server with DynTS has its device state"
+    answers = AnswerReserve(first_guess=config.period // 2)
+    return CapacityState(runtime, allocator.size, copies, answers, not bag.dynts_disable_elastic)
+
+
+def _check_copies(allocator, copies: HostCopies, config: DynTSConfig) -> None:
+    """Refuse a bound that holds no window, and a KV pool whose tokens cannot be copied.
+
+    Raises:
+        ValueError: naming the flag.
+    """
+    if not copies.max_bytes:
+        return
+    needed = config.budget * bytes_per_token(allocator)
+    if copies.max_bytes < needed:
+        raise ValueError(
+            f"--dynts-host-memory-gb {copies.max_bytes / (1 << 30):g} does not hold one window of "
+            f"{config.budget} tokens: give {needed / (1 << 30):.3g} or more, or 0 to keep no copies"
+        )
+    if allocator.get_kvcache().use_hnd:
+        raise ValueError(
+            "SGLANG_USE_HND_KVCACHE keeps K and V by head, which cannot be copied by token: unset it, "
+            "or give --dynts-host-memory-gb 0 to keep no copies of retracted requests"
+        )
 
 
 def describe(config: DynTSConfig, markers: ThinkMarkers) -> str:
@@ -49,33 +90,157 @@ def describe(config: DynTSConfig, markers: ThinkMarkers) -> str:
     )
 
 
-def compact_due_requests(scheduler, running_batch) -> None:
+@dataclass(frozen=True)
+class Chosen:
+    """A running request that is compacted in this round."""
+
+    index: int
+    cut: Cut
+    early: bool
+
+
+def compact_requests(scheduler, running_batch) -> None:
     """BEFORE Scheduler._should_defer_prefill: free tokens before admission and the decode check.
 
     At this point the last batch is merged and every forward's reads of the rows are fenced off; the
     newest column may still be in computation, which is why it always belongs to the local window.
     """
     cache = scheduler.tree_cache
-    if not isinstance(cache, DynTSRadixCache) or not running_batch.reqs:
+    if not isinstance(cache, DynTSRadixCache):
         return
-    due = _due_requests(cache, running_batch)
-    if due:
-        _compact(scheduler, running_batch, due)
+    cache.capacity.compacted_now = {}
+    if cache.capacity.lost:
+        abort_lost(scheduler)
+    if not running_batch.reqs:
+        return
+    Round(scheduler, cache, running_batch).run()
 
 
-def _due_requests(cache: DynTSRadixCache, batch) -> list[tuple[int, Cut]]:
-    """Find (index in the batch, cut) of every request that must be compacted now."""
-    due = []
-    for index, (req, window_len) in enumerate(
-        zip(batch.reqs, batch.seq_lens_cpu.tolist(), strict=False)  # beam members have no request
-    ):
-        window = cache.window_of(req)
-        if window is None or window_len < window.due_len or not _is_settled(req):
-            continue
-        cut = window.cut(window_len, req.output_ids)
-        if cut is not None and cut.num_dropped:
-            due.append((index, cut))
-    return due
+class Round:
+    """One look at all running requests: who is compacted now, due or early."""
+
+    def __init__(self, scheduler, cache: DynTSRadixCache, batch) -> None:
+        self.scheduler = scheduler
+        self.cache = cache
+        self.capacity = cache.capacity
+        self.table = cache.capacity.runtime.windows
+        self.batch = batch
+        num = len(batch.reqs)  # beam members have rows but are no requests
+        self.rows = batch.req_pool_indices_cpu.numpy()[:num]
+        self.lens = batch.seq_lens_cpu.numpy()[:num]
+        self.allocator = scheduler.token_to_kv_pool_allocator
+
+    def run(self) -> None:
+        """Compact what must be; most rounds end after one comparison."""
+        demand = self._demand()
+        is_tight = demand.step + demand.queue >= demand.free
+        near = np.flatnonzero(self.lens >= self.table.near[self.rows])
+        if len(near):
+            self._learn_new_rows(near)
+        if not is_tight and not self._is_pressing(near):
+            self._reopen_admission(demand.free)
+            return
+        chosen = self._choose(demand)
+        if chosen:
+            _compact(self.scheduler, self.batch, chosen)
+        freed = sum(one.cut.num_dropped for one in chosen)
+        self._reopen_admission(demand.free + freed)
+        self._finish_what_cannot_grow(demand.free + freed)
+
+    def _demand(self) -> Demand:
+        """What the next step takes, in slots; the prefix cache is only asked when it matters."""
+        step = len(self.batch.reqs)
+        chunked = self.scheduler.chunked_req
+        if chunked is not None:
+            step += len(chunked.full_untruncated_fill_ids) - chunked.extend_end
+        free = self.allocator.available_size()
+        if free < step + self.capacity.wanted:
+            free += self.cache.evictable_size()
+        return Demand(free, step, self.capacity.wanted)
+
+    def _is_pressing(self, near: np.ndarray) -> bool:
+        """Whether one of the requests near due is due, or they are too many to wait for it."""
+        if not len(near):
+            return False
+        remaining = self.table.due[self.rows[near]] - self.lens[near]
+        if not self.capacity.elastic:
+            return bool((remaining <= 0).any())
+        return is_crowded(remaining, self._rate())
+
+    def _rate(self) -> int:
+        """Compactions per iteration that spread the load; asked anew when requests come or go."""
+        num = len(self.rows)
+        if self.capacity.rate_for != num:
+            self.capacity.rate_for = num
+            self.capacity.rate = stagger_rate(self.table.period[self.rows])
+        return self.capacity.rate
+
+    def _learn_new_rows(self, near: np.ndarray) -> None:
+        for index in near[self.table.near[self.rows[near]] == 0]:
+            req = self.batch.reqs[index]
+            window = self.cache.window_of(req)
+            if window is None or req.beam_group is not None:
+                self.table.set_without_window(self.rows[index])
+            else:
+                _note(self.table, req, window)
+
+    def _choose(self, demand: Demand) -> list[Chosen]:
+        """Ask the policy, look closer at whom it names, and ask again while the step does not fit."""
+        rows = self.rows
+        give = self.lens - self.table.retained[rows]
+        remaining = self.table.due[rows] - self.lens
+        period = self.table.period[rows]
+        chosen: list[Chosen] = []
+        short = True
+        while short:
+            named = self._named(give, remaining, period, demand)
+            looks = [self._look_closer(int(i), int(remaining[i]), int(give[i])) for i in named]
+            found = [one for one in looks if one is not None]
+            chosen += found
+            give[named], remaining[named] = 0, NEVER
+            freed = sum(one.cut.num_dropped for one in found)
+            demand = Demand(demand.free + freed, demand.step)
+            short = demand.free < demand.step and len(named) > 0
+        return chosen
+
+    def _named(self, give, remaining, period, demand: Demand) -> np.ndarray:
+        if self.capacity.elastic:
+            return choose_compactions(give, remaining, period, demand)
+        return np.flatnonzero(remaining <= 0)
+
+    def _look_closer(self, index: int, remaining: int, give: int) -> Chosen | None:
+        """Return the compaction of one request, None where its newest tokens make it pointless."""
+        req = self.batch.reqs[index]
+        window = self.cache.window_of(req)
+        if window is None or not _is_settled(req):
+            return None
+        window_len = int(self.lens[index])
+        if remaining <= 0:
+            cut = window.cut(window_len, req.output_ids)
+        else:
+            cut = window.early_cut(window_len, req.output_ids, least=-(-give // 2))
+        _note(self.table, req, window)
+        return None if cut is None else Chosen(index, cut, early=window_len < window.due_len)
+
+    def _reopen_admission(self, free: int) -> None:
+        """Let a waiting request try again once what it lacked is free."""
+        if self.capacity.wanted and free >= len(self.batch.reqs) + self.capacity.wanted:
+            self.capacity.wanted = 0
+            self.batch.batch_is_full = False
+
+    def _finish_what_cannot_grow(self, free: int) -> None:
+        """End a request that alone fills the pool, by its length, as SGLang ends any at that size."""
+        if len(self.batch.reqs) > 1 or self.scheduler.chunked_req is not None or free > 1:
+            return
+        req = self.batch.reqs[0]
+        if self.table.due[self.rows[0]] != NEVER and req.to_finish is None:
+            req.to_finish = FINISH_LENGTH(length=len(req.output_ids) + 1)
+
+
+def _note(table: WindowTable, req, window: RequestWindow) -> None:
+    """Keep a request's line of the table up to date."""
+    max_seq_len = len(req.origin_input_ids) + req.sampling_params.max_new_tokens
+    table.set(req.kv.req_pool_idx, window, max_seq_len)
 
 
 def _is_settled(req) -> bool:
@@ -83,39 +248,48 @@ def _is_settled(req) -> bool:
     return not req.finished() and req.kv.holds_kv and req.decode_batch_idx >= 1 and req.beam_group is None
 
 
-def _compact(scheduler, batch, due: list[tuple[int, Cut]]) -> None:
+def _compact(scheduler, batch, chosen: list[Chosen]) -> None:
     cache = scheduler.tree_cache
-    runtime = runtime_of(scheduler.tp_worker.model_runner)
-    assert runtime is not None, "a server with DynTS has its device state"
-    rows = [batch.reqs[index].kv.req_pool_idx for index, _ in due]
-    plan = plan_compaction(rows, [cut for _, cut in due])
+    runtime = cache.capacity.runtime
+    rows = [batch.reqs[one.index].kv.req_pool_idx for one in chosen]
+    plan = plan_compaction(rows, [one.cut for one in chosen])
     table = scheduler.req_to_token_pool.req_to_token
+    before = _slots_of(table, plan)
     freed = apply_compaction(plan, table, runtime.scores, runtime.dropped)
     runtime.rows_with_drops.update(rows)
-    _shorten(batch, due)
-    for index, cut in due:
-        _record(cache, batch.reqs[index], cut)
+    _shorten(batch, chosen)
+    for one, slots in zip(chosen, before, strict=True):
+        _record(cache, batch.reqs[one.index], one, slots)
     scheduler.token_to_kv_pool_allocator.free(freed)
-    batch.batch_is_full = False
 
 
-def _record(cache: DynTSRadixCache, req, cut: Cut) -> None:
+def _slots_of(table: torch.Tensor, plan: CompactionPlan) -> torch.Tensor:
+    """[num_requests, width] the rows of a plan as they are before it."""
+    width = max(cut.window_len for cut in plan.cuts)
+    return table[:, :width].index_select(0, to_device(torch.tensor(plan.rows), table.device))
+
+
+def _record(cache: DynTSRadixCache, req, one: Chosen, slots: torch.Tensor) -> None:
+    cut = one.cut
     assert req.kv.cache_protected_len <= cut.first, f"{req.kv.cache_protected_len=} {cut.first=}"
     assert req.kv.kv_allocated_len == cut.window_len, f"{req.kv.kv_allocated_len=} {cut=}"
     req.kv.kv_allocated_len -= cut.num_dropped
     req.kv.kv_committed_len -= cut.num_dropped
     report = cache.report_of(req)
-    assert report.window is not None, "only governed requests are due"
+    assert report.window is not None, "only governed requests are compacted"
+    seq_len = report.window.seq_len(cut.window_len)
+    report.compacted(seq_len, cut.window_len, cut.num_dropped, one.early)
     report.window.record(cut)
-    report.compacted(cut.window_len, cut.num_dropped)
-    cache.totals.add(cut.num_dropped)
+    _note(cache.capacity.runtime.windows, req, report.window)
+    cache.totals.add(cut.num_dropped, one.early)
+    cache.capacity.compacted_now[req] = Compaction(cut, one.early, slots[: cut.window_len])
 
 
-def _shorten(batch, due: list[tuple[int, Cut]]) -> None:
+def _shorten(batch, chosen: list[Chosen]) -> None:
     """Shorten the batch's lengths in new tensors: a forward in flight still reads the old ones."""
     delta = torch.zeros_like(batch.seq_lens_cpu)
-    for index, cut in due:
-        delta[index] = cut.num_dropped
+    for one in chosen:
+        delta[one.index] = one.cut.num_dropped
     batch.seq_lens_cpu = batch.seq_lens_cpu - delta
     batch.seq_lens = batch.seq_lens - to_device(delta.to(batch.seq_lens.dtype), batch.seq_lens.device)
     batch.seq_lens_sum = None

@@ -8,9 +8,11 @@ from sglang_dynts.runtime import runtime_of
 def restore_positions(forward_batch, cls, batch, model_runner, **_kwargs):
     """AFTER ForwardBatch.init_new: add what each request has dropped to its tokens' positions."""
     runtime = runtime_of(model_runner)
-    if runtime is None or not runtime.rows_with_drops or forward_batch.positions is None:
+    if runtime is None or forward_batch.positions is None or forward_batch.forward_mode.is_idle():
         return
-    if forward_batch.forward_mode.is_idle():
+    if runtime.resumed and not forward_batch.forward_mode.is_decode():
+        runtime.resume_rows(batch.reqs)
+    if not runtime.rows_with_drops:
         return
     shift = runtime.dropped[forward_batch.req_pool_indices]
     if not forward_batch.forward_mode.is_decode():

@@ -53,6 +53,7 @@ class DynTSPoolStats(PoolStats):
         return [
             *super().get_decode_usage_msg_parts(),
             f"#compactions: {self.totals.num_compactions}",
+            f"#early: {self.totals.num_early}",
             f"#dropped-token: {self.totals.num_dropped}",
         ]
 

@@ -8,7 +8,8 @@ from sgl_dynts.config import DynTSConfig
 from sglang_dynts.names import BACKEND_NAME
 
 WINDOW_FIELDS = ("budget", "local_window", "keep_ratio")
-FIELDS = ("enabled", *WINDOW_FIELDS)
+SWITCHES = ("enabled", "return_compactions")
+FIELDS = (*SWITCHES, *WINDOW_FIELDS)
 
 
 def verify_request(_result, sampling_params, *_args, **_kwargs) -> None:
@@ -43,6 +44,12 @@ def config_of_request(sampling_params, default: DynTSConfig) -> DynTSConfig | No
     return default if options is None else request_config(options, default, default.min_selection)
 
 
+def wants_compactions(sampling_params) -> bool:
+    """Whether a verified request asked where it was compacted."""
+    options = _options_of(sampling_params)
+    return options is not None and options.get("return_compactions", False)
+
+
 def request_config(options: Any, default: DynTSConfig, min_selection: int | None) -> DynTSConfig | None:
     """Read one request's options.
 
@@ -62,12 +69,12 @@ def request_config(options: Any, default: DynTSConfig, min_selection: int | None
     for name in options:
         if name not in FIELDS:
             raise ValueError(f"custom_params.dynts.{name} is not known; it takes {_known()}")
-    enabled = options.get("enabled", True)
-    if not isinstance(enabled, bool):
-        raise ValueError(f"custom_params.dynts.enabled={enabled!r} must be true or false")
+    for name in SWITCHES:
+        if not isinstance(options.get(name, True), bool):
+            raise ValueError(f"custom_params.dynts.{name}={options[name]!r} must be true or false")
     given = {name: options[name] for name in WINDOW_FIELDS if name in options}
     config = _checked(default, given, min_selection) if given else default
-    return config if enabled else None
+    return config if options.get("enabled", True) else None
 
 
 def _checked(default: DynTSConfig, given: dict[str, Any], min_selection: int | None) -> DynTSConfig:

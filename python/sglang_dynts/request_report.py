@@ -1,6 +1,6 @@
 """The numbers one request reports: ``meta_info.dynts``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sgl_dynts.window import RequestWindow
 
@@ -14,39 +14,64 @@ class RequestReport:
 
     window: RequestWindow | None
     question_len: int
+    detailed: bool = False
+    """Whether the request asked to be told where it was compacted."""
     num_compactions: int = 0
+    num_early: int = 0
     num_dropped: int = 0
+    num_resumptions: int = 0
+    compacted_at: list[int] = field(default_factory=list)
+    """Tokens the request had seen at each compaction, the one in computation included."""
     end_len: int = 0
     peak_len: int = 0
 
-    def compacted(self, window_len: int, num_dropped: int) -> None:
+    def compacted(self, seq_len: int, window_len: int, num_dropped: int, early: bool) -> None:
         """Count a compaction of a window of this length."""
         self.num_compactions += 1
+        self.num_early += early
+        self.compacted_at.append(seq_len)
         self.num_dropped += num_dropped
         self.peak_len = max(self.peak_len, window_len)
+
+    def undo(self, num_dropped: int, early: bool) -> None:
+        """Forget the last compaction."""
+        assert self.window is not None, "only governed requests are compacted"
+        self.window.undo()
+        self.num_compactions -= 1
+        self.num_early -= early
+        self.num_dropped -= num_dropped
+        self.compacted_at.pop()
 
     def close(self, window_len: int) -> None:
         """Take note of the length at which the row was given back."""
         self.end_len = window_len
         self.peak_len = max(self.peak_len, window_len)
+
+    def restart(self) -> None:
+        """Take note that the request's KV is gone and nothing of it is kept."""
+        self.compacted_at.clear()
         if self.window is not None:
             self.window.restart()
 
-    def as_dict(self, window_len: int) -> dict[str, int | float | bool]:
+    def as_dict(self, window_len: int) -> dict[str, int | float | bool | list[int]]:
         """Return the public numbers; ``window_len`` is the length held now, 0 once released."""
         now = window_len or self.end_len
-        numbers: dict[str, int | float | bool] = {
+        numbers: dict[str, int | float | bool | list[int]] = {
             "enabled": self.window is not None,
             "question_len": self.question_len,
             "compactions": self.num_compactions,
+            "early_compactions": self.num_early,
+            "resumptions": self.num_resumptions,
             "dropped_tokens": self.num_dropped,
             "window_len": now,
             "peak_window_len": max(self.peak_len, now),
         }
+        if self.detailed:
+            numbers["compacted_at"] = list(self.compacted_at)
         if self.window is not None:
             config = self.window.config
             numbers |= {
-                "budget": config.budget_for(self.question_len),
+                "budget": self.window.budget,
                 "local_window": config.local_window,
                 "keep_ratio": config.keep_ratio,
             }
@@ -58,9 +83,11 @@ class Totals:
     """What one scheduler has compacted since it started."""
 
     num_compactions: int = 0
+    num_early: int = 0
     num_dropped: int = 0
 
-    def add(self, num_dropped: int) -> None:
+    def add(self, num_dropped: int, early: bool) -> None:
         """Count one compaction."""
         self.num_compactions += 1
+        self.num_early += early
         self.num_dropped += num_dropped

@@ -8,6 +8,7 @@ from sglang.srt.runtime_context import get_context
 from sgl_dynts.compaction import to_device
 from sgl_dynts.predictor import ImportancePredictor
 from sgl_dynts.score_pool import ScorePool
+from sgl_dynts.window_table import WindowTable
 from sglang_dynts.names import BACKEND_NAME
 
 _RUNTIMES: "WeakKeyDictionary[object, DynTSRuntime]" = WeakKeyDictionary()
@@ -17,21 +18,35 @@ class DynTSRuntime:
     """Device state that a forward and a compaction share.
 
     ``dropped`` is [rows] int64, tokens dropped by the request of each request-to-token row, 0 for the
-    padding row. ``rows_with_drops`` names on the host the rows where it may be other than 0.
+    padding row. ``rows_with_drops`` names on the host the rows where it may be other than 0, and
+    ``windows`` holds on the host the lengths of the same rows. ``resumed`` maps requests whose KV came
+    back from a host copy to what they had dropped, until their first forward.
     """
 
     def __init__(self, num_slots: int, num_rows: int, device: torch.device | str) -> None:
         self.scores = ScorePool(num_slots, device)
         self.dropped = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self.rows_with_drops: set[int] = set()
+        self.windows = WindowTable(num_rows)
+        self.resumed: dict[object, int] = {}
 
     def reset_rows(self, rows: list[int]) -> None:
-        """Forget what earlier owners of newly allocated rows dropped."""
+        """Forget the earlier owners of newly allocated rows."""
+        self.windows.forget(rows)
         stale = self.rows_with_drops.intersection(rows)
         if stale:
             indices = torch.tensor(sorted(stale), dtype=torch.int64)
             self.dropped.index_fill_(0, to_device(indices, self.dropped.device), 0)
             self.rows_with_drops -= stale
+
+    def resume_rows(self, reqs: list) -> None:
+        """Restore what resumed requests had dropped, now that they have rows."""
+        back = [(req.kv.req_pool_idx, self.resumed.pop(req)) for req in reqs if req in self.resumed]
+        rows, dropped = to_device(
+            torch.tensor(back, dtype=torch.int64).view(-1, 2).T, self.dropped.device
+        )
+        self.dropped.index_copy_(0, rows, dropped)
+        self.rows_with_drops.update(row for row, _ in back)
 
 
 def is_enabled() -> bool:

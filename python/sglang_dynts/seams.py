@@ -36,6 +36,9 @@ FORWARD_BATCH = "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_
 INIT_OUTPUT_STREAMER = f"{SCHEDULER_MODULE}.Scheduler.init_output_streamer"
 OUTPUT_STREAMER_CLASS = f"{SCHEDULER_MODULE}.Scheduler.get_output_streamer_class"
 BEFORE_ADMISSION = f"{SCHEDULER_MODULE}.Scheduler._should_defer_prefill"
+PREFILL_ADDER_CLASS = f"{SCHEDULER_MODULE}.Scheduler.get_prefill_adder_class"
+MAX_NEW_TOKENS = f"{SCHEDULER_MODULE}.Scheduler.init_req_max_new_tokens"
+RELEASE_REQ = f"{MANAGERS}.schedule_batch.release_req"
 POOL_STATS_OBSERVER = f"{MANAGERS}.scheduler_components.pool_stats_observer.SchedulerPoolStatsObserver"
 POOL_STATS = f"{POOL_STATS_OBSERVER}.get_pool_stats"
 
@@ -55,8 +58,7 @@ def register() -> None:
 
     if BACKEND_NAME not in ATTENTION_BACKEND_CHOICES:
         add_attention_backend_choices([BACKEND_NAME])
-    for seam in _argument_seams():
-        HookRegistry.register(seam.target, seam.hook, seam.kind)
+    _register_all(_argument_seams())
     if "sglang.srt.entrypoints.engine" in sys.modules:
         sys.modules[
             "sglang.srt.entrypoints.engine"
@@ -136,7 +138,15 @@ def _tokenizer_seams() -> list[Seam]:
 
 
 def _scheduler_seams() -> list[Seam]:
-    from sglang_dynts import compaction_step, positions, predictor_runner, reporting, runtime
+    from sglang_dynts import (
+        admission,
+        compaction_step,
+        positions,
+        predictor_runner,
+        reporting,
+        resume,
+        runtime,
+    )
 
     return [
         Seam(LOAD_MODEL, predictor_runner.install_predictor, HookType.AFTER),
@@ -144,7 +154,10 @@ def _scheduler_seams() -> list[Seam]:
         Seam(FORWARD_BATCH, positions.restore_positions, HookType.AFTER),
         Seam(INIT_OUTPUT_STREAMER, compaction_step.start, HookType.BEFORE),
         Seam(OUTPUT_STREAMER_CLASS, reporting.choose_streamer, HookType.AFTER),
-        Seam(BEFORE_ADMISSION, compaction_step.compact_due_requests, HookType.BEFORE),
+        Seam(BEFORE_ADMISSION, compaction_step.compact_requests, HookType.BEFORE),
+        Seam(PREFILL_ADDER_CLASS, admission.choose_adder, HookType.AFTER),
+        Seam(MAX_NEW_TOKENS, resume.allow_beyond_pool, HookType.AROUND),
+        Seam(RELEASE_REQ, resume.copy_before_release, HookType.AROUND),
         Seam(POOL_STATS, reporting.add_totals, HookType.AFTER),
     ]
 

@@ -1,8 +1,10 @@
 """Our flags, what ``--attention-backend dynts`` implies, and the windows that are resolved from them."""
 
+from math import inf
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 from sglang.srt.arg_groups.arg_utils import NS, Arg
 from sglang.srt.arg_groups.overrides import (
     declare_resolution,
@@ -82,6 +84,23 @@ class DynTSServerArgs(ServerArgs, dict=True):  # pyright: ignore  a msgspec.Stru
         ),
         _NAMESPACE,
     ] = None
+    dynts_disable_elastic: Annotated[
+        bool,
+        Arg(
+            help="Compact a request only when its budget is reached, never earlier to spread the work, "
+            "to avoid a retraction or to admit a waiting request. Admission then reserves the budget."
+        ),
+        _NAMESPACE,
+    ] = False
+    dynts_host_memory_gb: Annotated[
+        float,
+        Arg(
+            help="Most host memory, in GiB per rank, for the windows of retracted requests, which go on "
+            "from there with the same tokens. 0 keeps none: they are computed again, and no request "
+            "may get longer than the KV pool."
+        ),
+        _NAMESPACE,
+    ] = 16.0
     dynts_think_start: Annotated[
         str | None,
         Arg(
@@ -140,6 +159,7 @@ def resolve_dynts(server_args, previous) -> None:
 
     check_launcher_seams()
     refuse_unsupported(cfg, model_config_of(server_args))
+    _check_host_memory(cfg.dynts_host_memory_gb)
     header = _find_header(cfg, model_config_of(server_args).hidden_size)
     config = resolve_windows(cfg, header)
     declare_resolution(
@@ -169,6 +189,11 @@ def resolve_windows(cfg, header: PredictorHeader) -> DynTSConfig:
         raise ValueError(_name_flag(str(error))) from error
 
 
+def _check_host_memory(gigabytes: float) -> None:
+    if not 0 <= gigabytes < inf:
+        raise ValueError(f"--dynts-host-memory-gb {gigabytes} must be a number of GiB, 0 or more")
+
+
 def _find_header(cfg, hidden_size: int) -> PredictorHeader:
     named = Path(cfg.dynts_predictor) if cfg.dynts_predictor else None
     source = find_predictor(local_model_folder(cfg.model_path, cfg.revision), named)
@@ -188,8 +213,9 @@ def _name_flag(message: str) -> str:
 
 def _refuse_idle_flags(cfg) -> None:
     """A DynTS flag on a server without DynTS asks for something that would not happen."""
-    names = [name for name in DynTSServerArgs.__annotations__ if name.startswith("dynts_")]
-    given = [name for name in names if getattr(cfg, name) is not None]
+    fields = msgspec.structs.fields(DynTSServerArgs)  # pyright: ignore  a Struct once imported
+    ours = {field.name: field.default for field in fields if field.name.startswith("dynts_")}
+    given = [name for name, default in ours.items() if getattr(cfg, name) != default]
     if given:
         flags = ", ".join("--" + name.replace("_", "-") for name in given)
         raise ValueError(

@@ -16,14 +16,18 @@ from sglang_dynts.request_report import RequestReport, Totals
 
 
 def test_a_report_keeps_the_numbers_of_earlier_lives():
-    report = RequestReport(window=None, question_len=4)
-    report.compacted(window_len=20, num_dropped=7)
+    report = RequestReport(window=None, question_len=4, detailed=True)
+    report.compacted(seq_len=20, window_len=20, num_dropped=7, early=False)
     report.close(window_len=13)
-    report.compacted(window_len=34, num_dropped=21)
+    report.restart()
+    report.compacted(seq_len=34, window_len=34, num_dropped=21, early=True)
     assert report.as_dict(13) == {
         "enabled": False,
         "question_len": 4,
         "compactions": 2,
+        "early_compactions": 1,
+        "resumptions": 0,
+        "compacted_at": [34],
         "dropped_tokens": 28,
         "window_len": 13,
         "peak_window_len": 34,
@@ -60,14 +64,14 @@ def test_only_a_server_with_dynts_gets_our_streamer(serve):
 def test_the_decode_log_line_counts_compactions_and_dropped_tokens():
     cache = DynTSRadixCache.__new__(DynTSRadixCache)
     cache.totals = Totals()
-    cache.totals.add(7)
-    cache.totals.add(5)
+    cache.totals.add(7, early=False)
+    cache.totals.add(5, early=True)
     plain = stats()
     ours = add_totals(plain, SimpleNamespace(tree_cache=cache))
     assert ours is not None
     parts = ours.get_decode_usage_msg_parts()
-    assert parts[:-2] == plain.get_decode_usage_msg_parts()
-    assert parts[-2:] == ["#compactions: 2", "#dropped-token: 12"]
+    assert parts[:-3] == plain.get_decode_usage_msg_parts()
+    assert parts[-3:] == ["#compactions: 2", "#early: 1", "#dropped-token: 12"]
 
 
 def test_another_caches_statistics_are_left_alone():

@@ -24,6 +24,8 @@ FLAGS = (
     "--dynts-min-selection",
     "--dynts-think-start",
     "--dynts-think-end",
+    "--dynts-disable-elastic",
+    "--dynts-host-memory-gb",
 )
 
 
@@ -114,6 +116,16 @@ def refuses(message: str):
             "nan",
             "--dynts-keep-ratio nan must lie between 0 and 1, both excluded",
         ),
+        (
+            "--dynts-host-memory-gb",
+            "-1",
+            "--dynts-host-memory-gb -1.0 must be a number of GiB, 0 or more",
+        ),
+        (
+            "--dynts-host-memory-gb",
+            "nan",
+            "--dynts-host-memory-gb nan must be a number of GiB, 0 or more",
+        ),
         ("--dynts-min-selection", "-1", "--dynts-min-selection -1 must lie between 0 and 2147483648"),
         (
             "--dynts-min-selection",
@@ -163,14 +175,17 @@ def test_a_value_that_is_no_number_is_refused_by_the_parser(resolve, capsys, fla
         ("--dynts-min-selection", "0"),
         ("--dynts-think-start", "<think>"),
         ("--dynts-think-end", "</think>"),
+        ("--dynts-host-memory-gb", "4"),
+        ("--dynts-disable-elastic", None),
     ],
 )
 def test_our_flags_without_dynts_ask_for_something_that_would_not_happen(resolve, flag, value):
+    words = [flag] if value is None else [flag, value]
     with refuses(
         f"{flag} given, but DynTS is off; add --attention-backend dynts or --enable-dynts, or drop "
         "the flag"
     ):
-        resolve("--attention-backend", "torch_native", flag, value)
+        resolve("--attention-backend", "torch_native", *words)
 
 
 def test_a_predictor_for_another_width_is_refused(resolve, tmp_path):

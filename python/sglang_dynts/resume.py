@@ -1,0 +1,75 @@
+"""Requests longer than the pool: how long one may get, and what a retraction leaves of it."""
+
+from http import HTTPStatus
+
+from sglang.srt.managers.schedule_batch import FINISH_ABORT
+from sglang.srt.managers.scheduler import _make_abort_req
+
+from sgl_dynts.capacity import room_beyond_retained
+from sgl_dynts.window import RequestWindow
+from sglang_dynts.radix_cache import DynTSRadixCache
+
+UNLIMITED = 1 << 30
+
+
+def copy_before_release(original, *, req, tree_cache, offload_kv: bool = True, **kwargs) -> bool:
+    """AROUND schedule_batch.release_req: keep a host copy of a compacted window that loses its row.
+
+    A pause that asks for recomputation (``offload_kv`` False) gets it from whatever fits the pool.
+    """
+    if isinstance(tree_cache, DynTSRadixCache) and req.to_finish is None:
+        seq_len = len(req.origin_input_ids) + len(req.output_ids)
+        fits = tree_cache.capacity.fits_pool(seq_len)
+        copied = (offload_kv or not fits) and tree_cache.copy_to_host(req)
+        if not copied and not fits:
+            tree_cache.capacity.lost.append(req)
+    return original(req=req, tree_cache=tree_cache, offload_kv=offload_kv, **kwargs)
+
+
+def abort_lost(scheduler) -> None:
+    """End retracted requests that can be neither resumed nor computed again, with their reason."""
+    lost = scheduler.tree_cache.capacity.lost
+    waiting = [req for req in scheduler.waiting_queue if req in lost]
+    scheduler.waiting_queue = [req for req in scheduler.waiting_queue if req not in lost]
+    lost.clear()
+    reason = FINISH_ABORT(
+        "Retracted while longer than the KV pool, and its copy does not fit --dynts-host-memory-gb. "
+        "Retry later, or start the server with more.",
+        status_code=HTTPStatus.SERVICE_UNAVAILABLE,
+    )
+    for req in waiting:
+        scheduler.send_abort_output(_make_abort_req(req, finished_reason=reason.to_json()), req)
+
+
+def allow_beyond_pool(original, scheduler, req) -> None:
+    """AROUND Scheduler.init_req_max_new_tokens: a window that fits the pool may outlive its size.
+
+    SGLang clips what a request may generate to the pool, so that a retracted one can be computed again.
+    A governed request is resumed from a copy of its window instead.
+    """
+    asked = req.sampling_params.max_new_tokens
+    asked_least = req.sampling_params.min_new_tokens
+    original(scheduler, req)
+    cache = scheduler.tree_cache
+    if not isinstance(cache, DynTSRadixCache) or req.to_finish is not None:
+        return
+    window = cache.window_of(req)
+    if window is None or not _is_bounded(cache, req, window):
+        return
+    allowed = min(asked if asked is not None else UNLIMITED, _longest_output(scheduler, req))
+    req.sampling_params.max_new_tokens = max(req.sampling_params.max_new_tokens, allowed)
+    req.sampling_params.min_new_tokens = min(asked_least, req.sampling_params.max_new_tokens)
+
+
+def _is_bounded(cache: DynTSRadixCache, req, window: RequestWindow) -> bool:
+    """Whether the pool holds the request's window whatever its length, and a copy can be kept."""
+    period = window.config.period
+    most = window.retained_len + room_beyond_retained(period, 0, cache.capacity.elastic)
+    return int(most) < cache.capacity.pool_len and cache.may_be_copied(req)
+
+
+def _longest_output(scheduler, req) -> int:
+    """Most tokens that the model's context and SGLang's own limit leave to a request."""
+    room = scheduler.model_config.context_len - len(req.origin_input_ids) - 2
+    limit = scheduler.max_new_tokens_limit
+    return min(room, limit) if limit is not None and limit > 0 else room

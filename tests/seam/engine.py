@@ -1,0 +1,172 @@
+"""SGLang's books without a server: its real pools, requests and radix tree, driven a token at a time."""
+
+from array import array
+from types import SimpleNamespace
+
+import torch
+from sglang.srt.managers import schedule_batch
+from sglang.srt.managers.schedule_batch import FINISH_LENGTH, Req
+from sglang.srt.mem_cache.allocator.token import TokenToKVPoolAllocator
+from sglang.srt.mem_cache.cache_init_params import CacheInitParams
+from sglang.srt.mem_cache.common import checkpoint_kv_cache, release_kv_cache
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
+from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
+from sglang.srt.sampling.sampling_params import SamplingParams
+
+from sgl_dynts.capacity import AnswerReserve
+from sgl_dynts.config import DynTSConfig
+from sgl_dynts.thinking import ThinkMarkers
+from sglang_dynts.capacity_state import CapacityState
+from sglang_dynts.compaction_step import _window_maker, compact_requests
+from sglang_dynts.host_copies import HostCopies
+from sglang_dynts.radix_cache import DynTSRadixCache
+from sglang_dynts.runtime import _RUNTIMES, DynTSRuntime
+
+CONFIG = DynTSConfig(budget=20, local_window=6, keep_ratio=0.5)  # k 7, T 13, period 7
+MARKERS = ThinkMarkers((1,), (2,))
+NUM_SLOTS, NUM_ROWS, MAX_LEN = 200, 4, 100
+PROMPT = [50, 51, 52, 53]
+OFF = {"dynts": {"enabled": False}}
+
+
+class Runner:
+    """What the runtime's table of model runners is keyed by."""
+
+
+class Engine:
+    """A scheduler's books for one request at a time: prefill, decode, compact, release."""
+
+    def __init__(self, cache_class=DynTSRadixCache, disable: bool = False) -> None:
+        self.rows = ReqToTokenPool(NUM_ROWS, MAX_LEN, "cpu", enable_memory_saver=False)
+        self.kv = MHATokenToKVPool(
+            NUM_SLOTS,
+            1,
+            torch.float32,
+            head_num=1,
+            head_dim=2,
+            layer_num=2,
+            device="cpu",
+            enable_memory_saver=False,
+        )
+        self.slots = TokenToKVPoolAllocator(NUM_SLOTS, torch.float32, "cpu", self.kv, need_sort=False)
+        self.cache = cache_class(
+            CacheInitParams(
+                disable=disable,
+                req_to_token_pool=self.rows,
+                token_to_kv_pool_allocator=self.slots,
+                page_size=1,
+                tree_components=(ComponentType.FULL,),
+            )
+        )
+        runner = Runner()
+        self.runtime = DynTSRuntime(NUM_SLOTS + 1, NUM_ROWS + 1, "cpu")
+        self.rows.register_on_alloc_rows(self.runtime.reset_rows)
+        _RUNTIMES[runner] = self.runtime
+        self.capacity = CapacityState(
+            self.runtime, NUM_SLOTS, HostCopies(1 << 20), AnswerReserve(CONFIG.period // 2)
+        )
+        self.cache.govern(_window_maker(CONFIG, MARKERS), self.capacity)
+        self.scheduler = SimpleNamespace(
+            tree_cache=self.cache,
+            tp_worker=SimpleNamespace(model_runner=runner),
+            req_to_token_pool=self.rows,
+            token_to_kv_pool_allocator=self.slots,
+            chunked_req=None,
+            waiting_queue=[],
+        )
+
+    def prefill(self, tokens: list[int], custom: dict | None = None) -> Req:
+        return self.admit(request(tokens, custom))
+
+    def admit(self, req: Req) -> Req:
+        req.init_next_round_input(self.cache)
+        req.lock = self.cache.lock(req.last_node)
+        total = len(req.full_untruncated_fill_ids)
+        matched = self.cache.prefix_device_indices(req)
+        self.rows.alloc([req])
+        row = self.rows.req_to_token[req.kv.req_pool_idx]
+        row[: req.prefix_len] = matched
+        row[req.prefix_len : total] = self.alloc(total - req.prefix_len)
+        req.kv.kv_allocated_len = req.kv.kv_committed_len = req.extend_end = total
+        self.runtime.resume_rows([req])
+        checkpoint_kv_cache(req, self.cache)
+        return req
+
+    def alloc(self, count: int) -> torch.Tensor:
+        slots = self.slots.alloc(count)
+        assert slots is not None
+        return slots
+
+    def decode(self, req: Req, tokens: list[int]) -> None:
+        for token in tokens:
+            end = req.kv.kv_allocated_len
+            self.rows.req_to_token[req.kv.req_pool_idx, end] = self.alloc(1)
+            req.kv.kv_allocated_len = req.kv.kv_committed_len = end + 1
+            req.output_ids.append(token)
+            req.decode_batch_idx += 1
+            self.compact(req)
+
+    def compact(self, *reqs: Req) -> SimpleNamespace:
+        """One round over these running requests; the batch as it left it."""
+        batch = batch_of(*reqs)
+        compact_requests(self.scheduler, batch)
+        lens = [req.kv.kv_allocated_len for req in reqs]
+        assert batch.seq_lens.tolist() == batch.seq_lens_cpu.tolist() == lens
+        return batch
+
+    def finish(self, req: Req) -> None:
+        req.finished_reason = FINISH_LENGTH(length=len(req.output_ids))
+        req.finished_len = len(req.output_ids)
+        release_kv_cache(req, self.cache, checkpoint=True)
+
+    def retract(self, req: Req, offload_kv: bool = True) -> None:
+        """Take a request's KV as SGLang does, our hook included."""
+        schedule_batch.release_req(
+            req=req,
+            remaing_req_count=0,
+            req_to_token_pool=self.rows,
+            token_to_kv_pool_allocator=self.slots,
+            tree_cache=self.cache,
+            hisparse_coordinator=None,
+            offload_kv=offload_kv,
+        )
+
+    def num_shared(self, tokens: list[int]) -> int:
+        """How many tokens of a follow-up prompt come from the tree."""
+        follow_up = self.prefill([*tokens, 99])
+        shared = follow_up.num_matched_prefix_tokens
+        follow_up.finished_reason = FINISH_LENGTH(length=0)
+        follow_up.finished_len = 0
+        release_kv_cache(follow_up, self.cache, checkpoint=False)
+        return shared
+
+    def check_conservation(self, *running: Req) -> None:
+        held = sum(r.kv.kv_allocated_len - r.kv.cache_protected_len for r in running)
+        in_tree = self.cache.evictable_size() + self.cache.protected_size()
+        assert self.slots.available_size() + in_tree + held == NUM_SLOTS
+        free = self.slots.free_pages.tolist() + self.slots.release_pages.tolist()
+        assert len(set(free)) == len(free)
+
+
+def request(tokens: list[int], custom: dict | None = None, length: int = 128) -> Req:
+    """A request that nothing was computed of yet."""
+    params = SamplingParams(custom_params=custom, max_new_tokens=length)
+    return Req(f"r{id(tokens)}", "", array("q", tokens), params)
+
+
+def batch_of(*reqs: Req) -> SimpleNamespace:
+    """What a round reads of a running batch."""
+    seq_lens = torch.tensor([req.kv.kv_allocated_len for req in reqs])
+    return SimpleNamespace(
+        reqs=list(reqs),
+        req_pool_indices_cpu=torch.tensor([req.kv.req_pool_idx for req in reqs]),
+        seq_lens_cpu=seq_lens,
+        seq_lens=seq_lens.clone(),
+        seq_lens_sum=int(seq_lens.sum()),
+        batch_is_full=True,
+    )
+
+
+def thoughts(first: int, count: int) -> list[int]:
+    """Thinking tokens."""
+    return list(range(first, first + count))
