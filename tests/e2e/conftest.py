@@ -1,11 +1,10 @@
-import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.hf_reference import Reference
+from tests.e2e.hf_reference import Expected, Reference, Windows
 from tests.e2e.models import CONFIGS, FIRST_WORD, VOCAB_SIZE, build_model
 from tests.e2e.server import Server
 
@@ -50,11 +49,17 @@ def start(tmp_path_factory) -> Iterator[Callable[..., Server]]:
         server.stop()
 
 
+def assert_equal(
+    reply: dict, reference: Reference, case: dict, windows: Windows | None, late: int = 0
+) -> Expected:
+    """The reply holds the tokens that Hugging Face gives when it compacts where the server did."""
+    at = reply["meta_info"]["dynts"]["compacted_at"]
+    expected = reference.generate(case["prompt"], case["length"], windows, compacted_at=at, late=late)
+    assert reply["output_ids"] == expected.tokens
+    return expected
+
+
 def prompt(length: int, seed: int) -> list[int]:
     """A random question of this many tokens without think markers."""
     draw = random.Random(seed)
     return [1] + [draw.randrange(FIRST_WORD, VOCAB_SIZE) for _ in range(length - 1)]
-
-
-def parsed(line: str) -> dict:
-    return json.loads(line.removeprefix("data: "))

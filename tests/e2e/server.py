@@ -42,6 +42,7 @@ class Server:
     ) -> None:
         self.port = free_port()
         self.log = log
+        self.has_dynts = "dynts" in flags
         words = [*command, "--model-path", str(model)]
         words += ["--host", "127.0.0.1", "--port", str(self.port), "--dtype", "float32"]
         words += ["--mem-fraction-static", "0.1", "--skip-server-warmup", *flags]
@@ -69,6 +70,12 @@ class Server:
                 return self
         self.stop()
         raise RefusedError(self.log.read_text()[-20000:])
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.stop()
 
     def stop(self) -> None:
         """End the server by its pid, then whatever is left of its process group."""
@@ -102,10 +109,11 @@ class Server:
         raise AssertionError(f"accepted: {reply}")
 
     def generate(self, prompt: list[int], length: int, dynts: dict | None = None, **extra) -> dict:
+        """Greedy tokens of this length; a server with DynTS also tells where it compacted."""
         params = {"max_new_tokens": length, "temperature": 0, "ignore_eos": True}
         params |= extra.pop("sampling_params", {})
-        if dynts is not None:
-            params["custom_params"] = {"dynts": dynts}
+        if dynts is not None or self.has_dynts:
+            params["custom_params"] = {"dynts": {"return_compactions": True} | (dynts or {})}
         return self.request("/generate", {"input_ids": prompt, "sampling_params": params, **extra})
 
     def generate_all(self, jobs: list[dict]) -> list[dict]:
