@@ -1,0 +1,120 @@
+"""Charts of the results, as PNG files."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.ticker import FuncFormatter
+
+COLORS = {"stock": "#8a8d91", "dynts": "#d1495b"}
+NAMES = {"stock": "stock SGLang", "dynts": "DynTS"}
+PANELS = (
+    ("running", "running requests"),
+    ("held_tokens", "KV tokens held"),
+    ("queue_len", "waiting requests"),
+)
+SWEEPS = (
+    ("running", "running requests"),
+    ("budget", "budget, KV tokens"),
+    ("queue_len", "waiting requests"),
+)
+
+
+def draw_capacity(
+    path: Path, result: dict[str, Any], stock: dict[str, Any], dynts: dict[str, Any]
+) -> None:
+    """Draw running requests, held KV tokens and the queue over virtual time, both sides.
+
+    Args:
+        path: of the PNG.
+        result: the cell's object, for the title.
+        stock: the stock side's measures.
+        dynts: the DynTS side's measures.
+    """
+    figure, axes = plt.subplots(3, 1, figsize=(9, 8), sharex=True, layout="constrained")
+    for axis, (name, title) in zip(axes, PANELS, strict=True):
+        for side, measures in (("stock", stock), ("dynts", dynts)):
+            series = measures["series"]
+            label = f"{NAMES[side]}: {measures['tokens_per_s']:,.0f} tokens/s"
+            minutes = [second / 60 for second in series["seconds"]]
+            axis.plot(minutes, series[name], color=COLORS[side], linewidth=1.2, label=label)
+        tidy(axis, title)
+    axes[1].axhline(result["pool_tokens"], color="black", linewidth=0.8, linestyle=":")
+    axes[1].text(0, result["pool_tokens"], " the pool", va="bottom", fontsize=9)
+    axes[1].set_ylim(top=1.12 * result["pool_tokens"])
+    axes[0].legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2)
+    axes[2].set_xlabel("virtual minutes")
+    figure.suptitle(
+        f"{result['shape']} shape on one H200 (simulated), {result['output_len']:,} output tokens, "
+        f"load {load_text(result['load'])}",
+        fontsize=12,
+    )
+    save(figure, path)
+
+
+def load_text(load: str) -> str:
+    """Return a load in words."""
+    return load if load == "unlimited" else f"{load} requests/s"
+
+
+def tidy(axis, title: str, form: str = "{:,.0f}") -> None:
+    """Give a panel its title, a zero line and no frame."""
+    axis.set_ylabel(title)
+    axis.set_ylim(bottom=0)
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: form.format(value)))
+    axis.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def save(figure, path: Path) -> None:
+    """Write a figure and forget it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def draw_iteration_cost(path: Path, results: list[dict[str, Any]]) -> None:
+    """Draw mean milliseconds per iteration, both sides, along each number that was swept.
+
+    Args:
+        path: of the PNG.
+        results: objects of one run.
+    """
+    sweeps = [(name, title, sweep_of(results, name)) for name, title in SWEEPS]
+    sweeps = [sweep for sweep in sweeps if len(sweep[2]) > 1] or sweeps[:1]
+    size = (1.5 + 3.5 * len(sweeps), 3.8)
+    figure, axes = plt.subplots(1, len(sweeps), figsize=size, layout="constrained", squeeze=False)
+    for axis, (name, title, swept) in zip(axes[0], sweeps, strict=True):
+        draw_bars(axis, name, swept)
+        axis.set_xlabel(title)
+    axes[0][0].legend(frameon=False)
+    figure.suptitle("Host time per scheduler iteration, the forward left out", fontsize=12)
+    save(figure, path)
+
+
+def draw_bars(axis, name: str, swept: list[dict[str, Any]]) -> None:
+    """Draw one sweep: two bars and their ratio for each value."""
+    places = range(len(swept))
+    for offset, side in ((-0.2, "stock"), (0.2, "dynts")):
+        heights = [result[f"{side}_mean_ms"] for result in swept]
+        bars = [place + offset for place in places]
+        axis.bar(bars, heights, width=0.38, color=COLORS[side], label=NAMES[side])
+    for place, result in zip(places, swept, strict=True):
+        top = max(result["stock_mean_ms"], result["dynts_mean_ms"])
+        axis.text(place, top, f"{result['mean_ratio']:.2f}x", ha="center", va="bottom", fontsize=9)
+    axis.set_xticks(list(places), [f"{result[name]:,}" for result in swept])
+    axis.margins(y=0.12)
+    tidy(axis, "host ms per iteration, mean", "{:g}")
+
+
+def sweep_of(results: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """Return the most results that differ in one number alone, by that number."""
+    others = [other for other, _ in SWEEPS if other != name]
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for result in results:
+        groups.setdefault(tuple(result[other] for other in others), []).append(result)
+    return sorted(max(groups.values(), key=len), key=lambda result: result[name])

@@ -1,0 +1,184 @@
+"""What an iteration of SGLang's scheduler costs the host: stock against DynTS.
+
+The scheduler, the radix cache, the allocators and the plug-in's hooks are real and timed; the model's
+forward is a stand-in and is not. Timed is the processor time of the scheduler's thread. Both sides take
+turns, several times, so that a noisy machine does not decide; each number is the median of the turns.
+Launching kernels and graphs, which a GPU server's host also does, is not in it, so the ratios are higher
+than there.
+
+    python -m benchmark.iteration_cost
+"""
+
+import argparse
+import json
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmark.charts import draw_iteration_cost
+from benchmark.provenance import RESULTS, keep, parser_of, provenance
+from sgl_dynts.config import DynTSConfig
+from sgl_dynts.roofline import H200, QWEN_7B, decode_seconds
+from sglang_dynts.simulation.job import DYNTS, SIDES, STOCK, Job, ServerSpec, Windows, Workload
+from sglang_dynts.simulation.launch import SideProcess
+
+RUNNING = (64, 128, 256, 512, 1000)
+BUDGETS = (1000, 2000, 5000)
+QUEUES = (0, 1000, 4000)
+USUAL_RUNNING, USUAL_BUDGET = 256, 5000
+QUESTION_LEN = 50
+SPARE = 1.05
+"""The pool over what the requests hold together; a long free list costs a CPU more than a GPU."""
+RESERVE_NOTHING = {"SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION": "1"}
+"""SGLang admits what fits now, so that exactly the wanted number runs."""
+SETTINGS = ("running", "budget", "queue_len", "iterations", "repeats")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number of running requests with windows of a budget, and requests that wait for a free row."""
+
+    running: int
+    budget: int
+    queue_len: int
+
+    @property
+    def config(self) -> DynTSConfig:
+        """The paper's proportions at this budget."""
+        return DynTSConfig(self.budget, self.budget * 2 // 5, 0.4)
+
+    @property
+    def held_len(self) -> int:
+        """KV tokens of one compacted request, on average."""
+        return (self.config.retained_len(QUESTION_LEN) + self.budget) // 2
+
+
+def main() -> None:
+    """Run the cells and report them."""
+    args = parse()
+    with SideProcess(STOCK, **RESERVE_NOTHING) as stock, SideProcess(DYNTS, **RESERVE_NOTHING) as dynts:
+        print_head()
+        results = [run_cell(cell, args, {STOCK: stock, DYNTS: dynts}) for cell in cells(args)]
+    draw_iteration_cost(args.out.with_suffix(".png"), results)
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = parser_of("iteration_cost", __doc__)
+    add = parser.add_argument
+    add("--running", nargs="*", type=int, default=RUNNING, help="running requests to sweep")
+    add("--budget", nargs="*", type=int, default=BUDGETS, help="budgets to sweep, in KV tokens")
+    add("--queue", nargs="*", type=int, default=QUEUES, help="waiting requests to sweep")
+    add("--usual-running", type=int, default=USUAL_RUNNING, help="while another number is swept")
+    add("--usual-budget", type=int, default=USUAL_BUDGET, help="while another number is swept")
+    add("--all", action="store_true", help="every combination instead of one sweep after the other")
+    add("--iterations", type=int, default=1500, help="timed iterations per turn")
+    add("--repeats", type=int, default=3, help="turns of each side")
+    add(
+        "--out", type=Path, default=RESULTS / "iteration_cost.json", help="JSON list; its chart beside it"
+    )
+    return parser.parse_args()
+
+
+def cells(args: argparse.Namespace) -> list[Cell]:
+    """Return the cells, each once."""
+    if args.all:
+        return [Cell(*each) for each in product(args.running, args.budget, args.queue)]
+    swept = [Cell(running, args.usual_budget, 0) for running in args.running]
+    swept += [Cell(args.usual_running, budget, 0) for budget in args.budget]
+    swept += [Cell(args.usual_running, args.usual_budget, queue_len) for queue_len in args.queue]
+    return list(dict.fromkeys(swept))
+
+
+def run_cell(cell: Cell, args: argparse.Namespace, sides: dict[str, SideProcess]) -> dict[str, Any]:
+    """Let the sides take turns in one cell; print and keep the result."""
+    turns: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+    for _ in range(args.repeats):
+        for side in SIDES:
+            measures = sides[side].run(make_job(cell, side, args.iterations))
+            turns[side].append(timing(measures, cell.running))
+    result = summarize(cell, turns, args)
+    print_row(result)
+    print(json.dumps(result), flush=True)
+    keep(args.out, result, SETTINGS)
+    return result
+
+
+def make_job(cell: Cell, side: str, iterations: int) -> Job:
+    """Build the job of one turn.
+
+    The requests arrive over about one period, so that their compactions are spread as on a server
+    that has run for a while. Timing begins when the last of them must have reached its budget.
+    """
+    period = cell.config.period
+    step = decode_seconds(H200, QWEN_7B, cell.running, cell.running * cell.held_len, predictor=True)
+    skip = cell.budget + 3 * period
+    grown_len = QUESTION_LEN + skip + iterations
+    held_len = cell.held_len if side == DYNTS else grown_len
+    server = ServerSpec(
+        pool_tokens=int(SPARE * cell.running * held_len) + 4 * cell.budget,
+        windows=Windows(cell.budget, cell.config.local_window, cell.config.keep_ratio),
+        max_running=cell.running,
+        context_len=2 * grown_len,
+    )
+    workload = Workload(
+        num_requests=cell.running + cell.queue_len,
+        output_len=grown_len,
+        question_len=QUESTION_LEN,
+        spread_wave=cell.running,
+        spread_seconds=0.6 * period * step,
+    )
+    return Job(server, workload, max_iterations=skip + iterations, skip_iterations=skip)
+
+
+def timing(measures: dict[str, Any], running: int) -> dict[str, float]:
+    """Return median and mean milliseconds of the iterations with the wanted number running."""
+    groups = measures["host_ms"]
+    wanted = min(groups, key=lambda group: abs(int(group) - running))
+    return {**groups[wanted], "group": float(wanted), "compactions": measures["compactions"]}
+
+
+def summarize(
+    cell: Cell, turns: dict[str, list[dict[str, float]]], args: argparse.Namespace
+) -> dict[str, Any]:
+    """Put both sides' turns into one object."""
+    result: dict[str, Any] = {
+        "running": cell.running,
+        "budget": cell.budget,
+        "queue_len": cell.queue_len,
+    }
+    for kind in ("median", "mean"):
+        for side in SIDES:
+            result[f"{side}_{kind}_ms"] = median(turn[kind] for turn in turns[side])
+        ratio = result[f"{DYNTS}_{kind}_ms"] / result[f"{STOCK}_{kind}_ms"]
+        result[f"{kind}_ratio"] = round(ratio, 3)
+    return {
+        **result,
+        "turns": turns,
+        "iterations": args.iterations,
+        "repeats": args.repeats,
+        **provenance(),
+    }
+
+
+COLUMNS = (
+    *("stock_median_ms", "dynts_median_ms", "median_ratio"),
+    *("stock_mean_ms", "dynts_mean_ms", "mean_ratio"),
+)
+
+
+def print_head() -> None:
+    """Print the table's head."""
+    print(f"{'running':>8}{'budget':>8}{'queue':>7}" + "".join(f"{name:>17}" for name in COLUMNS))
+
+
+def print_row(result: dict[str, Any]) -> None:
+    """Print one cell for people."""
+    settings = f"{result['running']:8}{result['budget']:8}{result['queue_len']:7}"
+    print(settings + "".join(f"{result[name]:17.3f}" for name in COLUMNS))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""What the benchmarks share: their parser, where a result comes from, the files results are kept in."""
+
+import argparse
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def parser_of(program: str, description: str | None) -> argparse.ArgumentParser:
+    """Return a benchmark's parser, its description as written."""
+    return argparse.ArgumentParser(
+        prog=f"python -m benchmark.{program}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def provenance() -> dict[str, str]:
+    """Return commit, command, SGLang's version and the device of this run."""
+    program = Path(sys.argv[0]).stem
+    return {
+        "commit": _commit(),
+        "command": shlex.join(["python", "-m", f"benchmark.{program}", *sys.argv[1:]]),
+        "sglang": version("sglang"),
+        "device": f"one core of a {_processor()}; the GPU is simulated",
+    }
+
+
+def keep(path: Path, result: dict[str, Any], settings: tuple[str, ...]) -> None:
+    """Add a result to a file's JSON list, in place of an earlier one with the same settings.
+
+    Args:
+        path: of the file; made if need be.
+        result: plain values.
+        settings: keys whose values tell one result from another.
+    """
+    results = json.loads(path.read_text()) if path.exists() else []
+    key = [result[name] for name in settings]
+    kept = [old for old in results if [old.get(name) for name in settings] != key]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps([*kept, result], indent=1) + "\n")
+
+
+def _commit() -> str:
+    """Return the commit, marked if the working tree differs from it."""
+    commit = _git("rev-parse", "--short", "HEAD")
+    return f"{commit}+changes" if _git("status", "--porcelain") else commit
+
+
+def _git(*words: str) -> str:
+    command = ["git", "-C", str(ROOT), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

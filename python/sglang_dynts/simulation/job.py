@@ -1,0 +1,150 @@
+"""What is simulated: a server, and the requests that reach it; imports no SGLang."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import count
+from math import inf
+from typing import Any
+
+STOCK, DYNTS = "stock", "dynts"
+SIDES = (STOCK, DYNTS)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """DynTS's three numbers, in tokens of KV; see ``DynTSConfig``."""
+
+    budget: int = 5000
+    local_window: int = 2000
+    keep_ratio: float = 0.4
+
+
+PAPER_WINDOWS = {"qwen-7b": Windows(keep_ratio=0.4), "llama-8b": Windows(keep_ratio=0.3)}
+"""The paper's settings for the two shapes of the roofline."""
+
+
+@dataclass(frozen=True)
+class ServerSpec:
+    """One simulated server.
+
+    ``shape`` and ``gpu`` name entries of the roofline. ``pool_tokens`` None means all that fits beside
+    the weights. ``chunked_prefill`` is SGLang's default on a GPU of this size, which a CPU does not
+    tell it. ``flags`` are further arguments of the server.
+    """
+
+    shape: str = "qwen-7b"
+    gpu: str = "h200"
+    pool_tokens: int | None = None
+    windows: Windows = field(default_factory=Windows)
+    max_running: int = 1200
+    context_len: int = 36864
+    chunked_prefill: int = 8192
+    overlap: bool = True
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The requests of one simulation; lengths in tokens, ``rate`` in requests per virtual second.
+
+    With ``rate`` they arrive at random, as a Poisson process. With ``clients`` so many are outstanding at
+    any time: each that finishes brings the next. Their first requests get output lengths drawn evenly
+    from 1 to ``output_len``, or they would grow and finish in step, which a server that has run for a
+    while does not show. With neither, all arrive at once, or the first ``spread_wave`` evenly over
+    ``spread_seconds`` and the others with the last of these.
+
+    With ``max_new_tokens`` a request asks for that many and ends by the end-of-sequence token at its
+    output length; without, it asks for exactly its output length and ignores that token. SGLang admits
+    the two by different estimates. ``answer_len`` tokens come after ``</think>``; 0 closes no thinking.
+    """
+
+    num_requests: int
+    output_len: int
+    question_len: int = 200
+    shared_prefix_len: int = 0
+    rate: float | None = None
+    clients: int | None = None
+    spread_wave: int = 0
+    spread_seconds: float = 0.0
+    answer_len: int = 0
+    max_new_tokens: int | None = None
+    stream: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class PlannedRequest:
+    """One request: when it arrives (virtual seconds), what it asks, how long its output is.
+
+    It arrives at infinity if it waits for another to finish.
+    ``close_at`` is the index of the generated token that closes thinking, -1 for none.
+    """
+
+    rid: str
+    arrival: float
+    question: tuple[int, ...]
+    output_len: int
+    close_at: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """One simulation of one side; ``max_wall_seconds`` of real time bound it.
+
+    ``max_iterations`` ends it early, with requests unfinished: enough to time the scheduler. The first
+    ``skip_iterations`` are not timed.
+    """
+
+    server: ServerSpec
+    workload: Workload
+    max_wall_seconds: float = 3600
+    max_iterations: int | None = None
+    skip_iterations: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Job":
+        """Read what :meth:`to_json` wrote."""
+        server = dict(values["server"])
+        server["windows"] = Windows(**server["windows"])
+        server["flags"] = tuple(server["flags"])
+        rest = {key: value for key, value in values.items() if key not in ("server", "workload")}
+        return cls(ServerSpec(**server), Workload(**values["workload"]), **rest)
+
+
+def plan_requests(workload: Workload, words: range) -> list[PlannedRequest]:
+    """Draw the requests of a workload, by arrival; the same for both sides.
+
+    Args:
+        workload: what to draw.
+        words: token ids that questions are made of.
+    """
+    draw = random.Random(workload.seed)
+    prefix = tuple(draw.choices(words, k=workload.shared_prefix_len))
+    own_len = workload.question_len - workload.shared_prefix_len
+    arrivals = _arrivals(workload, draw)
+    planned = []
+    for index in range(workload.num_requests):
+        staggered = index < (workload.clients or 0)
+        output_len = draw.randint(1, workload.output_len) if staggered else workload.output_len
+        close_at = output_len - workload.answer_len - 1 if workload.answer_len else -1
+        question = prefix + tuple(draw.choices(words, k=own_len))
+        request = PlannedRequest(str(index), next(arrivals), question, output_len, close_at)
+        planned.append(request)
+    return planned
+
+
+def _arrivals(workload: Workload, draw: random.Random) -> Iterator[float]:
+    now = 0.0
+    for index in count():
+        yield now
+        if workload.rate is not None:
+            now += draw.expovariate(workload.rate)
+        elif index + 1 == workload.clients:
+            now = inf
+        elif index + 1 < workload.spread_wave:
+            now += workload.spread_seconds / workload.spread_wave

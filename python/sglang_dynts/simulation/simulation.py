@@ -1,0 +1,218 @@
+"""One simulation: SGLang's own event loop between a stand-in model and stand-in clients."""
+
+import time
+from array import array
+from collections import deque
+from math import inf
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from sglang.srt.managers.io_struct import BatchTokenIDOutput, TokenizedGenerateReqInput
+from sglang.srt.managers.scheduler import Scheduler
+from sglang.srt.mem_cache.allocator.base import BaseTokenToKVPoolAllocator
+from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
+from sglang.srt.sampling.sampling_params import SamplingParams
+
+from sgl_dynts.compaction import apply_compaction
+from sgl_dynts.roofline import COMPACTION_LAUNCH_SECONDS, GPUS, SHAPES
+from sglang_dynts import compaction_step
+from sglang_dynts.simulation.clock import VirtualClock
+from sglang_dynts.simulation.job import Job, PlannedRequest, Workload, plan_requests
+from sglang_dynts.simulation.record import Finished, Load, Recorder
+from sglang_dynts.simulation.server import build_scheduler
+from sglang_dynts.simulation.stand_in import Forward, StandIn
+from sglang_dynts.simulation.tiny_model import WORDS
+
+MOST_IDLE_ITERATIONS = 1000
+"""So many iterations in a row without a forward, requests waiting, and the scheduler is stuck."""
+
+
+class StuckError(RuntimeError):
+    """The simulation cannot go on: nothing is scheduled, or its real time is over."""
+
+
+def simulate(job: Job, side: str, folder: Path) -> dict[str, Any]:
+    """Run a job to its end in this process, which holds no other scheduler; returns the measures.
+
+    Args:
+        job: what to simulate.
+        side: ``stock`` or ``dynts``; the plug-ins of this process must fit.
+        folder: an empty folder for the model.
+    """
+    torch.set_num_threads(1)
+    simulation = Simulation(job, build_scheduler(job.server, side, folder))
+    simulation.run()
+    return simulation.result()
+
+
+class Simulation:
+    """Wires a scheduler to the stand-ins; its loop calls :meth:`recv_requests` once per iteration."""
+
+    def __init__(self, job: Job, scheduler: Scheduler) -> None:
+        self._job = job
+        self._scheduler = scheduler
+        self._allocator = cast(BaseTokenToKVPoolAllocator, scheduler.token_to_kv_pool_allocator)
+        self._cache = cast(UnifiedRadixCache, scheduler.tree_cache)
+        plan = plan_requests(job.workload, WORDS)
+        self._clock = VirtualClock(overlap=job.server.overlap)
+        self._recorder = Recorder(self._clock, job.workload, plan)
+        self._to_come = deque(plan)
+        self._num_idle = 0
+        self._num_next = 0
+        self._num_iterations = 0
+        self._decoded = 0
+        self._began, self._resumed = time.perf_counter(), time.thread_time()
+        self._not_host = 0.0
+        self._stand_in = StandIn(
+            scheduler.tp_worker.model_runner,
+            GPUS[job.server.gpu],
+            SHAPES[job.server.shape],
+            {request.rid: request for request in plan},
+            self._on_forward,
+        )
+        self._plug_in()
+
+    def _plug_in(self) -> None:
+        """Take the places of the model, of the socket requests come from and of the one they go to."""
+        scheduler = self._scheduler
+        scheduler.tp_worker.forward_batch_generation = self._stand_in.forward  # pyright: ignore
+        scheduler.request_receiver = self  # pyright: ignore  only recv_requests is asked of it
+        scheduler.output_streamer.send_to_detokenizer = self  # pyright: ignore  only send_output
+        compaction_step.apply_compaction = self._compact
+
+    def _compact(self, *args, **kwargs) -> torch.Tensor:
+        """Stand in for the device in a compaction round: its tensors' work is not the host's.
+
+        Launching it is, and counts what the roofline takes for that.
+        """
+        started = time.thread_time()
+        freed = apply_compaction(*args, **kwargs)
+        self._stand_in.seconds += time.thread_time() - started - COMPACTION_LAUNCH_SECONDS
+        return freed
+
+    def run(self) -> None:
+        """Run SGLang's event loop until every request is answered."""
+        self._began, self._resumed = time.perf_counter(), time.thread_time()
+        self._scheduler.run_event_loop()
+
+    def recv_requests(self, local_reqs=None) -> list[TokenizedGenerateReqInput]:
+        """Stand in for ``SchedulerRequestReceiver``: what has arrived since the last iteration."""
+        self._end_iteration(time.thread_time())
+        self._check_progress()
+        due = self._arrived()
+        self._clock.begin_iteration()
+        self._decoded = 0
+        requests = [_tokenized(request, self._job.workload) for request in due]
+        self._not_host = self._stand_in.seconds
+        self._resumed = time.thread_time()
+        return requests
+
+    def send_output(self, output) -> None:
+        """Stand in for the socket to the detokenizer: what was generated."""
+        started = time.thread_time()
+        assert isinstance(output, BatchTokenIDOutput), type(output)
+        assert output.rids is not None
+        for index, rid in enumerate(output.rids):
+            reason = output.finished_reasons[index]
+            if reason is not None:
+                assert reason["type"] in ("length", "stop"), reason
+                self._recorder.finished[rid] = self._finished(output, index)
+                self._num_next += self._job.workload.clients is not None
+        self._stand_in.seconds += time.thread_time() - started
+
+    def result(self) -> dict[str, Any]:
+        """Return the measures, and whether every slot came back."""
+        return {
+            **self._recorder.result(),
+            "iterations": self._num_iterations,
+            "wall_s": round(time.perf_counter() - self._began, 1),
+            "pool_tokens": self._scheduler.max_total_num_tokens,
+            "lost_slots": self._used_tokens(),
+        }
+
+    def _on_forward(self, forward: Forward) -> None:
+        self._clock.launch(forward.seconds)
+        self._decoded = forward.decoded
+        load = Load(len(self._scheduler.waiting_queue), self._used_tokens())
+        self._recorder.forward(forward, load)
+
+    def _used_tokens(self) -> int:
+        """Slots that are neither free nor held by the tree alone."""
+        unused = self._allocator.available_size() + self._cache.evictable_size()
+        return self._scheduler.max_total_num_tokens - unused
+
+    def _end_iteration(self, now: float) -> None:
+        if self._decoded and self._num_iterations >= self._job.skip_iterations:
+            elsewhere = self._stand_in.seconds - self._not_host
+            self._recorder.iteration(self._decoded, now - self._resumed - elsewhere)
+        self._num_iterations += 1
+        self._num_idle = 0 if self._clock.launched else self._num_idle + 1
+
+    def _check_progress(self) -> None:
+        if time.perf_counter() - self._began > self._job.max_wall_seconds:
+            raise StuckError(f"not done after {self._job.max_wall_seconds} s: {self._state()}")
+        if self._num_idle > MOST_IDLE_ITERATIONS:
+            raise StuckError(f"nothing is scheduled: {self._state()}")
+        if self._num_iterations == self._job.max_iterations:
+            self._scheduler.gracefully_exit = True
+
+    def _arrived(self) -> list[PlannedRequest]:
+        """Requests that have arrived by now; while nothing runs, time passes until the next does."""
+        if self._num_idle and self._scheduler.is_fully_idle():
+            if not self._to_come:
+                self._scheduler.gracefully_exit = True
+                return []
+            if self._to_come[0].arrival < inf:
+                self._clock.skip_to(self._to_come[0].arrival)
+        arrived = []
+        now = self._clock.host
+        while self._to_come and (self._to_come[0].arrival <= now or self._num_next):
+            request = self._to_come.popleft()
+            if request.arrival > now:
+                self._num_next -= 1
+            self._recorder.arrived(request.rid, min(request.arrival, now))
+            arrived.append(request)
+        return arrived
+
+    def _finished(self, output: BatchTokenIDOutput, index: int) -> Finished:
+        assert output.retraction_counts is not None
+        return Finished(
+            self._clock.host,
+            output.completion_tokens[index],
+            output.prompt_tokens[index],
+            output.cached_tokens[index],
+            output.retraction_counts[index],
+        )
+
+    def _state(self) -> str:
+        total = self._job.workload.num_requests
+        return (
+            f"{len(self._recorder.finished)} of {total} requests finished, "
+            f"{len(self._scheduler.waiting_queue)} waiting, "
+            f"{len(self._scheduler.running_batch.reqs)} running, iteration {self._num_iterations}"
+        )
+
+
+def _tokenized(request: PlannedRequest, workload: Workload) -> TokenizedGenerateReqInput:
+    """Build what SGLang's tokenizer process sends for a request."""
+    fixed = workload.max_new_tokens is None
+    params = SamplingParams(
+        max_new_tokens=request.output_len if fixed else workload.max_new_tokens,
+        ignore_eos=fixed,
+    )
+    params.normalize(None)
+    return TokenizedGenerateReqInput(
+        rid=request.rid,
+        input_text="",
+        input_ids=array("q", request.question),
+        input_embeds=None,
+        mm_inputs=None,
+        token_type_ids=None,
+        sampling_params=params,
+        return_logprob=False,
+        logprob_start_len=-1,
+        top_logprobs_num=0,
+        token_ids_logprob=None,
+        stream=workload.stream,
+    )

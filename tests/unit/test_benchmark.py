@@ -1,0 +1,59 @@
+"""What the benchmarks do with their results."""
+
+import json
+import sys
+
+from benchmark import capacity, iteration_cost
+from benchmark.provenance import keep
+from sglang_dynts.simulation.job import Windows
+
+TIMES = {"median": 2.0, "mean": 2.5, "iterations": 100}
+
+
+def test_a_result_takes_the_place_of_one_with_the_same_settings(tmp_path):
+    path = tmp_path / "new" / "results.json"
+    for shape, value in (("a", 1), ("b", 2), ("a", 3)):
+        keep(path, {"shape": shape, "value": value}, ("shape",))
+    assert json.loads(path.read_text()) == [{"shape": "b", "value": 2}, {"shape": "a", "value": 3}]
+
+
+def test_host_times_are_compared_at_equal_running_requests():
+    stock = {"64": TIMES, "96": TIMES | {"median": 4.0}, "256": TIMES}
+    dynts = {"64": TIMES | {"median": 3.0}, "96": TIMES | {"median": 4.0}, "512": TIMES}
+    assert capacity.host_overhead_ratio(stock, dynts) == 1.25
+
+
+def test_too_few_iterations_compare_nothing():
+    few = {"64": TIMES | {"iterations": 3}}
+    assert capacity.host_overhead_ratio(few, few) is None
+
+
+def test_a_poolful_is_what_fits_on_average():
+    windows = Windows(5000, 2000, 0.4)
+    assert capacity.poolful(windows, 1_955_000, 200, 16384, most=1200) == 534
+    assert capacity.poolful(windows, 1_955_000, 200, 16384, most=100) == 100
+
+
+def test_every_combination_is_a_cell(monkeypatch):
+    line = "capacity --shape qwen-7b llama-8b --output-len 100 200 --load unlimited 2 --end eos"
+    monkeypatch.setattr(sys, "argv", line.split())
+    cells = capacity.cells(capacity.parse())
+    assert len(cells) == 8
+    jobs = [cell.job for cell in cells]
+    assert {job.server.windows.keep_ratio for job in jobs} == {0.4, 0.3}
+    assert {job.workload.rate for job in jobs} == {None, 2.0}
+    assert {job.workload.max_new_tokens for job in jobs} == {200, 400}
+
+
+def test_the_sweeps_share_their_usual_cell(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["iteration_cost"])
+    cells = iteration_cost.cells(iteration_cost.parse())
+    assert len(cells) == len(set(cells)) == 5 + 2 + 2
+
+
+def test_timing_begins_when_every_request_has_reached_its_budget():
+    cell = iteration_cost.Cell(running=10, budget=1000, queue_len=0)
+    job = iteration_cost.make_job(cell, "dynts", iterations=100)
+    assert job.skip_iterations == 1000 + 3 * 360
+    assert job.max_iterations == job.skip_iterations + 100
+    assert job.workload.output_len >= job.max_iterations
