@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -92,13 +92,16 @@ class Server:
         return f"http://127.0.0.1:{self.port}{path}"
 
     def request(self, path: str, body: dict | None = None, timeout: float = 300) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"}
-        with urllib.request.urlopen(
-            urllib.request.Request(self.url(path), data, headers), timeout=timeout
-        ) as reply:
+        with self._open(path, body, timeout) as reply:
             text = reply.read().decode()
         return json.loads(text) if text.startswith(("{", "[")) else text
+
+    def _open(self, path: str, body: dict | None, timeout: float) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json"}
+        return urllib.request.urlopen(
+            urllib.request.Request(self.url(path), data, headers), timeout=timeout
+        )
 
     def error(self, path: str, body: dict) -> tuple[int, str]:
         """HTTP status and body of a request that must fail."""
@@ -110,11 +113,25 @@ class Server:
 
     def generate(self, prompt: list[int], length: int, dynts: dict | None = None, **extra) -> dict:
         """Greedy tokens of this length; a server with DynTS also tells where it compacted."""
+        return self.request("/generate", self._body(prompt, length, dynts, extra))
+
+    def stream(
+        self, prompt: list[int], length: int, dynts: dict | None = None, **extra
+    ) -> Iterator[dict]:
+        """What :meth:`generate` gives, as it grows: one object per token."""
+        body = self._body(prompt, length, dynts, {"stream": True} | extra)
+        with self._open("/generate", body, timeout=300) as reply:
+            for line in reply:
+                text = line.decode().removeprefix("data:").strip()
+                if text and text != "[DONE]":
+                    yield json.loads(text)
+
+    def _body(self, prompt: list[int], length: int, dynts: dict | None, extra: dict) -> dict:
         params = {"max_new_tokens": length, "temperature": 0, "ignore_eos": True}
         params |= extra.pop("sampling_params", {})
         if dynts is not None or self.has_dynts:
             params["custom_params"] = {"dynts": {"return_compactions": True} | (dynts or {})}
-        return self.request("/generate", {"input_ids": prompt, "sampling_params": params, **extra})
+        return {"input_ids": prompt, "sampling_params": params, **extra}
 
     def generate_all(self, jobs: list[dict]) -> list[dict]:
         """Run keyword sets of :meth:`generate` at once, results in the same order."""
