@@ -30,9 +30,14 @@ class Demand:
     step: int
     queue: int = 0
 
+    @property
+    def is_tight(self) -> bool:
+        """Whether what is free does not exceed what is needed."""
+        return self.step + self.queue >= self.free
+
 
 def choose_compactions(
-    give: np.ndarray, remaining: np.ndarray, period: np.ndarray, demand: Demand
+    give: np.ndarray, remaining: np.ndarray, period: np.ndarray, demand: Demand, rate: int
 ) -> np.ndarray:
     """Choose which running requests to compact in this iteration.
 
@@ -44,12 +49,12 @@ def choose_compactions(
         remaining: [n] int64, tokens until a compaction is due; 0 or below is due.
         period: [n] int64, at least 1: tokens between two compactions.
         demand: what is needed.
+        rate: compactions per iteration that spread the load, see :func:`stagger_rate`.
 
     Returns:
         [m] int64 indices of the chosen requests, ascending.
     """
     chosen = remaining <= 0
-    rate = stagger_rate(period)
     _choose_urgent(chosen, remaining, period, rate)
     short = demand.step - demand.free - int(give[chosen].sum())
     if short > 0:
@@ -64,14 +69,14 @@ def stagger_rate(period: np.ndarray) -> int:
     return max(1, int(np.ceil((STAGGER_SHARE / period).sum())))
 
 
-def stagger_lead(period: int) -> int:
-    """Tokens before it is due from which a compaction may be moved forward to spread the load."""
-    return period // STAGGER_SHARE
+def are_near_due(remaining: np.ndarray, period: np.ndarray) -> np.ndarray:
+    """[n] bool: requests that are not due yet and whose compaction may be moved forward."""
+    return (remaining > 0) & (remaining <= period // STAGGER_SHARE)
 
 
 def _choose_urgent(chosen: np.ndarray, remaining: np.ndarray, period: np.ndarray, rate: int) -> None:
     """Add the most urgent requests if ``rate`` per iteration would be too slow for those near due."""
-    near = np.flatnonzero((remaining > 0) & (remaining <= period // STAGGER_SHARE))
+    near = np.flatnonzero(are_near_due(remaining, period))
     num_chosen = int(np.count_nonzero(chosen))
     if is_crowded(remaining[near], rate, num_chosen):
         order = near[np.argsort(remaining[near], kind="stable")]
@@ -88,6 +93,17 @@ def is_crowded(remaining: np.ndarray, rate: int, num_chosen: int = 0) -> bool:
     """
     queued = np.arange(num_chosen + 1, num_chosen + len(remaining) + 1)
     return bool((queued > rate * np.sort(remaining)).any())
+
+
+def calm_rounds(remaining: np.ndarray, rate: int) -> int:
+    """For how many more rounds no request can become due, nor any be crowded at this rate.
+
+    A round takes at most one token from each of ``remaining``, of which there is at least one. Less than
+    0 if some are due or crowded now; arguments as in :func:`is_crowded`.
+    """
+    queued = np.arange(1, len(remaining) + 1)
+    slack = np.sort(remaining) - -(-queued // rate)
+    return int(slack.min())
 
 
 def _choose_largest(

@@ -4,25 +4,24 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sgl_dynts.capacity import stagger_lead
 from sgl_dynts.window import RequestWindow
 
 NEVER = 1 << 40
 """A length that no window reaches."""
+UNKNOWN = 0
+"""In place of a length that is not known yet."""
 
 
 class WindowTable:
     """One line of host numbers per row of the request-to-token table; all [num_rows] int64, in tokens.
 
-    A row whose request is not known yet has ``near`` 0, so whoever looks for rows that need attention
-    finds it. ``end`` and the lengths that answers add are as of the last look at the request.
+    ``end`` and the lengths that answers add are as of the last look at the request.
     """
 
     def __init__(self, num_rows: int) -> None:
-        self.near = np.zeros(num_rows, dtype=np.int64)
-        """Window length from which the request wants a look: a compaction is due soon, or it is new."""
         self.due = np.zeros(num_rows, dtype=np.int64)
-        """Window length at which a compaction is due; NEVER for a request that has no window."""
+        """Window length at which a compaction is due; NEVER for a request that has no window, UNKNOWN for
+        one that nobody looked at yet."""
         self.retained = np.zeros(num_rows, dtype=np.int64)
         """Window length that a compaction leaves."""
         self.period = np.ones(num_rows, dtype=np.int64)
@@ -33,7 +32,7 @@ class WindowTable:
 
     def forget(self, rows: Sequence[int]) -> None:
         """Make rows unknown: they are handed to new requests."""
-        self.near[rows] = 0
+        self.due[rows] = UNKNOWN
 
     def set(self, row: int, window: RequestWindow, max_seq_len: int) -> None:
         """Note a request's lengths.
@@ -44,7 +43,6 @@ class WindowTable:
             max_seq_len: question and the most tokens it may generate.
         """
         self.due[row] = window.due_len
-        self.near[row] = window.due_len - stagger_lead(window.config.period)
         self.retained[row] = window.retained_len
         self.period[row] = window.config.period
         self.answered[row] = window.tracker.answer_len
@@ -52,6 +50,6 @@ class WindowTable:
 
     def set_without_window(self, row: int) -> None:
         """Note that a row's request is never compacted."""
-        self.near[row] = self.due[row] = self.retained[row] = NEVER
+        self.due[row] = self.retained[row] = NEVER
         self.period[row] = 1
         self.answered[row] = 0

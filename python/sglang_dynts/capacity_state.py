@@ -26,7 +26,7 @@ class CapacityState:
     ``elastic`` tells whether compactions may run early. ``wanted`` counts the slots that the first
     waiting request needs besides the running ones' next step, 0 unless it was refused for lack of them
     alone; ``lost`` holds retracted requests that can be neither resumed nor computed again;
-    ``rate`` is the pace of staggered compactions for ``rate_for`` running requests;
+    ``rate`` is the pace of staggered compactions, per iteration, of the batch that was met last;
     ``compacted_now`` holds the requests that this iteration's round compacted, with their former slots.
     """
 
@@ -44,9 +44,32 @@ class CapacityState:
         self.answers = answers
         self.elastic = elastic
         self.wanted = 0
-        self.rate, self.rate_for = 1, 0
+        self.rate = 1
+        self._calm_rounds = 0
+        self._met: torch.Tensor | None = None
         self.lost: list = []
         self.compacted_now: dict[object, Compaction] = {}
+
+    def knows(self, batch_rows: torch.Tensor) -> bool:
+        """Whether these are the rows of the batch that was met last.
+
+        SGLang binds a batch's tensor of rows anew whenever a request joins or leaves it.
+        """
+        return self._met is batch_rows
+
+    def meet(self, batch_rows: torch.Tensor, rate: int) -> None:
+        """Take note of a batch and its pace."""
+        self._met = batch_rows
+        self.rate = rate
+
+    def expect_calm(self, num_rounds: int) -> None:
+        """Take note that the batch needs no look for so many rounds, if the pool does not ask for one."""
+        self._calm_rounds = num_rounds
+
+    def pass_calm_round(self, batch_rows: torch.Tensor) -> bool:
+        """Count a round; whether nothing can have become due in it."""
+        self._calm_rounds -= 1
+        return self._calm_rounds >= 0 and self.knows(batch_rows)
 
     def fits_pool(self, seq_len: int) -> bool:
         """Whether a request of this length can be computed in an empty pool and make one more token."""

@@ -10,12 +10,20 @@ from sglang.srt.managers.schedule_batch import FINISH_LENGTH
 from sglang.srt.runtime_context import get_context, get_serving
 from sglang.srt.utils.hf_transformers_utils import get_tokenizer
 
-from sgl_dynts.capacity import AnswerReserve, Demand, choose_compactions, is_crowded, stagger_rate
+from sgl_dynts.capacity import (
+    AnswerReserve,
+    Demand,
+    are_near_due,
+    calm_rounds,
+    choose_compactions,
+    is_crowded,
+    stagger_rate,
+)
 from sgl_dynts.compaction import CompactionPlan, apply_compaction, plan_compaction, to_device
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.thinking import ThinkingTracker, ThinkMarkers
 from sgl_dynts.window import Cut, RequestWindow
-from sgl_dynts.window_table import NEVER, WindowTable
+from sgl_dynts.window_table import NEVER, UNKNOWN, WindowTable
 from sglang_dynts.capacity_state import CapacityState, Compaction
 from sglang_dynts.host_copies import HostCopies, bytes_per_token
 from sglang_dynts.markers import resolve_markers
@@ -108,12 +116,36 @@ def compact_requests(scheduler, running_batch) -> None:
     cache = scheduler.tree_cache
     if not isinstance(cache, DynTSRadixCache):
         return
-    cache.capacity.compacted_now = {}
-    if cache.capacity.lost:
+    capacity = cache.capacity
+    capacity.compacted_now.clear()
+    if capacity.lost:
         abort_lost(scheduler)
     if not running_batch.reqs:
         return
-    Round(scheduler, cache, running_batch).run()
+    demand = _demand(scheduler, cache, len(running_batch.reqs))
+    if capacity.pass_calm_round(running_batch.req_pool_indices_cpu) and not demand.is_tight:
+        _reopen_admission(capacity, running_batch, demand.free)
+        return
+    Round(scheduler, cache, running_batch).run(demand)
+
+
+def _demand(scheduler, cache: DynTSRadixCache, step: int) -> Demand:
+    """What the next step takes, in slots; the prefix cache is only asked when it matters."""
+    chunked = scheduler.chunked_req
+    if chunked is not None:
+        step += len(chunked.full_untruncated_fill_ids) - chunked.extend_end
+    wanted = cache.capacity.wanted
+    free = scheduler.token_to_kv_pool_allocator.available_size()
+    if free < step + wanted:
+        free += cache.evictable_size()
+    return Demand(free, step, wanted)
+
+
+def _reopen_admission(capacity: CapacityState, batch, free: int) -> None:
+    """Let a waiting request try again once what it lacked is free."""
+    if capacity.wanted and free >= len(batch.reqs) + capacity.wanted:
+        capacity.wanted = 0
+        batch.batch_is_full = False
 
 
 class Round:
@@ -128,68 +160,50 @@ class Round:
         num = len(batch.reqs)  # beam members have rows but are no requests
         self.rows = batch.req_pool_indices_cpu.numpy()[:num]
         self.lens = batch.seq_lens_cpu.numpy()[:num]
-        self.allocator = scheduler.token_to_kv_pool_allocator
 
-    def run(self) -> None:
-        """Compact what must be; most rounds end after one comparison."""
-        demand = self._demand()
-        is_tight = demand.step + demand.queue >= demand.free
-        near = np.flatnonzero(self.lens >= self.table.near[self.rows])
-        if len(near):
-            self._learn_new_rows(near)
-        if not is_tight and not self._is_pressing(near):
-            self._reopen_admission(demand.free)
+    def run(self, demand: Demand) -> None:
+        """Compact what must be, or find out for how many rounds nothing will have to be."""
+        if not self.capacity.knows(self.batch.req_pool_indices_cpu):
+            self._meet_batch()
+        remaining = self.table.due[self.rows] - self.lens
+        calm = calm_rounds(remaining, self.capacity.rate)
+        if not demand.is_tight and (calm >= 0 or not self._is_pressing(remaining)):
+            self.capacity.expect_calm(calm)
+            _reopen_admission(self.capacity, self.batch, demand.free)
             return
-        chosen = self._choose(demand)
+        chosen = self._choose(remaining, demand)
         if chosen:
             _compact(self.scheduler, self.batch, chosen)
         freed = sum(one.cut.num_dropped for one in chosen)
-        self._reopen_admission(demand.free + freed)
+        _reopen_admission(self.capacity, self.batch, demand.free + freed)
         self._finish_what_cannot_grow(demand.free + freed)
 
-    def _demand(self) -> Demand:
-        """What the next step takes, in slots; the prefix cache is only asked when it matters."""
-        step = len(self.batch.reqs)
-        chunked = self.scheduler.chunked_req
-        if chunked is not None:
-            step += len(chunked.full_untruncated_fill_ids) - chunked.extend_end
-        free = self.allocator.available_size()
-        if free < step + self.capacity.wanted:
-            free += self.cache.evictable_size()
-        return Demand(free, step, self.capacity.wanted)
-
-    def _is_pressing(self, near: np.ndarray) -> bool:
-        """Whether one of the requests near due is due, or they are too many to wait for it."""
-        if not len(near):
-            return False
-        remaining = self.table.due[self.rows[near]] - self.lens[near]
-        if not self.capacity.elastic:
-            return bool((remaining <= 0).any())
-        return is_crowded(remaining, self._rate())
-
-    def _rate(self) -> int:
-        """Compactions per iteration that spread the load; asked anew when requests come or go."""
-        num = len(self.rows)
-        if self.capacity.rate_for != num:
-            self.capacity.rate_for = num
-            self.capacity.rate = stagger_rate(self.table.period[self.rows])
-        return self.capacity.rate
-
-    def _learn_new_rows(self, near: np.ndarray) -> None:
-        for index in near[self.table.near[self.rows[near]] == 0]:
+    def _meet_batch(self) -> None:
+        """Look at requests that joined the batch, and set the pace that their number asks for."""
+        for index in np.flatnonzero(self.table.due[self.rows] == UNKNOWN):
             req = self.batch.reqs[index]
             window = self.cache.window_of(req)
             if window is None or req.beam_group is not None:
                 self.table.set_without_window(self.rows[index])
             else:
                 _note(self.table, req, window)
+        elastic = self.capacity.elastic
+        rate = stagger_rate(self.table.period[self.rows]) if elastic else len(self.rows)
+        self.capacity.meet(self.batch.req_pool_indices_cpu, rate)
 
-    def _choose(self, demand: Demand) -> list[Chosen]:
+    def _is_pressing(self, remaining: np.ndarray) -> bool:
+        """Whether a request is due, or those near it are too many to wait for it."""
+        if (remaining <= 0).any():
+            return True
+        if not self.capacity.elastic:
+            return False
+        near = are_near_due(remaining, self.table.period[self.rows])
+        return is_crowded(remaining[near], self.capacity.rate)
+
+    def _choose(self, remaining: np.ndarray, demand: Demand) -> list[Chosen]:
         """Ask the policy, look closer at whom it names, and ask again while the step does not fit."""
-        rows = self.rows
-        give = self.lens - self.table.retained[rows]
-        remaining = self.table.due[rows] - self.lens
-        period = self.table.period[rows]
+        give = self.lens - self.table.retained[self.rows]
+        period = self.table.period[self.rows]
         chosen: list[Chosen] = []
         short = True
         while short:
@@ -205,7 +219,7 @@ class Round:
 
     def _named(self, give, remaining, period, demand: Demand) -> np.ndarray:
         if self.capacity.elastic:
-            return choose_compactions(give, remaining, period, demand)
+            return choose_compactions(give, remaining, period, demand, self.capacity.rate)
         return np.flatnonzero(remaining <= 0)
 
     def _look_closer(self, index: int, remaining: int, give: int) -> Chosen | None:
@@ -221,12 +235,6 @@ class Round:
             cut = window.early_cut(window_len, req.output_ids, least=-(-give // 2))
         _note(self.table, req, window)
         return None if cut is None else Chosen(index, cut, early=window_len < window.due_len)
-
-    def _reopen_admission(self, free: int) -> None:
-        """Let a waiting request try again once what it lacked is free."""
-        if self.capacity.wanted and free >= len(self.batch.reqs) + self.capacity.wanted:
-            self.capacity.wanted = 0
-            self.batch.batch_is_full = False
 
     def _finish_what_cannot_grow(self, free: int) -> None:
         """End a request that alone fills the pool, by its length, as SGLang ends any at that size."""
@@ -254,7 +262,7 @@ def _compact(scheduler, batch, chosen: list[Chosen]) -> None:
     rows = [batch.reqs[one.index].kv.req_pool_idx for one in chosen]
     plan = plan_compaction(rows, [one.cut for one in chosen])
     table = scheduler.req_to_token_pool.req_to_token
-    before = _slots_of(table, plan)
+    before = slots_of(table, plan)
     freed = apply_compaction(plan, table, runtime.scores, runtime.dropped)
     runtime.rows_with_drops.update(rows)
     _shorten(batch, chosen)
@@ -263,7 +271,7 @@ def _compact(scheduler, batch, chosen: list[Chosen]) -> None:
     scheduler.token_to_kv_pool_allocator.free(freed)
 
 
-def _slots_of(table: torch.Tensor, plan: CompactionPlan) -> torch.Tensor:
+def slots_of(table: torch.Tensor, plan: CompactionPlan) -> torch.Tensor:
     """[num_requests, width] the rows of a plan as they are before it."""
     width = max(cut.window_len for cut in plan.cuts)
     return table[:, :width].index_select(0, to_device(torch.tensor(plan.rows), table.device))

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from sgl_dynts.capacity import (
     AnswerReserve,
     Demand,
+    are_near_due,
+    calm_rounds,
     choose_compactions,
+    is_crowded,
     room_beyond_retained,
-    stagger_lead,
     stagger_rate,
 )
 
@@ -44,7 +46,9 @@ TABLE = {
 def test_who_is_compacted(name):
     give, remaining, period, demand, chosen = TABLE[name]
     periods = np.full(len(give), period)
-    found = choose_compactions(np.array(give), np.array(remaining), periods, demand)
+    found = choose_compactions(
+        np.array(give), np.array(remaining), periods, demand, stagger_rate(periods)
+    )
     assert found.tolist() == chosen
 
 
@@ -54,7 +58,7 @@ def lockstep(num: int, period: int) -> list[int]:
     for _ in range(3 * period):
         windows += 1
         periods = np.full(num, period)
-        chosen = choose_compactions(windows, period - windows, periods, PLENTY)
+        chosen = choose_compactions(windows, period - windows, periods, PLENTY, stagger_rate(periods))
         assert windows.max(initial=0) <= period
         assert (windows[chosen] >= period - period // 8).all()
         windows[chosen] = 0
@@ -84,7 +88,7 @@ def test_the_step_is_served_if_those_that_may_give_can_serve_it(requests, free, 
     period = np.array([p for p, _ in requests])
     remaining = np.array([p - min(age, p + 20) for p, age in requests])
     give = period - remaining
-    chosen = choose_compactions(give, remaining, period, Demand(free, step, queue))
+    chosen = choose_compactions(give, remaining, period, Demand(free, step, queue), stagger_rate(period))
     may = (give > 0) & ((give * 32 >= period) | (remaining <= 0))
     assert (remaining[chosen] <= 0).sum() == (remaining <= 0).sum()
     assert may[chosen].all()
@@ -95,7 +99,11 @@ def test_the_rate_serves_everybody_within_an_eighth_of_a_period():
     assert stagger_rate(np.array([80])) == 1
     assert stagger_rate(np.full(478, 1800)) == 3
     assert stagger_rate(np.array([80, 80, 8])) == 2
-    assert (stagger_lead(80), stagger_lead(7)) == (10, 0)
+
+
+def test_near_due_is_within_an_eighth_of_a_period():
+    remaining, period = np.array([0, 10, 11, 0, 1]), np.array([80, 80, 80, 7, 7])
+    assert are_near_due(remaining, period).tolist() == [False, True, False, False, False]
 
 
 @pytest.mark.parametrize(
@@ -134,3 +142,29 @@ def test_few_long_answers_raise_the_first_guess():
     reserve = AnswerReserve(first_guess=10)
     reserve.observe(400)
     assert reserve.tokens == 400
+
+
+@pytest.mark.parametrize(
+    ("remaining", "rate", "rounds"),
+    [
+        ([5], 1, 4),
+        ([5, 5], 1, 3),
+        ([5, 5], 2, 4),
+        ([9, 2], 1, 1),
+        ([1], 1, 0),
+        ([0, 9], 1, -1),
+        ([-3], 1, -4),
+    ],
+)
+def test_calm_lasts_until_one_is_due_or_two_are_at_once(remaining, rate, rounds):
+    assert calm_rounds(np.array(remaining), rate) == rounds
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=30), st.integers(1, 4))
+def test_in_calm_rounds_nothing_is_due_or_crowded_and_in_the_next_something_is(remaining, rate):
+    tokens = np.array(remaining)
+    calm = calm_rounds(tokens, rate)
+    for passed in range(1, calm + 1):
+        assert (tokens - passed > 0).all()
+        assert not is_crowded(tokens - passed, rate)
+    assert is_crowded(tokens - calm - 1, rate)

@@ -3,6 +3,7 @@
 import time
 from array import array
 from collections import deque
+from collections.abc import Callable
 from math import inf
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from sgl_dynts.compaction import apply_compaction
 from sgl_dynts.roofline import COMPACTION_LAUNCH_SECONDS, GPUS, SHAPES
 from sglang_dynts import compaction_step
+from sglang_dynts.compaction_step import slots_of
 from sglang_dynts.simulation.clock import VirtualClock
 from sglang_dynts.simulation.job import Job, PlannedRequest, Workload, plan_requests
 from sglang_dynts.simulation.record import Finished, Load, Recorder
@@ -79,17 +81,24 @@ class Simulation:
         scheduler.tp_worker.forward_batch_generation = self._stand_in.forward  # pyright: ignore
         scheduler.request_receiver = self  # pyright: ignore  only recv_requests is asked of it
         scheduler.output_streamer.send_to_detokenizer = self  # pyright: ignore  only send_output
-        compaction_step.apply_compaction = self._compact
+        compaction_step.apply_compaction = self._on_device(apply_compaction, COMPACTION_LAUNCH_SECONDS)
+        compaction_step.slots_of = self._on_device(slots_of, launch_seconds=0)  # counted with the above
 
-    def _compact(self, *args, **kwargs) -> torch.Tensor:
+    def _on_device(
+        self, work: Callable[..., torch.Tensor], launch_seconds: float
+    ) -> Callable[..., torch.Tensor]:
         """Stand in for the device in a compaction round: its tensors' work is not the host's.
 
         Launching it is, and counts what the roofline takes for that.
         """
-        started = time.thread_time()
-        freed = apply_compaction(*args, **kwargs)
-        self._stand_in.seconds += time.thread_time() - started - COMPACTION_LAUNCH_SECONDS
-        return freed
+
+        def run(*args, **kwargs) -> torch.Tensor:
+            started = time.thread_time()
+            result = work(*args, **kwargs)
+            self._stand_in.seconds += time.thread_time() - started - launch_seconds
+            return result
+
+        return run
 
     def run(self) -> None:
         """Run SGLang's event loop until every request is answered."""
