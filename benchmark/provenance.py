@@ -50,9 +50,10 @@ def keep(path: Path, result: dict[str, Any], settings: tuple[str, ...]) -> None:
 
 
 def _commit() -> str:
-    """Return the commit, marked if the working tree differs from it."""
+    """Return the commit, marked if the working tree differs from it in more than kept results."""
     commit = _git("rev-parse", "--short", "HEAD")
-    return f"{commit}+changes" if _git("status", "--porcelain") else commit
+    changed = _git("status", "--porcelain", "--", ".", ":!benchmark/results")
+    return f"{commit}+changes" if changed else commit
 
 
 def _git(*words: str) -> str:
