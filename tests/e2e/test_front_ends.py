@@ -3,16 +3,17 @@
 import os
 import subprocess
 import sys
-import textwrap
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-import sglang as sgl
 
 from sgl_dynts import demo_model_path
 from sgl_dynts.demo import ledger
 from tests.e2e.server import SGLANG_SERVE, STRICT, Server
+
+EXAMPLES = Path(__file__).parents[2] / "python" / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -95,48 +96,10 @@ def test_a_bad_field_in_a_chat_gets_http_400(server):
         )
 
 
-def test_a_frontend_program_with_two_generations_and_a_fork(server, problem):
-    def solve(s, question):
-        s += f"<bos> {question} <think>"
-        s += sgl.gen("trace", max_tokens=2000, stop="</think>", temperature=0)
-        forks = s.fork(2)
-        for fork in forks:
-            fork += "</think>"
-            fork += sgl.gen("answer", max_tokens=40, temperature=0)
-        s["answers"] = [fork["answer"] for fork in forks]
-
-    sgl.set_default_backend(sgl.RuntimeEndpoint(server.url("")))
-    program: Any = sgl.function(solve)
-    state = program.run(question=problem.question)
-    assert state.get_meta_info("trace")["dynts"]["compactions"] >= 3
-    assert len(set(state["answers"])) == 1
-    # The fork's prompt carries the trace, so each answer reads the whole of it.
-    assert ledger.is_correct(problem, f"{state['trace']} </think> {state['answers'][0]}")
-
-
-def test_the_offline_engine(problem, tmp_path):
-    script = tmp_path / "offline.py"
-    script.write_text(
-        textwrap.dedent(
-            f"""
-            import sglang as sgl
-
-            if __name__ == "__main__":
-                engine = sgl.Engine(
-                    model_path={str(demo_model_path())!r}, attention_backend="dynts", dtype="float32",
-                    dynts_budget=200, max_total_tokens=3000, mem_fraction_static=0.1,
-                )
-                prompt = {"<bos> " + problem.question + " <think>"!r}
-                replies = engine.generate([prompt] * 3, {{"max_new_tokens": 400, "temperature": 0}})
-                assert len({{reply["text"] for reply in replies}}) == 1
-                print("budget", replies[0]["meta_info"]["dynts"]["budget"])
-                print("compactions", replies[0]["meta_info"]["dynts"]["compactions"])
-                engine.shutdown()
-            """
-        )
-    )
+def run_example(name: str, *arguments: str) -> str:
+    """What an example of ours prints, run as its document says."""
     done = subprocess.run(
-        [sys.executable, str(script)],
+        [sys.executable, str(EXAMPLES / name), *arguments],
         env=os.environ | STRICT,
         capture_output=True,
         text=True,
@@ -144,5 +107,27 @@ def test_the_offline_engine(problem, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "budget 200" in done.stdout
-    assert int(done.stdout.split("compactions ")[1].split()[0]) >= 2
+    return done.stdout
+
+
+def test_a_frontend_program_with_two_generations_and_a_fork(server, problem):
+    printed = run_example("frontend_program.py", "--url", server.url(""), "--question", problem.question)
+    assert int(printed.split("compactions:")[1].split()[0]) >= 3
+    answers = [line.removeprefix("answer:") for line in printed.splitlines() if "answer:" in line]
+    # The fork's prompt carries the trace, so each answer reads the whole of it.
+    assert [ledger.is_correct(problem, f"</think> {answer}") for answer in answers] == [True, True]
+
+
+def test_the_openai_example_streams_and_reports(server, problem):
+    printed = run_example("openai_client.py", "--url", server.url(""), "--question", problem.question)
+    answer, reported = printed.split("\nreported:")
+    assert ledger.is_correct(problem, f"</think> {answer}")
+    assert "'budget': 308" in reported
+
+
+def test_the_offline_engine():
+    lines = [line for line in run_example("offline_engine.py").splitlines() if "compactions" in line]
+    assert len(lines) == 3
+    for line in lines:
+        assert line.startswith("budget 200: held ")
+        assert int(line.split("compactions ")[1]) >= 2
