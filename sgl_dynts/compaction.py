@@ -1,7 +1,8 @@
 """Compaction of many requests at once: plan on the host, apply on the device without waiting for it.
 
 Every size is a host fact, so the device work is a fixed number of launches whatever the number of
-requests, and nothing is read back.
+requests, and nothing is read back. On CUDA that is one launch, and one more where answer tokens are to be
+protected; elsewhere torch does the same in more steps, and is what the kernels are tested against.
 """
 
 from collections.abc import Sequence
@@ -39,6 +40,15 @@ class CompactionPlan:
             for column in range(*span)
         ]
 
+    def answer_spans(self) -> torch.Tensor:
+        """[3, num_spans] int64: row, first column and column after the last of each answer span."""
+        spans = [
+            (row, *span)
+            for row, cut in zip(self.rows, self.cuts, strict=True)
+            for span in cut.answer_spans
+        ]
+        return torch.tensor(spans, dtype=torch.int64).view(-1, 3).T.contiguous()
+
     def sizes(self) -> torch.Tensor:
         """[6, num_requests] int64: row, first, candidates, kept, local window, freed before it."""
         columns: list[tuple[int, ...]] = []
@@ -71,6 +81,36 @@ def apply_compaction(
     Returns:
         freed: [plan.num_dropped] int64, slots that no row names any more.
     """
+    apply = apply_with_kernels if table.is_cuda else apply_with_torch
+    return apply(plan, table, scores, dropped)
+
+
+def apply_with_kernels(
+    plan: CompactionPlan, table: torch.Tensor, scores: ScorePool, dropped: torch.Tensor
+) -> torch.Tensor:
+    """Do :func:`apply_compaction` in one launch, or two; allocates only what it returns and the sizes."""
+    from sgl_dynts import kernels  # only where there is a GPU: nothing else needs triton
+
+    spans = plan.answer_spans()
+    if spans.numel():
+        kernels.protect_spans(table, scores.scores, to_device(spans, table.device))
+    sizes = to_device(plan.sizes(), table.device)
+    freed = torch.empty(plan.num_dropped, dtype=torch.int64, device=table.device)
+    kernels.compact_rows(table, scores.scores, dropped, sizes, freed)
+    return freed
+
+
+def warm_up(device: torch.device | str) -> None:
+    """Run a small compaction, so that whatever is compiled is compiled before the first request."""
+    table = torch.arange(4, dtype=torch.int32, device=device).repeat(2, 1)
+    plan = plan_compaction([1], [Cut(0, 2, 1, 1, answer_spans=((0, 1),))])
+    apply_compaction(plan, table, ScorePool(4, device), torch.zeros(2, dtype=torch.int64, device=device))
+
+
+def apply_with_torch(
+    plan: CompactionPlan, table: torch.Tensor, scores: ScorePool, dropped: torch.Tensor
+) -> torch.Tensor:
+    """Do :func:`apply_compaction` on any device; the kernels' twin."""
     sizes = to_device(plan.sizes(), table.device)
     rows, first, candidates, kept, local, freed_before = sizes
     _protect_answers(plan, table, scores)

@@ -5,9 +5,10 @@ from weakref import WeakKeyDictionary
 import torch
 from sglang.srt.runtime_context import get_context
 
-from sgl_dynts.compaction import to_device
+from sgl_dynts.compaction import to_device, warm_up
 from sgl_dynts.predictor import ImportancePredictor
 from sgl_dynts.score_pool import ScorePool
+from sgl_dynts.scoring import write_scores
 from sgl_dynts.window_table import WindowTable
 from sglang_dynts.names import BACKEND_NAME
 
@@ -73,6 +74,7 @@ def allocate_runtime(_result, model_runner) -> None:
         device=model_runner.device,
     )
     rows.register_on_alloc_rows(runtime.reset_rows)
+    warm_up(model_runner.device)
     _RUNTIMES[model_runner] = runtime
 
 
@@ -91,4 +93,4 @@ def score_tokens(
     if runtime is None:  # a forward before the pools exist scores nothing that is kept
         return
     assert hidden.shape[0] == slots.shape[0], f"{hidden.shape=} {slots.shape=}"
-    runtime.scores.write(slots, predictor(hidden))
+    write_scores(predictor, hidden, slots, runtime.scores)
