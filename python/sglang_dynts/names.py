@@ -8,3 +8,6 @@ BASE_BACKENDS = {"cuda": "flashinfer", "cpu": "torch_native"}
 
 SUPPORTED_KERNELS = ("flashinfer", "fa3", "triton", "torch_native")
 """Kernels that read ``row[:seq_len]`` at page size 1, so that they serve a compacted row unchanged."""
+
+SOURCE = "sgl-dynts"
+"""Who SGLang notes as the author of a resolved argument."""

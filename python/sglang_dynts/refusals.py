@@ -105,8 +105,8 @@ def refuse_unsupported(cfg, model_config) -> None:
         if value != refusal.neutral:
             raise ValueError(refusal.message(value))
     _refuse_platform()
+    _refuse_kernels(cfg)  # before the cache: kernels may set a page size that nobody named
     _refuse_cache(cfg)
-    _refuse_kernels(cfg)
     for refusal in MODEL_REFUSALS:
         if refusal.applies(model_config):
             raise ValueError(

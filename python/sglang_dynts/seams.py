@@ -54,7 +54,7 @@ class Seam:
 
 def register() -> None:
     """Put every seam of this process in place; called by SGLang before it parses arguments."""
-    from sglang_dynts import server_args
+    from sglang_dynts import kernel_choice, server_args
 
     if BACKEND_NAME not in ATTENTION_BACKEND_CHOICES:
         add_attention_backend_choices([BACKEND_NAME])
@@ -64,6 +64,7 @@ def register() -> None:
             "sglang.srt.entrypoints.engine"
         ].Engine.server_args_class = server_args.DynTSServerArgs
     register_resolution_hook("handle_missing_default_values")(server_args.choose_backend)
+    register_resolution_hook("handle_attention_backend_compatibility")(kernel_choice.choose_kernels)
     register_resolution_hook("handle_cache_compatibility")(server_args.resolve_dynts)
     if BACKEND_NAME not in registered_radix_cache_backends():
         register_radix_cache_backend(BACKEND_NAME, _build_radix_cache)

@@ -16,11 +16,10 @@ from sglang.srt.server_args import ServerArgs
 from sgl_dynts.checkpoint import PredictorHeader, find_predictor
 from sgl_dynts.config import DynTSConfig
 from sglang_dynts.model_files import local_model_folder
-from sglang_dynts.names import BACKEND_NAME, BASE_BACKENDS
+from sglang_dynts.names import BACKEND_NAME, BASE_BACKENDS, SOURCE
 from sglang_dynts.predictor_runner import check_hidden_size
 from sglang_dynts.refusals import refuse_unsupported
 
-SOURCE = "sgl-dynts"
 _NAMESPACE = NS(BACKEND_NAME)
 WINDOW_FLAGS = {
     "budget": "--dynts-budget",

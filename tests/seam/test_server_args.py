@@ -8,10 +8,13 @@ import pytest
 import torch
 import yaml
 from sglang.srt import server_args
+from sglang.srt.arg_groups import model_override_base
 from sglang.srt.arg_groups.overrides import resolving_view
+from sglang.srt.runtime_context import override_platform
 
 from sgl_dynts.checkpoint import PREDICTOR_FILE, PredictorHeader, save_predictor
 from sgl_dynts.predictor import ImportancePredictor
+from sglang_dynts import kernel_choice
 from sglang_dynts.server_args import DynTSServerArgs
 
 DYNTS = ("--attention-backend", "dynts")
@@ -227,3 +230,90 @@ def test_the_device_need_not_be_named_on_a_cpu_machine(model):
     args.resolve_once()
     cfg = resolving_view(args)
     assert (cfg.device, cfg.attention_backend) == ("cpu", "torch_native")
+
+
+PLATFORMS = {"fa3": {"is_hopper_with_cuda_12_3": True}, "trtllm_mha": {"is_sm100": True}}
+PAGE_LINE = "DynTS: page size 1, whatever the platform's is, because single tokens are freed"
+CUDA = ("--device", "cuda")
+
+
+@pytest.fixture
+def on_platform(monkeypatch):
+    """Make SGLang resolve for a GPU where its own choice of attention is this one."""
+    platform = type(model_override_base.current_platform)
+    monkeypatch.setattr(platform, "is_out_of_tree", lambda _self: False)
+    monkeypatch.setattr(platform, "apply_server_args_defaults", lambda _self, _args: None)
+    return lambda usual: override_platform(**PLATFORMS[usual])
+
+
+@pytest.fixture
+def lines(monkeypatch) -> list[str]:
+    """What the choice of kernels logs; SGLang's set-up of logging keeps it from pytest's own capture."""
+    said: list[str] = []
+    monkeypatch.setattr(kernel_choice.logger, "info", lambda text, *values: said.append(text % values))
+    return said
+
+
+@pytest.mark.parametrize("usual", PLATFORMS)
+def test_dynts_means_flashinfer_on_cuda_whatever_the_platforms_choice_is(view, on_platform, lines, usual):
+    with on_platform(usual):
+        cfg = view(*DYNTS, *CUDA)
+    assert (cfg.attention_backend, cfg.page_size) == ("flashinfer", 1)
+    assert lines == [
+        PAGE_LINE,
+        f"DynTS: flashinfer attention; SGLang's own choice here would be {usual}",
+    ]
+
+
+def test_kernels_that_need_pages_are_replaced_where_none_were_named(view, on_platform, lines):
+    with on_platform("trtllm_mha"):
+        stock, cfg = view(*CUDA), view("--enable-dynts", *CUDA)
+    assert (stock.attention_backend, stock.page_size) == ("trtllm_mha", 64)
+    assert (cfg.attention_backend, cfg.page_size) == ("flashinfer", 1)
+    assert lines == [
+        PAGE_LINE,
+        "DynTS: flashinfer attention; SGLang's own choice here would be trtllm_mha",
+    ]
+
+
+def test_the_platforms_kernels_stay_where_they_fit(view, on_platform, lines):
+    with on_platform("fa3"):
+        cfg = view("--enable-dynts", *CUDA)
+    assert (cfg.attention_backend, cfg.page_size) == ("fa3", 1)
+    assert lines == [PAGE_LINE]
+
+
+@pytest.mark.parametrize("kernels", ["fa3", "triton", "flashinfer"])
+def test_named_kernels_are_kept(view, on_platform, kernels):
+    with on_platform("trtllm_mha"):
+        cfg = view("--enable-dynts", "--attention-backend", kernels, *CUDA)
+    assert (cfg.attention_backend, cfg.page_size, cfg.radix_cache_backend) == (kernels, 1, "dynts")
+
+
+def test_kernels_named_for_each_phase_are_kept(view, on_platform):
+    split = ("--prefill-attention-backend", "fa3", "--decode-attention-backend", "flashinfer")
+    with on_platform("trtllm_mha"):
+        cfg = view("--enable-dynts", *split, *CUDA)
+    assert (cfg.prefill_attention_backend, cfg.decode_attention_backend) == ("fa3", "flashinfer")
+    assert cfg.page_size == 1
+
+
+def test_named_kernels_that_need_pages_are_refused(resolve, on_platform):
+    message = (
+        "DynTS does not support --attention-backend trtllm_mha; use --attention-backend dynts, or "
+        "--enable-dynts with one of flashinfer, fa3, triton, torch_native"
+    )
+    with on_platform("trtllm_mha"), refuses(message):
+        resolve("--enable-dynts", "--attention-backend", "trtllm_mha", *CUDA)
+
+
+def test_a_page_size_that_was_named_is_refused_and_not_replaced(resolve, on_platform):
+    message = "DynTS does not support --page-size 16: single tokens are freed; use --page-size 1"
+    with on_platform("fa3"), refuses(message):
+        resolve(*DYNTS, "--page-size", "16", *CUDA)
+
+
+def test_a_server_without_dynts_gets_the_platforms_kernels_and_no_line(view, on_platform, lines):
+    with on_platform("fa3"):
+        assert view(*CUDA).attention_backend == "fa3"
+    assert lines == []
