@@ -57,15 +57,21 @@ CONFIGS = {
 
 def build_model(kind: str, folder: Path) -> Path:
     """Write a random model of this kind, its tokenizer and its predictor; returns the folder."""
-    torch.manual_seed(sorted(CONFIGS).index(kind))
-    model = AutoModelForCausalLM.from_config(CONFIGS[kind]()).float()
+    often = (THINK, END_THINK) if kind == CHANGES_ITS_MIND else ()
+    return write_model(CONFIGS[kind](), sorted(CONFIGS).index(kind), folder, often)
+
+
+def write_model(config: Any, seed: int, folder: Path, often: tuple[int, ...] = ()) -> Path:
+    """Write a random model with tokenizer and predictor; ``often`` are markers that it generates."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config).float()
     with torch.no_grad():
         model.lm_head.weight[:FIRST_WORD] = 0  # a random model never closes its thinking by chance
-        if kind == CHANGES_ITS_MIND:
-            model.lm_head.weight[[THINK, END_THINK]] = torch.randn(2, HIDDEN_SIZE) * 0.3
+        if often:
+            model.lm_head.weight[list(often)] = torch.randn(len(often), config.hidden_size) * 0.3
     model.save_pretrained(folder)
     _tokenizer().save_pretrained(folder)
-    write_predictor(folder / PREDICTOR_FILE)
+    write_predictor(folder / PREDICTOR_FILE, config.hidden_size)
     return folder
 
 

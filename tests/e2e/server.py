@@ -42,7 +42,7 @@ class Server:
     ) -> None:
         self.port = free_port()
         self.log = log
-        self.has_dynts = "dynts" in flags
+        self.has_dynts = "dynts" in flags or "--enable-dynts" in flags
         words = [*command, "--model-path", str(model)]
         words += ["--host", "127.0.0.1", "--port", str(self.port), "--dtype", "float32"]
         words += ["--mem-fraction-static", "0.1", "--skip-server-warmup", *flags]

@@ -1,0 +1,13 @@
+"""The soak that GPUs get at length, in short on any machine; the model is the GPU tests' own."""
+
+from tests.e2e.hf_reference import Reference
+from tests.e2e.models import write_model
+from tests.e2e.soak import RETRACTING, draw_lives, soak
+from tests.gpu.models import wide_config
+
+
+def test_arrivals_aborts_and_retractions_in_a_small_pool(start, tmp_path):
+    model = write_model(wide_config(), seed=0, folder=tmp_path / "wide")
+    flags = ("--attention-backend", "dynts", "--max-total-tokens", "700", "--enable-mixed-chunk")
+    with start(model, *flags, "--chunked-prefill-size", "32", **RETRACTING) as server:
+        soak(server, draw_lives(30, longest=140, seed=1), at_once=8, reference=Reference(model))

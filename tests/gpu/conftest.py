@@ -1,0 +1,26 @@
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import start  # noqa: F401  the same servers as everywhere
+from tests.e2e.hf_reference import Reference
+from tests.e2e.models import write_model
+from tests.gpu.models import wide_config
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "tests/gpu" in str(item.path):
+            item.add_marker(pytest.mark.gpu)
+            if "start" in item.fixturenames:
+                item.add_marker(pytest.mark.e2e)
+
+
+@pytest.fixture(scope="session")
+def wide_model(tmp_path_factory) -> Path:
+    return write_model(wide_config(), seed=0, folder=tmp_path_factory.mktemp("models") / "wide")
+
+
+@pytest.fixture(scope="session")
+def reference(wide_model) -> Reference:
+    return Reference(wide_model)

@@ -1,0 +1,87 @@
+"""The kernels on the device against their torch twins on the same device, and what they promise there."""
+
+import pytest
+import torch
+
+from sgl_dynts.compaction import apply_compaction, apply_with_torch, warm_up
+from sgl_dynts.predictor import ImportancePredictor
+from sgl_dynts.score_pool import ScorePool
+from sgl_dynts.scoring import write_scores, write_with_torch
+from sgl_dynts.window import Cut
+from tests.kernel_cases import SCORES, check_compaction, check_scoring, make_batch, random_cuts
+
+
+@pytest.mark.parametrize("kind", SCORES)
+@pytest.mark.parametrize(
+    ("num_requests", "longest"), [(1, 40), (7, 60), (5, 20_000), (512, 24), (512, 5000)]
+)
+def test_ragged_batches_are_compacted_as_by_torch(num_requests, longest, kind):
+    for seed in range(5):
+        check_compaction(random_cuts(num_requests, longest, seed), kind, seed, "cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("num_tokens", "sizes"), [(1, (64, 96, 32)), (256, (3584, 8192, 2048)), (8192, (512, 1000, 250))]
+)
+def test_tokens_are_scored_as_by_torch(num_tokens, sizes, dtype):
+    check_scoring(num_tokens, sizes, dtype, 0, "cuda")
+
+
+def test_a_compaction_never_waits_for_the_device():
+    batch = make_batch(random_cuts(64, 500, 0), None, 0)
+    warm_up("cuda")
+    table, dropped = batch.table.cuda(), batch.dropped.cuda()
+    pool = ScorePool(len(batch.scores), "cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        apply_compaction(batch.plan, table, pool, dropped)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_compaction_allocates_what_it_frees_whatever_the_pool_holds():
+    plan = make_batch([Cut(2, 3000, 1000, 1000)], None, 0).plan
+    table = torch.zeros(4, 200_000, dtype=torch.int32, device="cuda")
+    pool, dropped = ScorePool(20_000_000, "cuda"), torch.zeros(4, dtype=torch.int64, device="cuda")
+    warm_up("cuda")
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    apply_compaction(plan, table, pool, dropped)
+    assert torch.cuda.max_memory_allocated() - before <= 8 * plan.num_dropped + 4096
+
+
+def test_the_choice_by_device_compacts_as_torch_does():
+    batch = make_batch(random_cuts(9, 300, 3), SCORES["ties"], 3)
+    for one, other in zip(
+        batch.apply(apply_compaction, "cuda"), batch.apply(apply_with_torch, "cpu"), strict=True
+    ):
+        assert torch.equal(one.cpu(), other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_scoring_is_captured_in_a_graph_and_replayed_with_new_tokens(dtype):
+    predictor = ImportancePredictor(64, (96, 32)).to("cuda", dtype)
+    hidden, slots = torch.zeros(4, 64, device="cuda"), torch.zeros(4, dtype=torch.int64, device="cuda")
+    pool, wanted = ScorePool(9, "cuda"), ScorePool(9, "cuda")
+    with torch.no_grad():
+        write_scores(predictor, hidden, slots, pool)  # compiles
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            write_scores(predictor, hidden, slots, pool)
+        hidden.copy_(torch.randn(4, 64))
+        slots.copy_(torch.tensor([3, 8, 1, 5]))
+        graph.replay()
+        write_with_torch(predictor, hidden, slots, wanted)
+    found = pool.scores[1:]
+    torch.testing.assert_close(
+        found, wanted.scores[1:], rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=0
+    )
+    assert (found > 0).sum() == 4
+
+
+def test_no_tokens_are_no_launch():
+    pool = ScorePool(3, "cuda")
+    empty = torch.zeros(0, dtype=torch.int64, device="cuda")
+    write_scores(ImportancePredictor(8, (4, 2)).cuda(), torch.zeros(0, 8, device="cuda"), empty, pool)
+    assert not pool.scores.any()
