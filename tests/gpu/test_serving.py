@@ -90,6 +90,14 @@ def tokens_equal(server: Server, reference: Reference) -> None:
     server.assert_nothing_leaked()
 
 
+def test_decode_stays_in_graphs_across_compactions(start, wide_model, kernels):
+    with start(wide_model, *kernels.flags, *HALF, *POOL, "--decode-log-interval", "1") as server:
+        server.generate_all(jobs())
+        lines = [line for line in server.log.read_text().splitlines() if "Decode batch" in line]
+    assert [line for line in lines if "cuda graph: True" not in line] == []
+    assert len([line for line in lines if "#compactions" in line and "#compactions: 0" not in line]) >= 5
+
+
 def test_switches_change_no_token_under_load(start, wide_model, kernels):
     fixed = ("--enable-deterministic-inference", "--dynts-disable-elastic")
     found = {}
