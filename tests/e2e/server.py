@@ -22,7 +22,7 @@ STRICT = {
     "OMP_NUM_THREADS": "1",
     "PYTHONWARNINGS": "ignore",
 }
-START_SECONDS = 300
+START_SECONDS = 900  # a busy machine, or a GPU whose kernels are compiled at the first start
 LAUNCH_SERVER = (sys.executable, "-m", "sglang.launch_server")
 SGLANG_SERVE = (str(Path(sys.executable).with_name("sglang")), "serve")
 

@@ -75,7 +75,7 @@ def test_scoring_is_captured_in_a_graph_and_replayed_with_new_tokens(dtype):
         write_with_torch(predictor, hidden, slots, wanted)
     found = pool.scores[1:]
     torch.testing.assert_close(
-        found, wanted.scores[1:], rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=0
+        found, wanted.scores[1:], rtol=1e-4 if dtype == torch.float32 else 1e-2, atol=0
     )
     assert (found > 0).sum() == 4
 
