@@ -6,6 +6,7 @@ the fine-tuned model. Files are data: only safetensors is read, sizes are checke
 a tensor is loaded.
 """
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -113,6 +114,21 @@ def load_predictor(source: PredictorSource | Path) -> ImportancePredictor:
     for parameter, weight in zip(predictor.parameters(), weights, strict=True):
         parameter.data.copy_(weight)
     return predictor.requires_grad_(False).eval()
+
+
+def digest(source: PredictorSource) -> str:
+    """Return what tells a predictor from others, in hexadecimal.
+
+    The sha256 of a predictor's file; of ``is_head.*``, which may stand among a whole model's tensors,
+    the sha256 of the three tensors' bytes in order.
+    """
+    if source.tensor_names == LAYER_NAMES:
+        with source.path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    total = hashlib.sha256()
+    for pair in _file_and_name(source):
+        total.update(_read_tensor(*pair).contiguous().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
 
 
 def _find_named(named: Path) -> PredictorSource:

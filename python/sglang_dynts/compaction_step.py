@@ -1,6 +1,7 @@
 """The compaction round: once per scheduler iteration, all chosen requests together."""
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,10 +26,13 @@ from sgl_dynts.thinking import ThinkingTracker, ThinkMarkers
 from sgl_dynts.window import Cut, RequestWindow
 from sgl_dynts.window_table import NEVER, UNKNOWN, WindowTable
 from sglang_dynts.capacity_state import CapacityState, Compaction
+from sglang_dynts.health import describe_configuration
 from sglang_dynts.host_copies import HostCopies, bytes_per_token
 from sglang_dynts.markers import resolve_markers
 from sglang_dynts.names import BACKEND_NAME
+from sglang_dynts.predictor_runner import loaded_predictor
 from sglang_dynts.radix_cache import DynTSRadixCache
+from sglang_dynts.reporting import new_meter
 from sglang_dynts.request_options import config_of_request, server_config
 from sglang_dynts.resume import abort_lost
 from sglang_dynts.runtime import is_enabled, runtime_of
@@ -52,6 +56,10 @@ def start(scheduler) -> None:
     markers = resolve_markers(tokenizer)
     config = server_config()
     cache.govern(_window_maker(config, markers), _new_capacity(scheduler, config))
+    cache.running_reqs = lambda: scheduler.running_batch.reqs
+    predictor = loaded_predictor(scheduler.tp_worker.model_runner)
+    cache.facts = describe_configuration(config, markers, predictor)
+    cache.meter = new_meter(scheduler, predictor)
     logger.info(describe(config, markers))
 
 
@@ -171,9 +179,12 @@ class Round:
             self.capacity.expect_calm(calm)
             _reopen_admission(self.capacity, self.batch, demand.free)
             return
+        began = time.perf_counter()
         chosen = self._choose(remaining, demand)
         if chosen:
-            _compact(self.scheduler, self.batch, chosen)
+            with self.cache.meter.on_device():
+                _compact(self.scheduler, self.batch, chosen)
+            self.cache.meter.round_took(time.perf_counter() - began)
         freed = sum(one.cut.num_dropped for one in chosen)
         _reopen_admission(self.capacity, self.batch, demand.free + freed)
         self._finish_what_cannot_grow(demand.free + freed)
@@ -290,6 +301,7 @@ def _record(cache: DynTSRadixCache, req, one: Chosen, slots: torch.Tensor) -> No
     report.window.record(cut)
     _note(cache.capacity.runtime.windows, req, report.window)
     cache.totals.add(cut.num_dropped, one.early)
+    cache.meter.compacted(cut.window_len, cut.num_dropped, one.early)
     cache.capacity.compacted_now[req] = Compaction(cut, one.early, slots[: cut.window_len])
 
 

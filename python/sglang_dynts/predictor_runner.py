@@ -1,18 +1,45 @@
 """The predictor beside the served model: loaded with it, run on every token inside its forward."""
 
 import logging
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from sglang.srt.runtime_context import get_context, get_model
 
-from sgl_dynts.checkpoint import find_predictor, load_predictor
+from sgl_dynts.checkpoint import PredictorSource, digest, find_predictor, load_predictor
 from sgl_dynts.predictor import ImportancePredictor
 from sglang_dynts.model_files import local_model_folder
 from sglang_dynts.names import BACKEND_NAME
 from sglang_dynts.runtime import is_enabled, score_tokens
 
 logger = logging.getLogger(__name__)
+_LOADED: "WeakKeyDictionary[object, LoadedPredictor]" = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class LoadedPredictor:
+    """The predictor of one model runner, where it came from, and the digest that identifies it."""
+
+    predictor: ImportancePredictor
+    source: PredictorSource
+    sha256: str
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a server tells about its predictor."""
+        return {
+            "path": str(self.source.path),
+            "sha256": self.sha256,
+            "inner_sizes": list(self.predictor.inner_sizes),
+            **asdict(self.source.header),
+        }
+
+
+def loaded_predictor(model_runner) -> LoadedPredictor:
+    """Return the predictor that scores a model runner's tokens."""
+    return _LOADED[model_runner]
 
 
 def install_predictor(_result, model_runner) -> None:
@@ -26,7 +53,9 @@ def install_predictor(_result, model_runner) -> None:
     """
     if not is_enabled() or model_runner.is_draft_worker:
         return
-    predictor = _load_for(model_runner)
+    loaded = _load_for(model_runner)
+    _LOADED[model_runner] = loaded
+    predictor = loaded.predictor
 
     def score_before_logits(_module, args) -> None:
         _input_ids, hidden, _lm_head, forward_batch = args[:4]
@@ -35,7 +64,7 @@ def install_predictor(_result, model_runner) -> None:
     model_runner.model.logits_processor.register_forward_pre_hook(score_before_logits)
 
 
-def _load_for(model_runner) -> ImportancePredictor:
+def _load_for(model_runner) -> LoadedPredictor:
     named = get_context().config_bag(BACKEND_NAME).dynts_predictor
     source = find_predictor(
         local_model_folder(get_model().model_path, get_model().revision),
@@ -44,8 +73,11 @@ def _load_for(model_runner) -> ImportancePredictor:
     check_hidden_size(source.path, source.header.hidden_size, model_runner.model_config.hidden_size)
     predictor = load_predictor(source)
     dtype = torch.float32 if model_runner.dtype == torch.float32 else torch.bfloat16
-    logger.info("DynTS predictor: %s, inner sizes %s", source.path, predictor.inner_sizes)
-    return predictor.to(device=model_runner.device, dtype=dtype)
+    loaded = LoadedPredictor(
+        predictor.to(device=model_runner.device, dtype=dtype), source, digest(source)
+    )
+    logger.info("DynTS predictor: %s", loaded.facts())
+    return loaded
 
 
 def check_hidden_size(path: Path, found: int, wanted: int) -> None:

@@ -3,9 +3,11 @@
 from array import array
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
 from sglang.srt.mem_cache.allocation import alloc_token_slots
 from sglang.srt.mem_cache.radix_cache import RadixKey
@@ -15,6 +17,7 @@ from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 from sgl_dynts.window import RequestWindow
 from sglang_dynts.capacity_state import CapacityState
 from sglang_dynts.host_copies import bytes_per_token, read_copy, write_copy
+from sglang_dynts.metrics import Meter
 from sglang_dynts.request_options import wants_compactions
 from sglang_dynts.request_report import RequestReport, Totals
 
@@ -38,8 +41,16 @@ class DynTSRadixCache(UnifiedRadixCache):
     """
 
     def __init__(self, params) -> None:
+        """Build an ungoverned cache.
+
+        ``meter`` hears what happens, ``facts`` are what the server tells of its configuration, and
+        ``running_reqs`` returns the requests of the running batch.
+        """
         super().__init__(params)
         self.totals = Totals()
+        self.meter = Meter()
+        self.facts: dict[str, Any] = {}
+        self.running_reqs: Callable[[], list] = list
         self._reports: WeakKeyDictionary[object, RequestReport] = WeakKeyDictionary()
         self._new_window: Callable[[object], RequestWindow | None] | None = None
         self._capacity: CapacityState | None = None
@@ -65,7 +76,15 @@ class DynTSRadixCache(UnifiedRadixCache):
             detailed = wants_compactions(req.sampling_params)
             report = RequestReport(self._new_window(req), len(req.origin_input_ids), detailed)
             self._reports[req] = report
+            self._count_request(req, report)
         return report
+
+    def _count_request(self, req, report: RequestReport) -> None:
+        if req.rid.startswith(HEALTH_CHECK_RID_PREFIX):  # a probe of SGLang's, nobody's request
+            return
+        seen = report.window is not None, report.has_long_question
+        self.totals.add_request(*seen)
+        self.meter.request_seen(*seen)
 
     def window_of(self, req) -> RequestWindow | None:
         """Return a request's window, None where DynTS is switched off for it."""
@@ -98,7 +117,19 @@ class DynTSRadixCache(UnifiedRadixCache):
         assert window is not None, "only governed requests are copied"
         self.capacity.runtime.resumed[req] = window.dropped
         self.report_of(req).num_resumptions += 1
+        self.totals.num_resumptions += 1
+        self.meter.resumed()
         return slots
+
+    def observe_pool(self) -> None:
+        """Tell the meter what the governed running requests hold and save; looks at each of them."""
+        held = saved = 0
+        for req in self.running_reqs():
+            window = self.window_of(req) if req.kv.holds_kv else None
+            if window is not None:
+                held += req.kv.kv_allocated_len
+                saved += window.dropped
+        self.meter.observe_pool(held, saved, self.capacity.copies.num_bytes)
 
     def may_be_copied(self, req) -> bool:
         """Whether copies are kept at all, and the request can go on without a forward over its prompt."""
@@ -118,6 +149,8 @@ class DynTSRadixCache(UnifiedRadixCache):
         if undone is not None and window is not None and _is_in_flight(req, window):
             row = undone.slots
             self.report_of(req).undo(undone.cut.num_dropped, undone.early)
+            self.totals.num_undone += 1
+            self.meter.undone()
         return self._copy_row(req, window, row)
 
     def _copy_row(self, req, window: RequestWindow | None, row: torch.Tensor) -> bool:

@@ -1,14 +1,20 @@
-"""What DynTS tells: a request's numbers in ``meta_info`` and a part of the decode log line."""
+"""What DynTS tells: a request's numbers in ``meta_info``, a part of the decode log line, metrics."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
+import torch
 from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
 from sglang.srt.managers.scheduler_components.pool_stats_observer import PoolStats
 
+from sglang_dynts.metrics import PREDICTOR, Meter, PrometheusMeter, time_calls
 from sglang_dynts.names import BACKEND_NAME
+from sglang_dynts.predictor_runner import LoadedPredictor
 from sglang_dynts.radix_cache import DynTSRadixCache
-from sglang_dynts.request_report import Totals
 from sglang_dynts.runtime import is_enabled
+
+SCORED_BATCH_SIZES = (1, 8, 64, 256)
+"""Decode batches whose scoring is timed at the start, up to the most that may run."""
 
 
 class DynTSOutputStreamer(SchedulerOutputStreamer):
@@ -42,24 +48,55 @@ def report_one_object(manager, meta_info, state, customized_info, index, finish_
     return (manager, meta_info, state, rest, index, finish_reason), {}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class DynTSPoolStats(PoolStats):
     """Pool statistics whose decode log line counts what DynTS dropped."""
 
-    totals: Totals = field(default_factory=Totals)
+    cache: DynTSRadixCache
 
     def get_decode_usage_msg_parts(self) -> list[str]:
         """Return SGLang's parts and ours."""
+        totals = self.cache.totals
         return [
             *super().get_decode_usage_msg_parts(),
-            f"#compactions: {self.totals.num_compactions}",
-            f"#early: {self.totals.num_early}",
-            f"#dropped-token: {self.totals.num_dropped}",
+            f"#compactions: {totals.num_compactions}",
+            f"#early: {totals.num_early}",
+            f"#dropped-token: {totals.num_dropped}",
         ]
+
+    def update_scheduler_stats(self, stats) -> None:
+        """Set our gauges where SGLang sets its own: at log intervals, prefills and when idle."""
+        super().update_scheduler_stats(stats)
+        self.cache.observe_pool()
 
 
 def add_totals(stats: PoolStats, observer) -> PoolStats | None:
-    """AFTER SchedulerPoolStatsObserver.get_pool_stats: carry our totals to the log."""
+    """AFTER SchedulerPoolStatsObserver.get_pool_stats: carry our totals to the log and the gauges."""
     if not isinstance(observer.tree_cache, DynTSRadixCache):
         return None
-    return DynTSPoolStats(**vars(stats), totals=observer.tree_cache.totals)
+    return DynTSPoolStats(**vars(stats), cache=observer.tree_cache)
+
+
+def new_meter(scheduler, loaded: LoadedPredictor) -> Meter:
+    """Return what hears of a scheduler's compactions, on the ranks on which SGLang reports metrics."""
+    reporter = scheduler.metrics_reporter
+    if not reporter.current_scheduler_metrics_enabled:
+        return Meter()
+    runner = scheduler.tp_worker.model_runner
+    device = torch.device(runner.device)
+    meter = PrometheusMeter(reporter.metrics_collector, is_cuda=device.type == "cuda")
+    facts = loaded.facts()
+    labels = {name: str(facts[name]) for name in PREDICTOR.labels}
+    meter.describe_predictor(labels, _scoring_seconds(loaded, device, scheduler.max_running_requests))
+    return meter
+
+
+def _scoring_seconds(loaded: LoadedPredictor, device: torch.device, most: int) -> dict[int, float]:
+    """Time the predictor by itself; inside a captured graph it cannot be told from the model."""
+    width = loaded.predictor.hidden_size
+    sizes = [size for size in SCORED_BATCH_SIZES if size <= most]
+    batches = {size: torch.zeros(size, width, device=device) for size in sizes}
+    with torch.inference_mode():
+        return {
+            size: time_calls(partial(loaded.predictor, batch), device) for size, batch in batches.items()
+        }

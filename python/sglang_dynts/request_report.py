@@ -25,6 +25,11 @@ class RequestReport:
     end_len: int = 0
     peak_len: int = 0
 
+    @property
+    def has_long_question(self) -> bool:
+        """Whether the question raised the request's budget."""
+        return self.window is not None and self.window.budget > self.window.config.budget
+
     def compacted(self, seq_len: int, window_len: int, num_dropped: int, early: bool) -> None:
         """Count a compaction of a window of this length."""
         self.num_compactions += 1
@@ -80,14 +85,29 @@ class RequestReport:
 
 @dataclass
 class Totals:
-    """What one scheduler has compacted since it started."""
+    """What one scheduler has seen and done since it started.
+
+    ``num_undone`` compactions are counted as compactions too; ``num_long_questions`` governed requests
+    have a budget that their question raised.
+    """
 
     num_compactions: int = 0
     num_early: int = 0
     num_dropped: int = 0
+    num_undone: int = 0
+    num_resumptions: int = 0
+    num_governed: int = 0
+    num_opted_out: int = 0
+    num_long_questions: int = 0
 
     def add(self, num_dropped: int, early: bool) -> None:
         """Count one compaction."""
         self.num_compactions += 1
         self.num_early += early
         self.num_dropped += num_dropped
+
+    def add_request(self, governed: bool, is_long: bool) -> None:
+        """Count one request."""
+        self.num_governed += governed
+        self.num_opted_out += not governed
+        self.num_long_questions += is_long

@@ -29,7 +29,9 @@ RUNNER = "sglang.srt.model_executor.model_runner.ModelRunner"
 
 SERVER_ARGS = "sglang.srt.server_args.ServerArgs"
 VERIFY_SAMPLING_PARAMS = "sglang.srt.sampling.sampling_params.SamplingParams.verify"
-UPDATE_META_INFO = f"{MANAGERS}.tokenizer_manager.TokenizerManager.update_request_meta_info"
+TOKENIZER_MANAGER = f"{MANAGERS}.tokenizer_manager.TokenizerManager"
+UPDATE_META_INFO = f"{TOKENIZER_MANAGER}.update_request_meta_info"
+TOKENIZER_READY = f"{TOKENIZER_MANAGER}.__init__"
 LOAD_MODEL = f"{RUNNER}.load_model"
 POOLS_READY = f"{RUNNER}._init_post_memory_pool_components"
 FORWARD_BATCH = "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new"
@@ -39,6 +41,9 @@ BEFORE_ADMISSION = f"{SCHEDULER_MODULE}.Scheduler._should_defer_prefill"
 PREFILL_ADDER_CLASS = f"{SCHEDULER_MODULE}.Scheduler.get_prefill_adder_class"
 MAX_NEW_TOKENS = f"{SCHEDULER_MODULE}.Scheduler.init_req_max_new_tokens"
 RELEASE_REQ = f"{MANAGERS}.schedule_batch.release_req"
+INTERNAL_STATE = (
+    f"{MANAGERS}.scheduler_components.internal_state.SchedulerInternalStateController.get_internal_state"
+)
 POOL_STATS_OBSERVER = f"{MANAGERS}.scheduler_components.pool_stats_observer.SchedulerPoolStatsObserver"
 POOL_STATS = f"{POOL_STATS_OBSERVER}.get_pool_stats"
 
@@ -75,12 +80,18 @@ def register() -> None:
         _register_all(_scheduler_seams())
 
 
-def check_scheduler_seams() -> None:
-    """Refuse to serve unless every seam of a scheduler process is in place.
+def scheduler_targets() -> list[str]:
+    """What is hooked in a scheduler process."""
+    return [seam.target for seam in _scheduler_seams()]
 
-    Raises:
-        RuntimeError: naming what is missing.
-    """
+
+def launcher_targets() -> list[str]:
+    """What is hooked in a process that takes requests."""
+    return [seam.target for seam in _tokenizer_seams()]
+
+
+def missing_scheduler_seams() -> list[str]:
+    """What is not in place in this scheduler process."""
     from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 
     missing = [seam.target for seam in _scheduler_seams() if not _is_applied(seam)]
@@ -88,7 +99,21 @@ def check_scheduler_seams() -> None:
         missing.append(f"attention backend {BACKEND_NAME!r}")
     if BACKEND_NAME not in registered_radix_cache_backends():
         missing.append(f"radix cache backend {BACKEND_NAME!r}")
-    _refuse(missing)
+    return missing
+
+
+def missing_launcher_seams() -> list[str]:
+    """What is not in place in this launcher process."""
+    return [seam.target for seam in _tokenizer_seams() if not _is_applied(seam)]
+
+
+def check_scheduler_seams() -> None:
+    """Refuse to serve unless every seam of a scheduler process is in place.
+
+    Raises:
+        RuntimeError: naming what is missing.
+    """
+    _refuse(missing_scheduler_seams())
 
 
 def check_launcher_seams() -> None:
@@ -97,7 +122,7 @@ def check_launcher_seams() -> None:
     Raises:
         RuntimeError: naming what is missing.
     """
-    _refuse([seam.target for seam in _tokenizer_seams() if not _is_applied(seam)])
+    _refuse(missing_launcher_seams())
 
 
 def _launches_servers() -> bool:
@@ -130,11 +155,12 @@ def _argument_seams() -> list[Seam]:
 
 
 def _tokenizer_seams() -> list[Seam]:
-    from sglang_dynts import reporting, request_options
+    from sglang_dynts import health, reporting, request_options
 
     return [
         Seam(VERIFY_SAMPLING_PARAMS, request_options.verify_request, HookType.AFTER),
         Seam(UPDATE_META_INFO, reporting.report_one_object, HookType.BEFORE),
+        Seam(TOKENIZER_READY, health.offer_health, HookType.AFTER),
     ]
 
 
@@ -142,6 +168,7 @@ def _scheduler_seams() -> list[Seam]:
     from sglang_dynts import (
         admission,
         compaction_step,
+        health,
         positions,
         predictor_runner,
         reporting,
@@ -160,6 +187,7 @@ def _scheduler_seams() -> list[Seam]:
         Seam(MAX_NEW_TOKENS, resume.allow_beyond_pool, HookType.AROUND),
         Seam(RELEASE_REQ, resume.copy_before_release, HookType.AROUND),
         Seam(POOL_STATS, reporting.add_totals, HookType.AFTER),
+        Seam(INTERNAL_STATE, health.add_facts, HookType.AFTER),
     ]
 
 

@@ -43,6 +43,9 @@ class Server:
         self.port = free_port()
         self.log = log
         self.has_dynts = "dynts" in flags or "--enable-dynts" in flags
+        self.headers = {"Content-Type": "application/json"}
+        if "--api-key" in flags:
+            self.headers["Authorization"] = f"Bearer {flags[flags.index('--api-key') + 1]}"
         words = [*command, "--model-path", str(model)]
         words += ["--host", "127.0.0.1", "--port", str(self.port), "--dtype", "float32"]
         words += ["--mem-fraction-static", "0.1", "--skip-server-warmup", *flags]
@@ -98,9 +101,8 @@ class Server:
 
     def _open(self, path: str, body: dict | None, timeout: float) -> Any:
         data = None if body is None else json.dumps(body).encode()
-        headers = {"Content-Type": "application/json"}
         return urllib.request.urlopen(
-            urllib.request.Request(self.url(path), data, headers), timeout=timeout
+            urllib.request.Request(self.url(path), data, self.headers), timeout=timeout
         )
 
     def error(self, path: str, body: dict) -> tuple[int, str]:

@@ -1,0 +1,95 @@
+"""What a running server proves about itself: ``/server_info``, and ``GET /dynts/health``."""
+
+import sys
+from dataclasses import asdict
+from http import HTTPStatus
+from typing import Any
+
+from fastapi.responses import JSONResponse
+
+from sgl_dynts.config import DynTSConfig
+from sgl_dynts.thinking import ThinkMarkers
+from sglang_dynts.names import BACKEND_NAME
+from sglang_dynts.predictor_runner import LoadedPredictor
+from sglang_dynts.radix_cache import DynTSRadixCache
+from sglang_dynts.runtime import is_enabled
+
+HTTP_SERVER = "sglang.srt.entrypoints.http_server"
+HEALTH_PATH = "/dynts/health"
+
+
+def describe_configuration(
+    config: DynTSConfig, markers: ThinkMarkers, predictor: LoadedPredictor
+) -> dict[str, Any]:
+    """Return what was resolved at the start: windows, think markers, predictor; plain types only."""
+    windows = {name: value for name, value in asdict(config).items() if name != "min_selection"}
+    lengths = {"min_selection": config.selection_floor, "period": config.period}
+    return {
+        "windows": windows | lengths,
+        "thinking": {"opening": list(markers.opening), "closing": list(markers.closing)},
+        "predictor": predictor.facts(),
+    }
+
+
+def add_facts(output, controller, _recv_req) -> None:
+    """AFTER SchedulerInternalStateController.get_internal_state: tell the scheduler's side of DynTS."""
+    from sglang_dynts.seams import missing_scheduler_seams, scheduler_targets
+
+    cache = controller.scheduler.tree_cache
+    if not isinstance(cache, DynTSRadixCache):
+        return
+    output.internal_state[BACKEND_NAME] = cache.facts | {
+        "totals": asdict(cache.totals),
+        "seams": scheduler_targets(),
+        "missing_seams": missing_scheduler_seams(),
+    }
+
+
+def offer_health(_result, manager, *_args, **_kwargs) -> None:
+    """AFTER TokenizerManager.__init__: a server with DynTS answers on its own path, behind its API key.
+
+    An engine without an HTTP server has no such module, and nothing to add to.
+    """
+    server = sys.modules.get(HTTP_SERVER)
+    if server is None or not is_enabled():
+        return
+
+    async def dynts_health() -> JSONResponse:
+        """Whether every seam is in place in every process that has one, and what was compacted."""
+        body, healthy = judge(await manager.get_internal_state())
+        return JSONResponse(body, HTTPStatus.OK if healthy else HTTPStatus.SERVICE_UNAVAILABLE)
+
+    server.app.add_api_route(HEALTH_PATH, dynts_health, methods=["GET"])
+
+
+def judge(states: list[dict[str, Any]]) -> tuple[dict[str, Any], bool]:
+    """Put together what the schedulers and this launcher say.
+
+    Args:
+        states: the internal state of each data-parallel scheduler.
+
+    Returns:
+        The answer for the client, and whether everything is in place.
+    """
+    from sglang_dynts.seams import launcher_targets, missing_launcher_seams
+
+    ours = [state[BACKEND_NAME] for state in states if BACKEND_NAME in state]
+    missing = missing_launcher_seams() + [name for one in ours for name in one["missing_seams"]]
+    if len(ours) < len(states) or not states:
+        missing.append(f"{len(states) - len(ours)} of {len(states)} schedulers run without DynTS")
+    totals = {name: sum(one["totals"][name] for one in ours) for name in _total_names(ours)}
+    body = {
+        "healthy": not missing,
+        "has_compacted": totals.get("num_compactions", 0) > 0,
+        **totals,
+        "num_schedulers": len(states),
+        "missing": missing,
+        "seams": sorted(launcher_targets() + [name for one in ours[:1] for name in one["seams"]]),
+        "predictor": ours[0]["predictor"] if ours else None,
+        "windows": ours[0]["windows"] if ours else None,
+    }
+    return body, not missing
+
+
+def _total_names(ours: list[dict[str, Any]]) -> list[str]:
+    return list(ours[0]["totals"]) if ours else []

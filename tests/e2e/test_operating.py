@@ -1,0 +1,134 @@
+"""One server as it is operated: metrics, health and configuration behind an API key."""
+
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from sgl_dynts.checkpoint import digest, find_predictor
+from sglang_dynts.metrics import COUNTER, METRICS
+from tests.e2e.conftest import prompt
+from tests.e2e.server import Server
+
+KEY = "secret"
+JOBS = [
+    *({"prompt": prompt(20 + i, 500 + i), "length": 150 + 10 * i} for i in range(5)),
+    {"prompt": prompt(60, 510), "length": 150},  # leaves less to thinking than the floor
+    *({"prompt": prompt(20, 520 + i), "length": 60, "dynts": {"enabled": False}} for i in range(2)),
+]
+
+
+@pytest.fixture(scope="module")
+def server(models, start):
+    flags = ("--attention-backend", "dynts", "--enable-metrics", "--api-key", KEY)
+    server: Server = start(models["llama"], *flags)
+    yield server
+    server.assert_nothing_leaked()
+
+
+@pytest.fixture(scope="module")
+def numbers(server) -> list[dict]:
+    """What the replies of all jobs say."""
+    return [reply["meta_info"]["dynts"] for reply in server.generate_all(JOBS)]
+
+
+@pytest.fixture
+def value(server) -> Callable[..., float]:
+    """The sum of a sample over the ranks that report it."""
+    text = server.request("/metrics")
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+
+    def get(name: str, **labels: str) -> float:
+        found = [s.value for s in samples if s.name == name and labels.items() <= s.labels.items()]
+        assert found, f"{name} {labels} is not exposed"
+        return sum(found)
+
+    return get
+
+
+def test_counters_add_up_to_what_the_replies_say(server, numbers, value):
+    early = sum(one["early_compactions"] for one in numbers)
+    compactions = sum(one["compactions"] for one in numbers)
+    assert compactions >= 10
+    assert value("sglang:dynts_compactions_total", reason="early") == early
+    assert value("sglang:dynts_compactions_total", reason="due") == compactions - early
+    dropped = sum(one["dropped_tokens"] for one in numbers)
+    assert value("sglang:dynts_dropped_tokens_total") == dropped
+    assert value("sglang:dynts_requests_total", mode="governed") == 6
+    assert value("sglang:dynts_requests_total", mode="opted_out") == 2
+    raised = sum(one["enabled"] and one["budget"] > 96 for one in numbers)
+    assert value("sglang:dynts_long_questions_total") == raised == 1
+    assert value("sglang:dynts_window_len_count") == compactions
+    assert value("sglang:dynts_undone_compactions_total") == 0
+    assert 1 <= value("sglang:dynts_compaction_seconds_count") <= compactions
+
+
+def test_every_metric_is_exposed_with_sglang_s_labels(server, numbers, value):
+    for metric in METRICS:
+        name = metric.name if metric.buckets == () else f"{metric.name}_count"
+        value(name, engine_type="unified", tp_rank="0")
+    assert metric_kinds(server)["sglang:dynts_compactions"] == COUNTER
+
+
+def metric_kinds(server: Server) -> dict[str, str]:
+    families = text_string_to_metric_families(server.request("/metrics"))
+    return {family.name: family.type for family in families}
+
+
+def test_the_predictor_in_use_is_the_one_on_disk(server, models, numbers, value):
+    sha256 = digest(find_predictor(models["llama"]))
+    assert value("sglang:dynts_predictor_info", sha256=sha256, target="random") == 1
+    assert value("sglang:dynts_scoring_seconds", batch_size="1") > 0
+
+
+def test_gauges_return_to_nothing_when_the_server_is_idle(server, numbers):
+    def held() -> float:
+        families = text_string_to_metric_families(server.request("/metrics"))
+        return sum(
+            s.value for f in families if f.name == "sglang:dynts_kv_tokens_held" for s in f.samples
+        )
+
+    deadline = time.monotonic() + 90  # SGLang refreshes idle gauges every 30 seconds at the latest
+    while held() and time.monotonic() < deadline:
+        time.sleep(1)
+    assert held() == 0
+
+
+def test_health_proves_that_compactions_happened_and_every_seam_holds(server, numbers):
+    health = server.request("/dynts/health")
+    assert health["healthy"]
+    assert health["missing"] == []
+    assert len(health["seams"]) >= 14
+    assert health["has_compacted"]
+    assert health["num_compactions"] == sum(one["compactions"] for one in numbers)
+    assert health["num_dropped"] == sum(one["dropped_tokens"] for one in numbers)
+    assert health["windows"]["budget"] == 96
+
+
+def test_server_info_shows_the_resolved_configuration(server, models, numbers):
+    info = server.request("/server_info")
+    assert (info["dynts_budget"], info["dynts_local_window"], info["dynts_keep_ratio"]) == (96, 16, 0.4)
+    ours = info["internal_states"][0]["dynts"]
+    assert ours["predictor"]["sha256"] == digest(find_predictor(models["llama"]))
+    assert ours["predictor"]["inner_sizes"] == [96, 32]
+    assert ours["windows"]["period"] == 48
+
+
+@pytest.mark.parametrize("path", ["/dynts/health", "/server_info"])
+@pytest.mark.parametrize("key", [None, "wrong"])
+def test_our_paths_want_the_api_key(server, path, key):
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(urllib.request.Request(server.url(path), headers=headers), timeout=60)
+    assert error.value.code == 401
+
+
+def test_the_decode_log_line_stays_readable(server, numbers):
+    lines = [line for line in server.log.read_text().splitlines() if "Decode batch" in line]
+    assert lines
+    for line in lines:
+        assert line.count("#compactions: ") == line.count("#dropped-token: ") == 1
+        assert len(line) < 300

@@ -1,0 +1,147 @@
+"""What a running server proves about itself."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from sglang.srt.managers.io_struct import GetInternalStateReqOutput
+
+from sgl_dynts.checkpoint import PREDICTOR_FILE, digest, find_predictor, load_predictor
+from sgl_dynts.config import DynTSConfig
+from sgl_dynts.thinking import ThinkMarkers
+from sglang_dynts import health, seams
+from sglang_dynts.health import HEALTH_PATH, add_facts, describe_configuration, judge, offer_health
+from sglang_dynts.predictor_runner import LoadedPredictor
+from tests.seam.engine import PROMPT, Engine, thoughts
+
+
+@pytest.fixture
+def facts(model) -> dict[str, Any]:
+    source = find_predictor(model)
+    loaded = LoadedPredictor(load_predictor(source), source, digest(source))
+    return describe_configuration(DynTSConfig(96, 16, 0.4), ThinkMarkers((3,), (4,)), loaded)
+
+
+@pytest.fixture
+def engine(facts) -> Engine:
+    engine = Engine()
+    engine.cache.facts = facts
+    return engine
+
+
+def state_of(engine: Engine) -> dict[str, Any]:
+    output = GetInternalStateReqOutput(internal_state={"dynts_budget": 96})
+    add_facts(output, SimpleNamespace(scheduler=engine.scheduler), None)
+    return output.internal_state
+
+
+def test_server_info_shows_the_resolved_windows_and_the_predictor_s_header(engine, model):
+    ours = state_of(engine)["dynts"]
+    assert ours["windows"] == {
+        "budget": 96,
+        "local_window": 16,
+        "keep_ratio": 0.4,
+        "min_selection": 8,
+        "period": 48,
+    }
+    assert ours["thinking"] == {"opening": [3], "closing": [4]}
+    predictor = ours["predictor"]
+    assert predictor.pop("sha256") == digest(find_predictor(model))
+    assert predictor == {
+        "path": str(model / PREDICTOR_FILE),
+        "inner_sizes": [96, 32],
+        "hidden_size": 64,
+        "base_model": "random",
+        "target": "random",
+        "budget": 96,
+        "local_window": 16,
+        "keep_ratio": 0.4,
+    }
+
+
+def test_a_scheduler_without_dynts_says_nothing():
+    output = GetInternalStateReqOutput(internal_state={})
+    add_facts(output, SimpleNamespace(scheduler=SimpleNamespace(tree_cache=object())), None)
+    assert output.internal_state == {}
+
+
+def test_compactions_of_all_schedulers_are_added_up(engine, facts):
+    other = Engine()
+    other.cache.facts = facts
+    for one, length in ((engine, 40), (other, 20)):
+        one.decode(one.prefill(PROMPT), thoughts(100, length))
+    body, healthy = judge([state_of(engine), state_of(other)])
+    assert healthy
+    assert body["healthy"]
+    assert body["has_compacted"]
+    assert body["num_compactions"] == 5
+    assert body["num_dropped"] == 35
+    assert body["num_governed"] == body["num_schedulers"] == 2
+    assert body["missing"] == []
+    assert set(body["seams"]) == {*seams.scheduler_targets(), *seams.launcher_targets()}
+
+
+def test_a_server_that_served_nothing_is_healthy_and_says_so(engine):
+    body, healthy = judge([state_of(engine)])
+    assert healthy
+    assert body["has_compacted"] is False
+
+
+@pytest.mark.parametrize("lost", [seams.FORWARD_BATCH, seams.VERIFY_SAMPLING_PARAMS])
+def test_a_missing_seam_is_named_wherever_it_is(engine, monkeypatch, lost):
+    registry = seams.HookRegistry
+    monkeypatch.setattr(registry, "_patched", registry._patched - {lost})
+    body, healthy = judge([state_of(engine)])
+    assert not healthy
+    assert body["missing"] == [lost]
+
+
+def test_a_scheduler_that_says_nothing_is_not_healthy(engine):
+    body, healthy = judge([state_of(engine), {}])
+    assert not healthy
+    assert body["missing"] == ["1 of 2 schedulers run without DynTS"]
+
+
+class Manager:
+    """As much of a tokenizer manager as the path asks."""
+
+    def __init__(self, states: list[dict[str, Any]]) -> None:
+        self.states = states
+
+    async def get_internal_state(self) -> list[dict[str, Any]]:
+        await asyncio.sleep(0)
+        return self.states
+
+
+@pytest.fixture
+def client(monkeypatch) -> TestClient:
+    app = FastAPI()
+    monkeypatch.setitem(health.sys.modules, health.HTTP_SERVER, SimpleNamespace(app=app))
+    return TestClient(app)
+
+
+def test_the_path_answers_200_and_503(serve, client, engine):
+    serve("--attention-backend", "dynts")
+    manager = Manager([state_of(engine)])
+    offer_health(None, manager, "server_args", "port_args")
+    assert client.get(HEALTH_PATH).status_code == 200
+    manager.states = [{}]
+    reply = client.get(HEALTH_PATH)
+    assert reply.status_code == 503
+    assert reply.json()["healthy"] is False
+
+
+def test_a_server_without_dynts_does_not_know_the_path(serve, client):
+    serve("--attention-backend", "torch_native")
+    offer_health(None, Manager([]), "server_args", "port_args")
+    assert client.get(HEALTH_PATH).status_code == 404
+
+
+def test_an_engine_without_a_server_gets_nothing(serve, monkeypatch):
+    serve("--attention-backend", "dynts")
+    monkeypatch.delitem(health.sys.modules, health.HTTP_SERVER, raising=False)
+    offer_health(None, Manager([]), "server_args", "port_args")
+    assert health.HTTP_SERVER not in health.sys.modules
