@@ -15,6 +15,7 @@ from sglang.srt.server_args import ServerArgs
 
 from sgl_dynts.checkpoint import PredictorHeader, find_predictor
 from sgl_dynts.config import DynTSConfig
+from sglang_dynts.check_seams import check_release
 from sglang_dynts.model_files import local_model_folder
 from sglang_dynts.names import BACKEND_NAME, BASE_BACKENDS, SOURCE
 from sglang_dynts.predictor_runner import check_hidden_size
@@ -148,6 +149,7 @@ def resolve_dynts(server_args, previous) -> None:
 
     Raises:
         ValueError: naming flag, value and remedy.
+        RuntimeError: another release of SGLang, or a hook that is not in place.
     """
     previous(server_args)
     cfg = resolving_view(server_args)
@@ -156,6 +158,7 @@ def resolve_dynts(server_args, previous) -> None:
         return
     from sglang_dynts.seams import check_launcher_seams
 
+    check_release()
     check_launcher_seams()
     refuse_unsupported(cfg, model_config_of(server_args))
     _check_host_memory(cfg.dynts_host_memory_gb)
