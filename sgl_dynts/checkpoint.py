@@ -8,8 +8,10 @@ a tensor is loaded.
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,6 +26,7 @@ PREDICTOR_FILE = "dynts/predictor.safetensors"
 LAYER_NAMES = tuple(f"layers.{i}.weight" for i in range(3))
 AUTHOR_LAYER_NAMES = tuple(f"is_head.{i}.weight" for i in (0, 2, 4))
 MAX_INNER_SIZE = 1 << 17
+FLOAT_DTYPES = {torch.float32, torch.float16, torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,7 @@ def load_predictor(source: PredictorSource | Path) -> ImportancePredictor:
     shapes = [_tensor_shape(*pair) for pair in _file_and_name(source)]
     _check_shapes(source, shapes)
     weights = [_read_tensor(*pair) for pair in _file_and_name(source)]
+    _check_weights(source, weights)
     predictor = ImportancePredictor(shapes[0][1], [shapes[0][0], shapes[1][0]])
     predictor.to(weights[0].dtype)
     for parameter, weight in zip(predictor.parameters(), weights, strict=True):
@@ -190,7 +194,7 @@ def _find_author_tensors(folder: Path) -> PredictorSource | None:
     """Look for ``is_head.*`` in a Hugging Face checkpoint, sharded or not."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        weight_map = json.loads(index.read_text())["weight_map"]
+        weight_map = _read_weight_map(index)
         files = {name: folder / weight_map[name] for name in AUTHOR_LAYER_NAMES if name in weight_map}
     else:
         files = {
@@ -201,12 +205,35 @@ def _find_author_tensors(folder: Path) -> PredictorSource | None:
     return _author_source(folder, files) if files else None
 
 
+def _read_weight_map(index: Path) -> dict[str, str]:
+    """Read which file of the same folder holds which tensor; a path out of the folder is not followed.
+
+    Raises:
+        ValueError: the index is not of this form.
+    """
+    try:
+        weight_map = json.loads(index.read_text())["weight_map"]
+        files = dict(weight_map)
+        strange = [file for file in files.values() if Path(file).name != file or file == ".."]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{index}: not an index of safetensors files ({error!r})") from error
+    if strange:
+        raise ValueError(
+            f"{index}: {strange[0]!r} is not the name of a file beside it; correct the index"
+        )
+    return files
+
+
 def _author_source(path: Path, files: dict[str, Path]) -> PredictorSource:
     missing = [name for name in AUTHOR_LAYER_NAMES if name not in files]
     if missing:
         raise ValueError(f"{path}: missing tensors {', '.join(missing)} beside the other is_head.*")
     first = files[AUTHOR_LAYER_NAMES[0]]
     shape = _tensor_shape(first, AUTHOR_LAYER_NAMES[0])
+    if len(shape) != 2:
+        raise ValueError(
+            f"{path}: {AUTHOR_LAYER_NAMES[0]} has shape {shape}, a predictor's is [h1, hidden]"
+        )
     header = PredictorHeader(
         hidden_size=shape[-1],
         base_model=path.name,
@@ -233,6 +260,14 @@ def _check_shapes(source: PredictorSource, shapes: list[list[int]]) -> None:
         )
 
 
+def _check_weights(source: PredictorSource, weights: list[torch.Tensor]) -> None:
+    dtypes = {weight.dtype for weight in weights}
+    if len(dtypes) > 1 or not dtypes <= FLOAT_DTYPES:
+        raise ValueError(f"{source.path}: weights are {sorted(map(str, dtypes))}, not of one float type")
+    if not all(bool(weight.isfinite().all()) for weight in weights):
+        raise ValueError(f"{source.path}: a weight is not finite, so no score would be; train it again")
+
+
 def _file_and_name(source: PredictorSource) -> list[tuple[Path, str]]:
     return list(zip(source.tensor_files, source.tensor_names, strict=True))
 
@@ -251,9 +286,16 @@ def _read_metadata(path: Path) -> tuple[dict[str, str], set[str]]:
 
 def _tensor_shape(path: Path, name: str) -> list[int]:
     with _open(path) as tensors:
-        return list(tensors.get_slice(name).get_shape())
+        return list(_found(path, tensors.get_slice, name).get_shape())
 
 
 def _read_tensor(path: Path, name: str) -> torch.Tensor:
     with _open(path) as tensors:
-        return tensors.get_tensor(name)
+        return _found(path, tensors.get_tensor, name)
+
+
+def _found(path: Path, get: Callable[[str], Any], name: str) -> Any:
+    try:
+        return get(name)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: no tensor {name} that can be read ({error})") from error

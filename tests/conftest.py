@@ -1,5 +1,13 @@
+from pathlib import Path
+
 import pytest
 import torch
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("fuzz")
+    group.addoption("--fuzz-examples", type=int, default=500, help="examples per fuzzed surface")
+    group.addoption("--fuzz-report", type=Path, help="file to write what was tried to")
 
 
 def pytest_collection_modifyitems(items):

@@ -12,6 +12,7 @@ from sgl_dynts.checkpoint import digest, find_predictor
 from sglang_dynts.metrics import COUNTER, METRICS
 from tests.e2e.conftest import prompt
 from tests.e2e.server import Server
+from tests.fuzz import fuzz, options
 
 KEY = "secret"
 JOBS = [
@@ -132,3 +133,21 @@ def test_the_decode_log_line_stays_readable(server, numbers):
     for line in lines:
         assert line.count("#compactions: ") == line.count("#dropped-token: ") == 1
         assert len(line) < 300
+
+
+def test_hostile_options_over_http_get_200_or_400_and_harm_nobody(server, numbers):
+    def act(asked) -> bool:
+        params = {"max_new_tokens": 2, "custom_params": {"dynts": asked}}
+        body = {"input_ids": prompt(5, 600), "sampling_params": params}
+        try:
+            server.request("/generate", body)
+        except urllib.error.HTTPError as error:
+            assert 400 <= error.code < 500, (asked, error.read())  # noqa: PT017
+            return False
+        return True
+
+    tally = fuzz("custom_params.dynts over HTTP", options, act, num_examples=150)
+    assert tally.accepted > 0
+    assert tally.refused > 0
+    assert server.request("/dynts/health")["healthy"]
+    assert "Traceback" not in server.log.read_text()

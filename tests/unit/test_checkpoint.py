@@ -267,3 +267,45 @@ def test_tensors_that_do_not_chain_up_are_refused_by_their_shapes(tmp_path, shap
         "predictor for the hidden size in its header"
     ):
         load_predictor(find_predictor(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "file", ["../outside.safetensors", "/outside.safetensors", "sub/x.safetensors", ".."]
+)
+def test_a_path_out_of_the_named_folder_is_not_followed(tmp_path, file):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_file(authors_tensors(), tmp_path / "outside.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(authors_tensors(), file)}))
+    with refuses(f"{index}: {file!r} is not the name of a file beside it; correct the index"):
+        find_predictor(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"weight_map": 3}', '{"weight_map": {"is_head.0.weight": 3}}', "[" * 100_000]
+)
+def test_an_index_of_another_form_is_refused(tmp_path, text):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(text)
+    with refuses(f"{index}: not an index of safetensors files ("):
+        find_predictor(tmp_path)
+
+
+def test_an_index_that_names_a_tensor_its_file_lacks_is_refused(tmp_path):
+    save_file({"other": torch.ones(2)}, tmp_path / "x.safetensors")
+    index = {"weight_map": dict.fromkeys(authors_tensors(), "x.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with refuses(f"{tmp_path / 'x.safetensors'}: no tensor is_head.0.weight that can be read ("):
+        find_predictor(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda weight: weight.fill_(torch.nan), lambda weight: weight.to(torch.int64)]
+)
+def test_weights_that_give_no_scores_are_refused(tmp_path, spoil):
+    tensors = authors_tensors()
+    tensors["is_head.2.weight"] = spoil(tensors["is_head.2.weight"])
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"not finite|not of one float type"):
+        load_predictor(find_predictor(tmp_path))
