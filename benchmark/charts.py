@@ -118,3 +118,70 @@ def sweep_of(results: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     for result in results:
         groups.setdefault(tuple(result[other] for other in others), []).append(result)
     return sorted(max(groups.values(), key=len), key=lambda result: result[name])
+
+
+POLICY_COLORS = {
+    "predictor": "#d1495b",
+    "window": "#00798c",
+    "streaming": "#66a182",
+    "random": "#8a8d91",
+    "sepllm": "#edae49",
+    "bottom": "#2e4057",
+    "h2o": "#8d5a97",
+    "snapkv": "#3d7ea6",
+    "rkv": "#a0522d",
+}
+MARKS = "osD^vP*X<"
+
+
+def draw_accuracy(path: Path, results: list[dict[str, Any]]) -> None:
+    """Draw the share answered right against the budget: a panel for each task, a line for each policy.
+
+    Bars are 95 % Wilson intervals; policies are shifted sideways a little so that bars stay apart.
+
+    Args:
+        path: of the PNG.
+        results: the cells' objects.
+    """
+    tasks = sorted({result["task"] for result in results}, key=lambda task: (len(task), task))
+    size = (1.5 + 4.8 * len(tasks), 4.4)
+    figure, axes = plt.subplots(1, len(tasks), figsize=size, layout="constrained", squeeze=False)
+    for axis, task in zip(axes[0], tasks, strict=True):
+        own = [result for result in results if result["task"] == task]
+        for full in (result for result in own if result["policy"] == "full"):
+            axis.axhline(share(full), color="black", linewidth=0.9, linestyle=":", label="full cache")
+        for number, policy in enumerate(POLICY_COLORS):
+            cells = [result for result in own if result["policy"] == policy]
+            if cells:
+                draw_policy(axis, policy, number, cells)
+        tidy(axis, "answered right, %", "{:g}")
+        axis.set_ylim(-3, 104)
+        axis.set_xlabel("budget, share of the trace's tokens")
+        axis.set_title(f"{task}, n = {own[0]['n']}", fontsize=11)
+    axes[0][-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    save(figure, path)
+
+
+def draw_policy(axis, policy: str, number: int, cells: list[dict[str, Any]]) -> None:
+    """Draw one policy's line with its intervals."""
+    cells = sorted(cells, key=lambda cell: cell["budget_fraction"])
+    places = [cell["budget_fraction"] + 0.003 * (number - 4) for cell in cells]
+    shares = [share(cell) for cell in cells]
+    below = [at - 100 * cell["wilson_low"] for at, cell in zip(shares, cells, strict=True)]
+    above = [100 * cell["wilson_high"] - at for at, cell in zip(shares, cells, strict=True)]
+    axis.errorbar(
+        places,
+        shares,
+        yerr=[below, above],
+        color=POLICY_COLORS[policy],
+        marker=MARKS[number],
+        markersize=5,
+        linewidth=1.2,
+        capsize=2,
+        label=policy,
+    )
+
+
+def share(cell: dict[str, Any]) -> float:
+    """Return the percentage answered right."""
+    return 100 * cell["correct"] / cell["n"]

@@ -89,9 +89,7 @@ def find_predictor(model_folder: Path, named: Path | None = None) -> PredictorSo
     Raises:
         ValueError: nothing found, or what was found is not a usable predictor; says what to do.
     """
-    if named is not None:
-        return _find_named(named)
-    source = _find_in_folder(model_folder)
+    source = find_predictor_if_any(model_folder, named)
     if source is None:
         raise ValueError(
             f"no predictor: --dynts-predictor is not given, {model_folder} holds no {PREDICTOR_FILE} "
@@ -99,6 +97,15 @@ def find_predictor(model_folder: Path, named: Path | None = None) -> PredictorSo
             "--dynts-predictor PATH"
         )
     return source
+
+
+def find_predictor_if_any(model_folder: Path, named: Path | None = None) -> PredictorSource | None:
+    """Find a predictor as :func:`find_predictor` does, None where none is named and none is found.
+
+    Raises:
+        ValueError: one was named or found and is not usable.
+    """
+    return _find_named(named) if named is not None else _find_in_folder(model_folder)
 
 
 def load_predictor(source: PredictorSource | Path) -> ImportancePredictor:

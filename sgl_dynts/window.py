@@ -15,7 +15,8 @@ class Cut:
     ``[0, first)`` is the question; of the ``num_candidates`` positions after it the ``num_kept``
     best-scored survive; the ``local_window`` positions after those survive all. ``answer_spans`` are
     window positions, candidates or not, that must be scored infinite first: answer tokens that came
-    since the last compaction.
+    since the last compaction. The oldest ``num_survivors`` candidates survived the last compaction; what
+    comes after them is consecutive in the sequence.
     """
 
     first: int
@@ -23,6 +24,7 @@ class Cut:
     num_kept: int
     local_window: int
     answer_spans: tuple[tuple[int, int], ...] = ()
+    num_survivors: int = 0
 
     @property
     def num_dropped(self) -> int:
@@ -49,8 +51,10 @@ class RequestWindow:
     dropped: int = 0
     _marked: int = field(default=0, repr=False)
     """Generated tokens whose answer parts are scored infinite."""
-    _before: tuple[int, int] = field(default=(0, 0), repr=False)
-    """``dropped`` and ``_marked`` before the last compaction."""
+    _survivors: int = field(default=0, repr=False)
+    """Tokens between question and local window that the last compaction left."""
+    _before: tuple[int, int, int] = field(default=(0, 0, 0), repr=False)
+    """``dropped``, ``_marked`` and ``_survivors`` before the last compaction."""
 
     @cached_property
     def budget(self) -> int:
@@ -110,22 +114,25 @@ class RequestWindow:
             num_kept=self.config.selection_len(self.question_len) + answers,
             local_window=local,
             answer_spans=self._unmarked_spans(),
+            num_survivors=self._survivors,
         )
 
     def record(self, cut: Cut) -> None:
         """Take note that ``cut`` was carried out."""
-        self._before = (self.dropped, self._marked)
+        self._before = (self.dropped, self._marked, self._survivors)
         self.dropped += cut.num_dropped
         self._marked = self._num_settled()
+        self._survivors = cut.num_kept
 
     def undo(self) -> None:
         """Take the last compaction back: the window is again what it was before."""
-        self.dropped, self._marked = self._before
+        self.dropped, self._marked, self._survivors = self._before
 
     def restart(self) -> None:
         """Forget what was dropped: the request lost its KV and will compute all of it again."""
         self.dropped = 0
         self._marked = 0
+        self._survivors = 0
 
     def _answers_before(self, output_index: int) -> int:
         spans = self.tracker.answer_spans

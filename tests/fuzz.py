@@ -98,7 +98,7 @@ def fuzz(surface: str, drawn: st.SearchStrategy, act: Callable[[Any], bool], num
         deadline=None,
         database=None,
         derandomize=True,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=list[HealthCheck](HealthCheck),
     )
     @given(drawn)
     def run(example: Any) -> None:

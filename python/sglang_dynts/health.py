@@ -19,7 +19,7 @@ HEALTH_PATH = "/dynts/health"
 
 
 def describe_configuration(
-    config: DynTSConfig, markers: ThinkMarkers, predictor: LoadedPredictor
+    config: DynTSConfig, markers: ThinkMarkers, predictor: LoadedPredictor | None
 ) -> dict[str, Any]:
     """Return what was resolved at the start: windows, think markers, predictor; plain types only."""
     windows = {name: value for name, value in asdict(config).items() if name != "min_selection"}
@@ -27,7 +27,7 @@ def describe_configuration(
     return {
         "windows": windows | lengths,
         "thinking": {"opening": list(markers.opening), "closing": list(markers.closing)},
-        "predictor": predictor.facts(),
+        "predictor": None if predictor is None else predictor.facts(),
     }
 
 

@@ -10,6 +10,8 @@ from sglang_dynts.names import BACKEND_NAME
 
 DEFAULT_START = "<think>"
 DEFAULT_END = "</think>"
+SEPARATORS = (".", ",", "?", "!", ";", ":", "\n", "\n\n")
+AROUND_A_SEPARATOR = (("", ""), (" ", ""), ("", "\n"), ("", "\n\n"))
 
 
 def resolve_markers(tokenizer) -> ThinkMarkers:
@@ -27,6 +29,18 @@ def resolve_markers(tokenizer) -> ThinkMarkers:
     if bag.dynts_think_end is not None:
         return ThinkMarkers(opening, _encode(tokenizer, bag.dynts_think_end, "--dynts-think-end"))
     return ThinkMarkers(opening, _known(tokenizer, end, end_ids, "--dynts-think-end"))
+
+
+def separator_ids(tokenizer) -> frozenset[int]:
+    """Token ids of punctuation and line breaks, alone, after a space or before a line break.
+
+    Args:
+        tokenizer: of the served model; a separator that is no single token of its vocabulary is left out.
+    """
+    texts = [f"{before}{mark}{after}" for mark in SEPARATORS for before, after in AROUND_A_SEPARATOR]
+    encoded = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    single = {ids[0] for ids in encoded if len(ids) == 1}
+    return frozenset(single - {tokenizer.unk_token_id})
 
 
 def _parser_markers(tokenizer) -> tuple[str, str, Sequence[int]]:

@@ -14,11 +14,12 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.registry import create_unified_radix_cache
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
+from sgl_dynts.policies import Policy
 from sgl_dynts.window import RequestWindow
 from sglang_dynts.capacity_state import CapacityState
 from sglang_dynts.host_copies import bytes_per_token, read_copy, write_copy
 from sglang_dynts.metrics import Meter
-from sglang_dynts.request_options import wants_compactions
+from sglang_dynts.request_options import policy_of_request, wants_compactions
 from sglang_dynts.request_report import RequestReport, Totals
 
 
@@ -54,13 +55,19 @@ class DynTSRadixCache(UnifiedRadixCache):
         self._reports: WeakKeyDictionary[object, RequestReport] = WeakKeyDictionary()
         self._new_window: Callable[[object], RequestWindow | None] | None = None
         self._capacity: CapacityState | None = None
+        self.policies: dict[str, Policy] = {}
+        """Who scores the tokens of a request, by name."""
 
     def govern(
-        self, new_window: Callable[[object], RequestWindow | None], capacity: CapacityState
+        self,
+        new_window: Callable[[object], RequestWindow | None],
+        capacity: CapacityState,
+        policies: dict[str, Policy],
     ) -> None:
         """Start owning windows; ``new_window(req)`` makes one, or None for a switched-off request."""
         self._new_window = new_window
         self._capacity = capacity
+        self.policies = policies
 
     @property
     def capacity(self) -> CapacityState:
@@ -73,8 +80,13 @@ class DynTSRadixCache(UnifiedRadixCache):
         report = self._reports.get(req)
         if report is None:
             assert self._new_window is not None, "the cache is asked for windows before govern()"
-            detailed = wants_compactions(req.sampling_params)
-            report = RequestReport(self._new_window(req), len(req.origin_input_ids), detailed)
+            params = req.sampling_params
+            report = RequestReport(
+                self._new_window(req),
+                len(req.origin_input_ids),
+                policy=policy_of_request(params),
+                detailed=wants_compactions(params),
+            )
             self._reports[req] = report
             self._count_request(req, report)
         return report

@@ -77,7 +77,7 @@ def add_totals(stats: PoolStats, observer) -> PoolStats | None:
     return DynTSPoolStats(**vars(stats), cache=observer.tree_cache)
 
 
-def new_meter(scheduler, loaded: LoadedPredictor) -> Meter:
+def new_meter(scheduler, loaded: LoadedPredictor | None) -> Meter:
     """Return what hears of a scheduler's compactions, on the ranks on which SGLang reports metrics."""
     reporter = scheduler.metrics_reporter
     if not reporter.current_scheduler_metrics_enabled:
@@ -85,6 +85,8 @@ def new_meter(scheduler, loaded: LoadedPredictor) -> Meter:
     runner = scheduler.tp_worker.model_runner
     device = torch.device(runner.device)
     meter = PrometheusMeter(reporter.metrics_collector, is_cuda=device.type == "cuda")
+    if loaded is None:
+        return meter
     facts = loaded.facts()
     labels = {name: str(facts[name]) for name in PREDICTOR.labels}
     meter.describe_predictor(labels, _scoring_seconds(loaded, device, scheduler.max_running_requests))

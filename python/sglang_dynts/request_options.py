@@ -5,11 +5,13 @@ from typing import Any
 from sglang.srt.runtime_context import get_context
 
 from sgl_dynts.config import DynTSConfig
+from sgl_dynts.policies import FULL, NEED_PREDICTOR, NEED_QUERIES, POLICIES
 from sglang_dynts.names import BACKEND_NAME
+from sglang_dynts.predictor_runner import find_served_predictor
 
 WINDOW_FIELDS = ("budget", "local_window", "keep_ratio")
 SWITCHES = ("enabled", "return_compactions")
-FIELDS = (*SWITCHES, *WINDOW_FIELDS)
+FIELDS = (*SWITCHES, *WINDOW_FIELDS, "policy")
 
 
 def verify_request(_result, sampling_params, *_args, **_kwargs) -> None:
@@ -28,6 +30,12 @@ def verify_request(_result, sampling_params, *_args, **_kwargs) -> None:
             f"--attention-backend {BACKEND_NAME}, or leave the field out"
         )
     request_config(options, server_config(), bag.dynts_min_selection)
+    if options.get("policy") in NEED_QUERIES and not bag.dynts_observe_queries:
+        raise ValueError(
+            f"custom_params.dynts.policy={options['policy']!r} needs a server that was started with "
+            "--dynts-observe-queries; choose another policy"
+        )
+    _check_predictor(options.get("policy", bag.dynts_policy), bag.dynts_policy)
 
 
 def server_config() -> DynTSConfig:
@@ -40,8 +48,17 @@ def server_config() -> DynTSConfig:
 
 def config_of_request(sampling_params, default: DynTSConfig) -> DynTSConfig | None:
     """The windows of a request that was verified, None where it is switched off."""
+    if policy_of_request(sampling_params) == FULL:
+        return None
     options = _options_of(sampling_params)
     return default if options is None else request_config(options, default, default.min_selection)
+
+
+def policy_of_request(sampling_params) -> str:
+    """The name of a verified request's policy."""
+    server = get_context().config_bag(BACKEND_NAME).dynts_policy
+    options = _options_of(sampling_params)
+    return server if options is None else options.get("policy", server)
 
 
 def wants_compactions(sampling_params) -> bool:
@@ -72,9 +89,24 @@ def request_config(options: Any, default: DynTSConfig, min_selection: int | None
     for name in SWITCHES:
         if not isinstance(options.get(name, True), bool):
             raise ValueError(f"custom_params.dynts.{name}={options[name]!r} must be true or false")
+    if options.get("policy", FULL) not in POLICIES:
+        raise ValueError(
+            f"custom_params.dynts.policy={options['policy']!r} must be one of {', '.join(POLICIES)}"
+        )
     given = {name: options[name] for name in WINDOW_FIELDS if name in options}
     config = _checked(default, given, min_selection) if given else default
     return config if options.get("enabled", True) else None
+
+
+def _check_predictor(policy: str, server_policy: str) -> None:
+    """Refuse a policy that needs a predictor on a server that was started without one."""
+    if policy not in NEED_PREDICTOR or server_policy in NEED_PREDICTOR:
+        return
+    if find_served_predictor() is None:
+        raise ValueError(
+            f"custom_params.dynts.policy={policy!r} needs a predictor, and this server was started "
+            "without one; choose another policy"
+        )
 
 
 def _checked(default: DynTSConfig, given: dict[str, Any], min_selection: int | None) -> DynTSConfig:

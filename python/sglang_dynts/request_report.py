@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from sgl_dynts.policies import FULL, PREDICTOR
 from sgl_dynts.window import RequestWindow
 
 
@@ -14,6 +15,8 @@ class RequestReport:
 
     window: RequestWindow | None
     question_len: int
+    policy: str = PREDICTOR
+    """The name of the policy that scores its tokens."""
     detailed: bool = False
     """Whether the request asked to be told where it was compacted."""
     num_compactions: int = 0
@@ -22,6 +25,8 @@ class RequestReport:
     num_resumptions: int = 0
     compacted_at: list[int] = field(default_factory=list)
     """Tokens the request had seen at each compaction, the one in computation included."""
+    dropped_then: list[int] = field(default_factory=list)
+    """Tokens that each of these compactions dropped."""
     end_len: int = 0
     peak_len: int = 0
 
@@ -35,6 +40,7 @@ class RequestReport:
         self.num_compactions += 1
         self.num_early += early
         self.compacted_at.append(seq_len)
+        self.dropped_then.append(num_dropped)
         self.num_dropped += num_dropped
         self.peak_len = max(self.peak_len, window_len)
 
@@ -46,6 +52,7 @@ class RequestReport:
         self.num_early -= early
         self.num_dropped -= num_dropped
         self.compacted_at.pop()
+        self.dropped_then.pop()
 
     def close(self, window_len: int) -> None:
         """Take note of the length at which the row was given back."""
@@ -55,14 +62,16 @@ class RequestReport:
     def restart(self) -> None:
         """Take note that the request's KV is gone and nothing of it is kept."""
         self.compacted_at.clear()
+        self.dropped_then.clear()
         if self.window is not None:
             self.window.restart()
 
-    def as_dict(self, window_len: int) -> dict[str, int | float | bool | list[int]]:
+    def as_dict(self, window_len: int) -> dict[str, int | float | bool | str | list[int]]:
         """Return the public numbers; ``window_len`` is the length held now, 0 once released."""
         now = window_len or self.end_len
-        numbers: dict[str, int | float | bool | list[int]] = {
+        numbers: dict[str, int | float | bool | str | list[int]] = {
             "enabled": self.window is not None,
+            "policy": self.policy if self.window is not None else FULL,
             "question_len": self.question_len,
             "compactions": self.num_compactions,
             "early_compactions": self.num_early,
@@ -73,6 +82,7 @@ class RequestReport:
         }
         if self.detailed:
             numbers["compacted_at"] = list(self.compacted_at)
+            numbers["dropped_then"] = list(self.dropped_then)
         if self.window is not None:
             config = self.window.config
             numbers |= {

@@ -11,6 +11,7 @@ from sgl_dynts.score_pool import ScorePool
 from sgl_dynts.scoring import write_scores
 from sgl_dynts.window_table import WindowTable
 from sglang_dynts.names import BACKEND_NAME
+from sglang_dynts.observation import QueryRecorder, create_recorder
 
 _RUNTIMES: "WeakKeyDictionary[object, DynTSRuntime]" = WeakKeyDictionary()
 
@@ -30,6 +31,8 @@ class DynTSRuntime:
         self.rows_with_drops: set[int] = set()
         self.windows = WindowTable(num_rows)
         self.resumed: dict[object, int] = {}
+        self.recorder: QueryRecorder | None = None
+        """The newest queries, where the server records them."""
 
     def reset_rows(self, rows: list[int]) -> None:
         """Forget the earlier owners of newly allocated rows."""
@@ -73,19 +76,20 @@ def allocate_runtime(_result, model_runner) -> None:
         num_rows=rows.req_to_token.shape[0],
         device=model_runner.device,
     )
+    runtime.recorder = create_recorder(model_runner, rows.req_to_token.shape[0])
     rows.register_on_alloc_rows(runtime.reset_rows)
     warm_up(model_runner.device)
     _RUNTIMES[model_runner] = runtime
 
 
 def score_tokens(
-    model_runner, predictor: ImportancePredictor, hidden: torch.Tensor, slots: torch.Tensor
+    model_runner, predictor: ImportancePredictor | None, hidden: torch.Tensor, slots: torch.Tensor
 ) -> None:
     """Write the scores of one forward's tokens; captured in CUDA graphs, never waits for the device.
 
     Args:
         model_runner: whose pool is written.
-        predictor: on the runner's device.
+        predictor: on the runner's device; None scores every token 0.
         hidden: [num_tokens, hidden_size], after the final norm.
         slots: [num_tokens], KV slots of the same tokens.
     """
@@ -93,4 +97,7 @@ def score_tokens(
     if runtime is None:  # a forward before the pools exist scores nothing that is kept
         return
     assert hidden.shape[0] == slots.shape[0], f"{hidden.shape=} {slots.shape=}"
-    write_scores(predictor, hidden, slots, runtime.scores)
+    if predictor is None:
+        runtime.scores.write(slots, torch.zeros(hidden.shape[0], device=hidden.device))
+    else:
+        write_scores(predictor, hidden, slots, runtime.scores)

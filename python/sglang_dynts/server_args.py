@@ -1,7 +1,6 @@
 """Our flags, what ``--attention-backend dynts`` implies, and the windows that are resolved from them."""
 
 from math import inf
-from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -11,14 +10,15 @@ from sglang.srt.arg_groups.overrides import (
     model_config_of,
     resolving_view,
 )
+from sglang.srt.model_executor.cuda_graph_config import Backend
 from sglang.srt.server_args import ServerArgs
 
-from sgl_dynts.checkpoint import PredictorHeader, find_predictor
+from sgl_dynts.checkpoint import PredictorHeader
 from sgl_dynts.config import DynTSConfig
+from sgl_dynts.policies import NEED_PREDICTOR, NEED_QUERIES, POLICIES, PREDICTOR
 from sglang_dynts.check_seams import check_release
-from sglang_dynts.model_files import local_model_folder
 from sglang_dynts.names import BACKEND_NAME, BASE_BACKENDS, SOURCE
-from sglang_dynts.predictor_runner import check_hidden_size
+from sglang_dynts.predictor_runner import check_hidden_size, find_for_policy
 from sglang_dynts.refusals import refuse_unsupported
 
 _NAMESPACE = NS(BACKEND_NAME)
@@ -28,6 +28,8 @@ WINDOW_FLAGS = {
     "keep_ratio": "--dynts-keep-ratio",
     "min_selection": "--dynts-min-selection",
 }
+RECOMMENDED = ("budget", "local_window", "keep_ratio")
+"""What a predictor's header names a value for."""
 
 
 class DynTSServerArgs(ServerArgs, dict=True):  # pyright: ignore  a msgspec.Struct once imported
@@ -50,6 +52,25 @@ class DynTSServerArgs(ServerArgs, dict=True):  # pyright: ignore  a msgspec.Stru
         ),
         _NAMESPACE,
     ] = None
+    dynts_policy: Annotated[
+        str,
+        Arg(
+            help="Who decides which tokens a compaction keeps, for requests that name no policy of "
+            f"their own: {', '.join(POLICIES)}. All but {' and '.join(NEED_PREDICTOR)} can be served "
+            "without a predictor, then --dynts-budget, --dynts-local-window and --dynts-keep-ratio "
+            "are to be given.",
+        ),
+        _NAMESPACE,
+    ] = PREDICTOR
+    dynts_observe_queries: Annotated[
+        int,
+        Arg(
+            help="Keep so many of each request's newest queries in every layer (32 is usual): "
+            f"{' and '.join(NEED_QUERIES)} need them. For comparisons, not for speed; needs --tp-size 1, "
+            "no CUDA graphs and --dynts-host-memory-gb 0. 0 keeps none.",
+        ),
+        _NAMESPACE,
+    ] = 0
     dynts_budget: Annotated[
         int | None,
         Arg(
@@ -162,6 +183,7 @@ def resolve_dynts(server_args, previous) -> None:
     check_launcher_seams()
     refuse_unsupported(cfg, model_config_of(server_args))
     _check_host_memory(cfg.dynts_host_memory_gb)
+    _check_policy(cfg)
     header = _find_header(cfg, model_config_of(server_args).hidden_size)
     config = resolve_windows(cfg, header)
     declare_resolution(
@@ -174,19 +196,23 @@ def resolve_dynts(server_args, previous) -> None:
     )
 
 
-def resolve_windows(cfg, header: PredictorHeader) -> DynTSConfig:
+def resolve_windows(cfg, header: PredictorHeader | None) -> DynTSConfig:
     """Combine flags and header into the server's windows.
 
     Raises:
         ValueError: naming the flag.
     """
-    try:
-        return DynTSConfig(
-            budget=_first_given(cfg.dynts_budget, header.budget),
-            local_window=_first_given(cfg.dynts_local_window, header.local_window),
-            keep_ratio=_first_given(cfg.dynts_keep_ratio, header.keep_ratio),
-            min_selection=cfg.dynts_min_selection,
+    given = {name: getattr(cfg, f"dynts_{name}") for name in RECOMMENDED}
+    if header is not None:
+        given = {name: _first_given(given[name], getattr(header, name)) for name in RECOMMENDED}
+    lacking = [WINDOW_FLAGS[name] for name in RECOMMENDED if given[name] is None]
+    if lacking:
+        raise ValueError(
+            f"{', '.join(lacking)} not given, and without a predictor nothing recommends a value; "
+            "give the flag, or name a predictor with --dynts-predictor"
         )
+    try:
+        return DynTSConfig(**given, min_selection=cfg.dynts_min_selection)
     except ValueError as error:
         raise ValueError(_name_flag(str(error))) from error
 
@@ -196,9 +222,46 @@ def _check_host_memory(gigabytes: float) -> None:
         raise ValueError(f"--dynts-host-memory-gb {gigabytes} must be a number of GiB, 0 or more")
 
 
-def _find_header(cfg, hidden_size: int) -> PredictorHeader:
-    named = Path(cfg.dynts_predictor) if cfg.dynts_predictor else None
-    source = find_predictor(local_model_folder(cfg.model_path, cfg.revision), named)
+def _check_policy(cfg) -> None:
+    name = cfg.dynts_policy
+    if name not in POLICIES:
+        raise ValueError(f"--dynts-policy {name} is not known; choose one of {', '.join(POLICIES)}")
+    if name in NEED_QUERIES and not cfg.dynts_observe_queries:
+        raise ValueError(f"--dynts-policy {name} needs --dynts-observe-queries 32 or another number")
+    if cfg.dynts_observe_queries:
+        _check_observation(cfg)
+
+
+def _check_observation(cfg) -> None:
+    """Refuse to record queries where they would be wrong or missing.
+
+    Raises:
+        ValueError: naming the flag.
+    """
+    reasons = {
+        f"--dynts-observe-queries {cfg.dynts_observe_queries}: give 0 or more": cfg.dynts_observe_queries
+        < 0,
+        f"--tp-size {cfg.tp_size}: each rank sees its own heads alone; use 1": cfg.tp_size > 1,
+        f"--dynts-host-memory-gb {cfg.dynts_host_memory_gb:g}: host copies hold no queries; give 0": (
+            cfg.dynts_host_memory_gb > 0
+        ),
+        "CUDA graphs do not record them; give --cuda-graph-backend-decode disabled and "
+        "--cuda-graph-backend-prefill disabled": cfg.device == "cuda" and _captures_graphs(cfg),
+    }
+    found = [reason for reason, applies in reasons.items() if applies]
+    if found:
+        raise ValueError(f"--dynts-observe-queries cannot be served: {'; '.join(found)}")
+
+
+def _captures_graphs(cfg) -> bool:
+    graphs = cfg.cuda_graph_config
+    return not graphs.decode.backend == graphs.prefill.backend == Backend.DISABLED
+
+
+def _find_header(cfg, hidden_size: int) -> PredictorHeader | None:
+    source = find_for_policy(cfg.dynts_policy, cfg.model_path, cfg.revision, cfg.dynts_predictor)
+    if source is None:
+        return None
     check_hidden_size(source.path, source.header.hidden_size, hidden_size)
     return source.header
 

@@ -50,11 +50,16 @@ def start(tmp_path_factory) -> Iterator[Callable[..., Server]]:
 
 
 def assert_equal(
-    reply: dict, reference: Reference, case: dict, windows: Windows | None, late: int = 0
+    reply: dict,
+    reference: Reference,
+    case: dict,
+    windows: Windows | None,
+    late: int = 0,
+    policy: str = "predictor",
 ) -> Expected:
     """The reply holds the tokens that Hugging Face gives when it compacts where the server did."""
     at = reply["meta_info"]["dynts"]["compacted_at"]
-    expected = reference.generate(case["prompt"], case["length"], windows, compacted_at=at, late=late)
+    expected = reference.generate(case["prompt"], case["length"], windows, None, at, late, policy)
     assert reply["output_ids"] == expected.tokens
     return expected
 

@@ -4,6 +4,8 @@ Nothing of sgl_dynts is used: scores come from the predictor file's tensors, the
 Python tuples, thinking from a scan of the tokens.
 """
 
+import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from tests.e2e.models import END_THINK, THINK
+from tests.e2e.models import END_THINK, SEPARATORS, THINK
+
+OBSERVING = ("snapkv", "rkv")
+NUM_QUERIES = 8
 
 
 @dataclass(frozen=True)
@@ -33,10 +38,14 @@ class Expected:
 
 
 class Reference:
-    def __init__(self, folder: Path, markers: tuple[int, int] = (THINK, END_THINK)) -> None:
+    def __init__(
+        self, folder: Path, markers: tuple[int, int] = (THINK, END_THINK), attention: str = "sdpa"
+    ) -> None:
         self.markers = markers
         torch.set_num_threads(1)  # two layers: a second thread waits more than it works
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation=attention
+        ).eval()
         self.weights = load_file(folder / "dynts" / "predictor.safetensors")
 
     def score(self, hidden: torch.Tensor) -> list[float]:
@@ -53,6 +62,7 @@ class Reference:
         allowed: range | None = None,
         compacted_at: list[int] | None = None,
         late: int = 0,
+        policy: str = "predictor",
     ) -> Expected:
         """Greedy tokens with the end token ignored; ``windows`` None keeps the whole cache.
 
@@ -62,6 +72,7 @@ class Reference:
         cache = DynamicCache()
         scores: list[float] = []
         held: list[int] = []
+        seen: dict[int, list[torch.Tensor]] = {}
         output: list[int] = []
         logprobs: list[float] = []
         compactions = dropped = 0
@@ -69,8 +80,14 @@ class Reference:
         while True:
             positions = torch.arange(len(scores), len(scores) + len(new))[None]
             out = self.model.model(
-                torch.tensor([new]), position_ids=positions, past_key_values=cache, use_cache=True
+                torch.tensor([new]),
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                output_attentions=policy in OBSERVING,
             )
+            if policy in OBSERVING:
+                seen[len(scores) + len(new) - 1] = [layer[0, :, -1] for layer in out.attentions]
             hidden = out.last_hidden_state[0]
             scores += self.score(hidden)
             held += positions[0].tolist()
@@ -91,7 +108,12 @@ class Reference:
                 assert over < late, f"not compacted at {len(scores)}, though the budget is reached"
                 continue
             if due or compacted_at is not None:
-                kept = keep(held, scores, len(prompt), answers, windows)
+                if policy in OBSERVING:
+                    layers = observe(policy, held, len(prompt), seen, cache, windows)
+                    judged = [layers.get(position, 0.0) for position in range(len(scores))]
+                else:
+                    judged = judge(policy, scores, prompt, output)
+                kept = keep(held, judged, len(prompt), answers, windows)
                 compactions += 1
                 dropped += len(held) - len(kept)
                 edit_cache(cache, [held.index(position) for position in kept])
@@ -110,6 +132,76 @@ def sizes(question: int, windows: Windows) -> tuple[int, int]:
     keep_len = int(windows.keep_ratio * (windows.budget - windows.local_window) + 1e-9)
     selection = max(keep_len - question, keep_len // 4)
     return selection, question + selection + windows.budget - keep_len
+
+
+def judge(policy: str, scores: list[float], prompt: list[int], output: list[int]) -> list[float]:
+    """What a policy gives every position, in Python's own integers; ``scores`` are the predictor's."""
+    tokens = prompt + output
+    rules = {
+        "predictor": lambda p: scores[p],
+        "bottom": lambda p: -scores[p],
+        "window": lambda p: p,
+        "streaming": lambda p: p if p >= len(prompt) + 4 else len(tokens) + 1,
+        "sepllm": lambda p: p + len(tokens) * (tokens[p] in SEPARATORS),
+        "random": lambda p: draw(prompt, p),
+    }
+    return [rules[policy](p) for p in range(len(scores))]
+
+
+def observe(
+    policy: str,
+    held: list[int],
+    question: int,
+    seen: dict[int, list[torch.Tensor]],
+    cache: DynamicCache,
+    windows: Windows,
+) -> dict[int, float]:
+    """What SnapKV or R-KV give the candidates, from Hugging Face's own attention of earlier steps.
+
+    Nothing may have been dropped since the oldest of these steps.
+    """
+    columns = range(question, len(held) - windows.local_window)
+    newest = held[-1 - NUM_QUERIES : -1]
+    layers: Any = cache.layers
+    total = dict.fromkeys(columns, 0.0)
+    for index, layer in enumerate(layers):
+        rows = torch.stack([seen[position][index][:, : columns.stop] for position in newest])
+        keys = layer.keys[0][:, columns.start : columns.stop]
+        given = rows.mean(0) if policy == "rkv" else rows.sum(0).mean(0, keepdim=True)
+        given = (
+            given[:, columns.start :].view(len(keys) if policy == "rkv" else 1, -1, len(columns)).mean(1)
+        )
+        for head, values in enumerate(given.tolist()):
+            repeats = redundancy(keys[head]) if policy == "rkv" else []
+            for at, column in enumerate(columns):
+                if policy == "rkv":
+                    pooled = 0.1 * max(values[max(0, at - 3) : at + 4]) - 0.9 * repeats[at]
+                else:
+                    pooled = sum(values[max(0, at - 2) : at + 3]) / 5
+                total[column] += pooled / len(given)
+    return {held[column]: value for column, value in total.items()}
+
+
+def redundancy(keys: torch.Tensor) -> list[float]:
+    """R-KV's share of each of one head's keys [n, head_dim], by loops."""
+    unit = keys / keys.norm(dim=1, keepdim=True)
+    similar = (unit @ unit.T).tolist()
+    sums = [0.0] * len(keys)
+    for one, row in enumerate(similar):
+        alike = [other for other, value in enumerate(row) if value > 0.5 and other != one]
+        for other in alike[:-1]:
+            sums[other] += row[other] / len(keys)
+    return torch.tensor(sums).softmax(0).tolist()
+
+
+def draw(prompt: list[int], position: int) -> int:
+    """SplitMix64 of the question's checksum and a position, its upper 24 bits."""
+    bits = (1 << 64) - 1
+    checksum = zlib.crc32(struct.pack(f"<{len(prompt)}q", *prompt))
+    number = ((checksum << 31) + position + 0x9E3779B97F4A7C15) & bits
+    number = ((number ^ (number >> 30)) * 0xBF58476D1CE4E5B9) & bits
+    number = ((number ^ (number >> 27)) * 0x94D049BB133111EB) & bits
+    return (number ^ (number >> 31)) >> 40
 
 
 def keep(

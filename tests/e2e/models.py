@@ -23,6 +23,7 @@ VOCAB_SIZE = 256
 HIDDEN_SIZE = 64
 THINK, END_THINK = 3, 4
 FIRST_WORD = 8
+SEPARATORS = {250: ".", 251: ",", 252: "?", 253: "!", 254: ";", 255: ":"}
 
 SHAPE = {
     "vocab_size": VOCAB_SIZE,
@@ -85,7 +86,7 @@ def write_predictor(path: Path, hidden_size: int = HIDDEN_SIZE) -> None:
 
 def _tokenizer() -> PreTrainedTokenizerFast:
     special = ["<unk>", "<bos>", "<eos>", "<think>", "</think>"]
-    words = special + [f"w{i}" for i in range(len(special), VOCAB_SIZE)]
+    words = special + [SEPARATORS.get(i, f"w{i}") for i in range(len(special), VOCAB_SIZE)]
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     # Added tokens, since transformers reads a Qwen2 folder with its own class, which keeps only these.

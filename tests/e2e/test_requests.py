@@ -27,6 +27,7 @@ BAD_FIELDS = [
     ({"local_window": True}, "custom_params.dynts.local_window=True must be an integer"),
     ({"keep_ratio": 1}, "custom_params.dynts.keep_ratio=1 must lie between 0 and 1"),
     ({"keep_ratio": "half"}, "custom_params.dynts.keep_ratio='half' must be a number"),
+    ({"policy": "best"}, "custom_params.dynts.policy='best' must be one of predictor, random, window"),
     ({"enabled": False, "budget": -5}, "custom_params.dynts.budget=-5 must lie between 2 and"),
 ]
 
@@ -87,11 +88,13 @@ def test_meta_info_tells_the_windows_and_what_was_dropped(server, reference):
     numbers = server.generate(prompt(20, 7), 200)["meta_info"]["dynts"]
     assert numbers | {"window_len": 0} == {
         "enabled": True,
+        "policy": "predictor",
         "question_len": 20,
         "compactions": expected.num_compactions,
         "early_compactions": 0,
         "resumptions": 0,
         "compacted_at": numbers["compacted_at"],
+        "dropped_then": numbers["dropped_then"],
         "dropped_tokens": expected.num_dropped,
         "window_len": 0,
         "peak_window_len": 96,

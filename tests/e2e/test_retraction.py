@@ -2,6 +2,7 @@
 
 import urllib.error
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ def num_resumed(replies: list[dict]) -> int:
     return sum(reply["meta_info"]["dynts"]["resumptions"] for reply in replies)
 
 
-def outcome(server: Server, job: dict) -> tuple[int, dict | str]:
+def outcome(server: Server, job: dict) -> tuple[int, Any]:
     try:
         return 200, server.generate(**job)
     except urllib.error.HTTPError as error:
@@ -40,6 +41,7 @@ def test_without_host_memory_left_a_request_longer_than_the_pool_ends_with_its_r
     pace = {"prompt": prompt(20, 995), "length": 3000, "dynts": wide}
     with start(models["qwen3"], *DYNTS, *flags) as server, ThreadPoolExecutor(2) as pool:
         jobs = [pool.submit(outcome, server, job) for job in (lost | {"dynts": wide}, copied)]
+        reply: dict = {}
         for reply in server.stream(**pace):
             if reply["meta_info"]["completion_tokens"] == 900:
                 server.request("/pause_generation", {"mode": "retract"})

@@ -1,5 +1,6 @@
 """The real SGLang in this process, its plug-ins loaded as a server loads them; no server is started."""
 
+import shutil
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,14 @@ load_plugins()
 def model(tmp_path_factory) -> Path:
     """A tiny Llama whose predictor recommends budget 96, local window 16, keep ratio 0.4."""
     return build_model("llama", tmp_path_factory.mktemp("model") / "llama")
+
+
+@pytest.fixture(scope="session")
+def bare(model, tmp_path_factory) -> Path:
+    """That model without its predictor."""
+    folder = tmp_path_factory.mktemp("bare")
+    shutil.copytree(model, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("dynts"))
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -51,8 +60,8 @@ def serve(resolve):
     """Publish a command line as a server process does, until the test ends."""
     contexts = []
 
-    def publish(*flags: str) -> None:
-        context = runtime_context.create_context(resolve(*flags), role="test")
+    def publish(*flags: str, **where: Path) -> None:
+        context = runtime_context.create_context(resolve(*flags, **where), role="test")
         contexts.append(runtime_context.use_context(context))
         contexts[-1].__enter__()
 

@@ -15,6 +15,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 
 from sgl_dynts.capacity import AnswerReserve
 from sgl_dynts.config import DynTSConfig
+from sgl_dynts.policies import build_policies
 from sgl_dynts.thinking import ThinkMarkers
 from sglang_dynts.capacity_state import CapacityState
 from sglang_dynts.compaction_step import _window_maker, compact_requests
@@ -65,7 +66,8 @@ class Engine:
         self.capacity = CapacityState(
             self.runtime, NUM_SLOTS, HostCopies(1 << 20), AnswerReserve(CONFIG.period // 2)
         )
-        self.cache.govern(_window_maker(CONFIG, MARKERS), self.capacity)
+        policies = build_policies(separators={5})
+        self.cache.govern(_window_maker(CONFIG, MARKERS), self.capacity, policies)
         self.scheduler = SimpleNamespace(
             tree_cache=self.cache,
             tp_worker=SimpleNamespace(model_runner=runner),

@@ -6,8 +6,8 @@ import pytest
 from sglang.srt.utils.hf_transformers_utils import get_tokenizer
 
 from sgl_dynts.thinking import ThinkMarkers
-from sglang_dynts.markers import resolve_markers
-from tests.e2e.models import END_THINK, THINK
+from sglang_dynts.markers import resolve_markers, separator_ids
+from tests.e2e.models import END_THINK, SEPARATORS, THINK
 
 DYNTS = ("--attention-backend", "dynts")
 USUAL = ThinkMarkers((THINK,), (END_THINK,))
@@ -68,3 +68,7 @@ def refuses(flag: str, text: str):
         f"name the model's own marker with {flag}"
     )
     return pytest.raises(ValueError, match=f"^{re.escape(message)}$")
+
+
+def test_separators_are_punctuation_of_the_vocabulary(tokenizer):
+    assert separator_ids(tokenizer) == set(SEPARATORS)

@@ -74,3 +74,14 @@ def test_a_server_without_dynts_is_not_listened_to(serve):
     runner = Runner()
     install_predictor(None, runner)
     assert not runner.logits_processor._forward_pre_hooks
+
+
+def test_without_a_predictor_a_token_does_not_inherit_its_slots_earlier_score(serve, bare):
+    flags = ("--dynts-budget", "80", "--dynts-local-window", "20", "--dynts-keep-ratio", "0.5")
+    serve("--attention-backend", "dynts", "--dynts-policy", "window", *flags, folder=bare)
+    runner = Runner()
+    install_predictor(None, runner)
+    _RUNTIMES[runner] = DynTSRuntime(num_slots=4, num_rows=1, device="cpu")
+    _RUNTIMES[runner].scores.scores.fill_(float("inf"))
+    runner.forward(torch.randn(2, 64), [3, 1])
+    assert _RUNTIMES[runner].scores.scores.tolist() == [float("inf"), 0, float("inf"), 0]

@@ -73,6 +73,7 @@ def test_the_report_counts_what_happened(engine):
     engine.finish(req)
     assert engine.cache.report_of(req).as_dict(0) == {
         "enabled": True,
+        "policy": "predictor",
         "question_len": 4,
         "compactions": 3,
         "early_compactions": 0,

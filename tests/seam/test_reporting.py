@@ -23,11 +23,13 @@ def test_a_report_keeps_the_numbers_of_earlier_lives():
     report.compacted(seq_len=34, window_len=34, num_dropped=21, early=True)
     assert report.as_dict(13) == {
         "enabled": False,
+        "policy": "full",
         "question_len": 4,
         "compactions": 2,
         "early_compactions": 1,
         "resumptions": 0,
         "compacted_at": [34],
+        "dropped_then": [21],
         "dropped_tokens": 28,
         "window_len": 13,
         "peak_window_len": 34,

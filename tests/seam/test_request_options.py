@@ -7,10 +7,10 @@ import pytest
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from sgl_dynts.config import DynTSConfig
-from sglang_dynts.request_options import config_of_request, request_config
+from sglang_dynts.request_options import config_of_request, policy_of_request, request_config
 
 SERVER = DynTSConfig(96, 16, 0.4)
-KNOWN = "enabled, return_compactions, budget, local_window, keep_ratio"
+KNOWN = "enabled, return_compactions, budget, local_window, keep_ratio, policy"
 BAD = [
     (7, f"custom_params.dynts=7 must be an object with {KNOWN}"),
     ([], f"custom_params.dynts=[] must be an object with {KNOWN}"),
@@ -38,6 +38,11 @@ BAD = [
         "custom_params.dynts.keep_ratio=True must be a number between 0 and 1, both excluded",
     ),
     (
+        {"policy": "best"},
+        "custom_params.dynts.policy='best' must be one of predictor, random, window, streaming, "
+        "sepllm, bottom, snapkv, rkv, full",
+    ),
+    (
         {"enabled": False, "keep_ratio": 9},
         "custom_params.dynts.keep_ratio=9 must lie between 0 and 1, both excluded",
     ),
@@ -49,6 +54,9 @@ GOOD = [
     ({"budget": 50}, DynTSConfig(50, 16, 0.4)),
     ({"budget": 50, "local_window": 8, "keep_ratio": 0.25}, DynTSConfig(50, 8, 0.25)),
     ({"enabled": False, "budget": 50}, None),
+    ({"policy": "window"}, SERVER),
+    ({"policy": "random", "budget": 50}, DynTSConfig(50, 16, 0.4)),
+    ({"policy": "full"}, None),
 ]
 
 
@@ -110,3 +118,49 @@ def test_sglangs_own_checks_still_run(serve):
     serve("--attention-backend", "dynts")
     with pytest.raises(ValueError, match="temperature must be a non-negative finite number"):
         SamplingParams(temperature=-1.0).verify(256)
+
+
+def test_a_request_follows_its_own_policy_or_the_servers(serve):
+    serve("--attention-backend", "dynts", "--dynts-policy", "streaming")
+    assert policy_of_request(SamplingParams()) == "streaming"
+    assert policy_of_request(params({"budget": 50})) == "streaming"
+    assert policy_of_request(params({"policy": "predictor"})) == "predictor"
+
+
+def test_a_server_whose_policy_is_full_compacts_only_who_asks(serve):
+    serve("--attention-backend", "dynts", "--dynts-policy", "full")
+    assert config_of_request(SamplingParams(), SERVER) is None
+    assert config_of_request(params({"policy": "window"}), SERVER) == SERVER
+
+
+BARE = ("--dynts-budget", "80", "--dynts-local-window", "20", "--dynts-keep-ratio", "0.5")
+
+
+@pytest.mark.parametrize("policy", ["predictor", "bottom"])
+def test_a_server_without_a_predictor_refuses_what_needs_one(serve, bare, policy):
+    serve("--attention-backend", "dynts", "--dynts-policy", "window", *BARE, folder=bare)
+    params({"policy": "random"}).verify(256)
+    with refuses(
+        f"custom_params.dynts.policy={policy!r} needs a predictor, and this server was started without "
+        "one; choose another policy"
+    ):
+        params({"policy": policy}).verify(256)
+
+
+def test_a_predictor_that_is_there_serves_whatever_the_servers_policy(serve):
+    serve("--attention-backend", "dynts", "--dynts-policy", "window")
+    params({"policy": "predictor"}).verify(256)
+
+
+def test_a_server_that_keeps_no_queries_refuses_who_reads_attention(serve):
+    serve("--attention-backend", "dynts")
+    with refuses(
+        "custom_params.dynts.policy='snapkv' needs a server that was started with "
+        "--dynts-observe-queries; choose another policy"
+    ):
+        params({"policy": "snapkv"}).verify(256)
+
+
+def test_a_server_that_keeps_queries_accepts_who_reads_attention(serve):
+    serve("--attention-backend", "dynts", "--dynts-observe-queries", "8", "--dynts-host-memory-gb", "0")
+    params({"policy": "snapkv"}).verify(256)

@@ -21,6 +21,8 @@ DYNTS = ("--attention-backend", "dynts")
 FLAGS = (
     "--enable-dynts",
     "--dynts-predictor",
+    "--dynts-policy",
+    "--dynts-observe-queries",
     "--dynts-budget",
     "--dynts-local-window",
     "--dynts-keep-ratio",
@@ -129,6 +131,23 @@ def refuses(message: str):
             "nan",
             "--dynts-host-memory-gb nan must be a number of GiB, 0 or more",
         ),
+        (
+            "--dynts-policy",
+            "best",
+            "--dynts-policy best is not known; choose one of predictor, random, window, streaming, "
+            "sepllm, bottom, snapkv, rkv, full",
+        ),
+        (
+            "--dynts-policy",
+            "snapkv",
+            "--dynts-policy snapkv needs --dynts-observe-queries 32 or another number",
+        ),
+        (
+            "--dynts-observe-queries",
+            "8",
+            "--dynts-observe-queries cannot be served: --dynts-host-memory-gb 16: host copies hold no "
+            "queries; give 0",
+        ),
         ("--dynts-min-selection", "-1", "--dynts-min-selection -1 must lie between 0 and 2147483648"),
         (
             "--dynts-min-selection",
@@ -172,6 +191,8 @@ def test_a_value_that_is_no_number_is_refused_by_the_parser(resolve, capsys, fla
     ("flag", "value"),
     [
         ("--dynts-predictor", "/somewhere"),
+        ("--dynts-policy", "window"),
+        ("--dynts-observe-queries", "8"),
         ("--dynts-budget", "80"),
         ("--dynts-local-window", "8"),
         ("--dynts-keep-ratio", "0.4"),
@@ -317,3 +338,37 @@ def test_a_server_without_dynts_gets_the_platforms_kernels_and_no_line(view, on_
     with on_platform("fa3"):
         assert view(*CUDA).attention_backend == "fa3"
     assert lines == []
+
+
+def test_a_policy_that_needs_no_predictor_starts_without_one(view, bare):
+    flags = ("--dynts-budget", "80", "--dynts-local-window", "20", "--dynts-keep-ratio", "0.5")
+    cfg = view(*DYNTS, "--dynts-policy", "window", *flags, folder=bare)
+    assert (cfg.dynts_policy, windows(cfg)) == ("window", (80, 20, 0.5))
+
+
+def test_without_a_predictor_somebody_has_to_name_the_windows(resolve, bare):
+    with refuses(
+        "--dynts-local-window, --dynts-keep-ratio not given, and without a predictor nothing "
+        "recommends a value; give the flag, or name a predictor with --dynts-predictor"
+    ):
+        resolve(*DYNTS, "--dynts-policy", "random", "--dynts-budget", "80", folder=bare)
+
+
+@pytest.mark.parametrize("policy", ["predictor", "bottom"])
+def test_a_policy_that_needs_a_predictor_does_not_start_without_one(resolve, bare, policy):
+    with pytest.raises(ValueError, match="no predictor: --dynts-predictor is not given"):
+        resolve(*DYNTS, "--dynts-policy", policy, folder=bare)
+
+
+OBSERVE = ("--dynts-observe-queries", "8", "--dynts-host-memory-gb", "0")
+
+
+def test_a_policy_that_reads_attention_is_served_where_queries_are_kept(view):
+    assert view(*DYNTS, *OBSERVE, "--dynts-policy", "rkv").dynts_observe_queries == 8
+
+
+def test_queries_are_not_kept_where_they_would_be_wrong(resolve):
+    with refuses(
+        "--dynts-observe-queries cannot be served: --tp-size 2: each rank sees its own heads alone; use 1"
+    ):
+        resolve(*DYNTS, *OBSERVE, "--tp-size", "2")

@@ -42,7 +42,7 @@ def test_a_period_lies_between_two_compactions():
     window = window_of()
     window.record(due(window, 20, thoughts(18)))
     assert window.cut(19, thoughts(23)) is None
-    assert window.cut(20, thoughts(24)) == Cut(2, 8, 2, 10)
+    assert window.cut(20, thoughts(24)) == Cut(2, 8, 2, 10, num_survivors=2)
 
 
 def test_a_window_that_overshot_its_budget_comes_down_all_the_same():
@@ -155,3 +155,18 @@ def test_question_and_thinking_never_exceed_the_budget_and_all_lengths_add_up(co
         assert cut.num_dropped == config.period + recent.count(False)
         window.record(cut)
         held -= cut.num_dropped
+
+
+def test_survivors_of_the_last_compaction_stand_first_among_the_candidates():
+    window = window_of()
+    window.record(due(window, 20, thoughts(18)))
+    assert due(window, 20, thoughts(24)).num_survivors == 2
+    window.undo()
+    assert due(window, 20, thoughts(24)).num_survivors == 0
+
+
+def test_a_restarted_request_has_no_survivors():
+    window = window_of()
+    window.record(due(window, 20, thoughts(18)))
+    window.restart()
+    assert due(window, 24, thoughts(22)).num_survivors == 0

@@ -1,0 +1,201 @@
+"""What each policy keeps, written out; no policy lets an answer token go."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from sgl_dynts.compaction import apply_compaction, plan_compaction
+from sgl_dynts.policies import (
+    FULL,
+    NEED_QUERIES,
+    POLICIES,
+    RKV,
+    Candidates,
+    LayerView,
+    Random,
+    build_policies,
+    mix,
+    rewrite_scores,
+)
+from sgl_dynts.score_pool import ScorePool
+from sgl_dynts.window import Cut
+
+INF = float("inf")
+SEPARATOR = 5
+SCORING = build_policies({SEPARATOR})
+
+
+def candidates(
+    scores: list[float], first_new: int = 10, tokens: list[int] | None = None, question: int = 10
+) -> Candidates:
+    """As many new candidates as tokens, by default all; the question has ids 0, 1, 2.."""
+    tokens = [9] * len(scores) if tokens is None else tokens
+    positions = np.arange(first_new, first_new + len(tokens))
+    return Candidates(torch.tensor(scores), positions, np.array(tokens), range(question))
+
+
+def kept(name: str, some: Candidates, count: int) -> list[int]:
+    """Which of the candidates survive; they lie in slots 1, 2, 3.."""
+    num = len(some.scores)
+    pool = ScorePool(num + 2, "cpu")
+    pool.scores[1 : num + 1] = some.scores
+    rewrite_scores(SCORING[name], some, pool.scores, torch.arange(1, num + 1))
+    table = torch.tensor([[0] * (num + 1), [*range(1, num + 2)]], dtype=torch.int32)
+    plan = plan_compaction([1], [Cut(0, num, count, 1)])
+    apply_compaction(plan, table, pool, torch.zeros(2).long())
+    return [slot - 1 for slot in table[1].tolist() if 0 < slot <= num]
+
+
+def test_every_name_but_full_scores():
+    assert (*SCORING, FULL) == POLICIES
+
+
+def test_the_predictor_keeps_the_highest_and_bottom_the_lowest():
+    some = candidates([0.3, 0.1, 0.5, 0.2])
+    assert kept("predictor", some, 2) == [0, 2]
+    assert kept("bottom", some, 2) == [1, 3]
+
+
+def test_bottom_judges_a_survivor_again_as_it_did_before():
+    assert kept("bottom", candidates([-0.4, -0.1, 0.2, 0.3], tokens=[9, 9]), 2) == [1, 2]
+
+
+def test_the_window_keeps_the_newest():
+    assert kept("window", candidates([3.0, 2.0, 1.0, 0.0]), 2) == [2, 3]
+
+
+def test_a_survivor_keeps_the_score_it_had():
+    some = candidates([20.0, 3.0, 0.0, 0.0], first_new=10, tokens=[9, 9])
+    assert kept("window", some, 2) == [0, 3]
+
+
+def test_streaming_keeps_the_first_four_thinking_tokens_and_the_newest():
+    assert kept("streaming", candidates([0.0] * 9), 6) == [0, 1, 2, 3, 7, 8]
+
+
+def test_streaming_has_no_sinks_among_later_tokens():
+    assert kept("streaming", candidates([0.0] * 9, first_new=14), 2) == [7, 8]
+
+
+def test_separators_come_before_newer_tokens_and_newest_first():
+    some = candidates([0.0] * 6, tokens=[5, 5, 9, 5, 9, 9])
+    assert kept("sepllm", some, 2) == [1, 3]
+    assert kept("sepllm", some, 4) == [0, 1, 3, 5]
+
+
+def test_positions_of_separators_stay_apart_for_a_million_tokens():
+    scores = SCORING["sepllm"].score(candidates([0.0] * 3, first_new=1_000_001, tokens=[5, 5, 5]))
+    assert scores.tolist() == sorted(set(scores.tolist()))
+
+
+def by_hand(number: int) -> int:
+    """SplitMix64's finaliser in Python's integers."""
+    wrap = (1 << 64) - 1
+    state = (number + 0x9E3779B97F4A7C15) & wrap
+    state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & wrap
+    state = (state ^ (state >> 27)) * 0x94D049BB133111EB & wrap
+    return (state ^ (state >> 31)) >> 40
+
+
+def test_the_hash_is_splitmix64():
+    numbers = np.array([0, 1, 2, 1 << 31, 1 << 62])
+    assert mix(numbers).tolist() == [by_hand(int(number)) for number in numbers]
+
+
+def test_random_scores_repeat_and_differ_by_question_and_seed():
+    some, other = candidates([0.0] * 50), candidates([0.0] * 50, question=11)
+    first = Random().score(some)
+    assert torch.equal(first, Random().score(some))
+    assert not torch.equal(first, Random().score(other))
+    assert not torch.equal(first, Random(seed=1).score(some))
+    assert len(set(first.tolist())) == 50
+
+
+def test_random_scores_are_uniform():
+    scores = Random().score(candidates([0.0] * 20_000))
+    shares = torch.histc(scores, bins=10, min=0, max=1) / 20_000
+    assert shares.sub(0.1).abs().max() < 0.01
+    assert scores.min() >= 0
+    assert scores.max() < 1
+
+
+@pytest.mark.parametrize("name", [name for name in SCORING if name not in NEED_QUERIES])
+def test_an_answer_token_outlives_all_others_under_every_policy(name):
+    assert kept(name, candidates([0.5, INF, 0.7, INF, 0.1, 0.2]), 2) == [1, 3]
+
+
+@pytest.mark.parametrize("name", [name for name in SCORING if name not in NEED_QUERIES])
+def test_only_the_candidates_slots_are_written(name):
+    pool = torch.tensor([7.0, 0.1, 0.2, 0.3, 8.0])
+    rewrite_scores(SCORING[name], candidates(pool[1:4].tolist()), pool, torch.arange(1, 4))
+    assert (pool[0], pool[4]) == (7.0, 8.0)
+
+
+def view(queries: int = 3, held: int = 12, kv_heads: int = 2, group: int = 2) -> LayerView:
+    torch.manual_seed(held)
+    size = 8
+    return LayerView(
+        torch.randn(queries, kv_heads * group, size), torch.randn(held, kv_heads, size), size**-0.5
+    )
+
+
+def seen_by_hand(view: LayerView, head: int, row: int) -> list[float]:
+    """What one query attends to, by the definition of attention."""
+    held, num = len(view.keys), len(view.queries)
+    keys = view.keys[: held - num + row + 1, head // 2]
+    logits = [float(view.queries[row, head] @ key) * view.scaling for key in keys]
+    total = sum(math.exp(logit) for logit in logits)
+    return [math.exp(logit) / total for logit in logits] + [0.0] * (num - row - 1)
+
+
+def observed(view: LayerView, question: int = 4, count: int = 5) -> Candidates:
+    some = candidates([0.0] * count, question=question, tokens=[9] * count)
+    return replace(some, views=lambda: [view])
+
+
+def test_attention_is_the_softmax_of_scaled_products_over_what_came_before():
+    one = view()
+    found = one.attention().flatten(0, 1)
+    for head in range(4):
+        for row in range(3):
+            assert found[head, row].tolist() == pytest.approx(seen_by_hand(one, head, row), abs=1e-6)
+
+
+def test_snapkv_sums_attention_over_the_window_and_averages_neighbours():
+    one = view()
+    sums = [sum(seen_by_hand(one, h, w)[4 + i] for h in range(4) for w in range(3)) / 4 for i in range(5)]
+    padded = [0.0, 0.0, *sums, 0.0, 0.0]
+    expected = [sum(padded[i : i + 5]) / 5 for i in range(5)]
+    assert SCORING["snapkv"].score(observed(one)).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_rkv_prefers_a_lone_key_to_copies_and_the_newest_copy_to_the_older():
+    keys = torch.eye(12, 16)[:, None]
+    keys[[4, 5, 6]] = keys[4].clone()
+    blind = LayerView(torch.zeros(2, 1, 16), keys, 1.0)
+    oldest, middle, newest, lone, other = SCORING["rkv"].score(observed(blind)).tolist()
+    assert oldest < newest
+    assert middle < newest
+    assert newest <= lone == other
+
+
+def test_rkv_weighs_importance_against_redundancy():
+    one = view()
+    seen = [sum(seen_by_hand(one, h, w)[4 + i] for h in range(4) for w in range(3)) for i in range(5)]
+    importance = RKV(weight=1.0, kernel=1).score(observed(one))
+    assert importance.tolist() == pytest.approx([value / 12 for value in seen], abs=1e-6)
+    redundancy = -RKV(weight=0.0).score(observed(one))
+    assert redundancy.sum().item() == pytest.approx(1)
+    mixed = RKV(weight=0.3, kernel=1).score(observed(one))
+    assert torch.allclose(mixed, 0.3 * importance - 0.7 * redundancy)
+
+
+def test_layers_count_alike():
+    one, two = view(), view(held=12, queries=2)
+    both = replace(observed(one), views=lambda: [one, two])
+    policy = SCORING["snapkv"]
+    expected = (policy.score(observed(one)) + policy.score(observed(two))) / 2
+    assert torch.allclose(policy.score(both), expected)
