@@ -98,7 +98,11 @@ def fuzz(surface: str, drawn: st.SearchStrategy, act: Callable[[Any], bool], num
         deadline=None,
         database=None,
         derandomize=True,
-        suppress_health_check=list[HealthCheck](HealthCheck),
+        suppress_health_check=[
+            HealthCheck.too_slow,
+            HealthCheck.filter_too_much,
+            HealthCheck.data_too_large,
+        ],
     )
     @given(drawn)
     def run(example: Any) -> None:

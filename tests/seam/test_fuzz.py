@@ -25,8 +25,7 @@ from tests.seam.engine import request
 
 HEAD = """# What hostile input was tried
 
-Written by a run of
-`python -m tests tests/seam/test_fuzz.py --fuzz-examples {examples} --fuzz-report FILE`.
+Written by `python -m tests tests/seam/test_fuzz.py --fuzz-examples {examples} --fuzz-report FILE`.
 Each example must be accepted, and then mean something consistent, or be refused with a message; any other
 exception fails the test. Over HTTP, `tests/e2e/test_operating.py` sends such options to a real server and
 demands HTTP 200 or 4xx, a healthy server and no leaked slot afterwards.
