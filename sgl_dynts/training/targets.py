@@ -1,19 +1,21 @@
-"""What a predictor is trained on: how much later tokens read a token."""
+"""What a predictor is trained on: how much later tokens read a token, from attention."""
 
 from torch import Tensor
 
 
-def far_attention(attention: Tensor, distance: int) -> Tensor:
+def far_attention(attention: Tensor, distance: int, first_row: int = 0) -> Tensor:
     """Return the most that any later token further than `distance` away reads each token.
 
     A token read once, much later, scores as high as one read often; what is read only nearby, where
     the local window covers it, scores near 0. The last ``distance + 1`` tokens score 0 by definition.
 
     Args:
-        attention: [..., s, s], row i is what token i reads, a mean over heads and layers.
+        attention: [..., rows, s], what tokens `first_row` and following read, a mean over heads and
+            layers. With all rows of a sequence at once, rows is s.
         distance: tokens; roughly the local window or more.
+        first_row: index of the token whose row is the first.
 
     Returns:
         [..., s].
     """
-    return attention.tril(-distance - 1).amax(dim=-2)
+    return attention.tril(first_row - distance - 1).amax(dim=-2)

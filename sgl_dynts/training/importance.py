@@ -1,0 +1,163 @@
+"""Importance targets of the thinking tokens of one trace, for Llama, Qwen2 and Qwen3 models.
+
+Nothing here holds a matrix of all rows of attention. With s tokens, `answer` needs memory for a chunk
+of rows times s; `future` also for the queries and keys of all layers; `gradient` for one backward pass.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sgl_dynts.training.attention_rows import attention_rows, recording_attention, row_chunks
+from sgl_dynts.training.targets import far_attention
+
+
+@dataclass(frozen=True)
+class TraceSpans:
+    """Where the parts of a trace of `length` tokens are.
+
+    ``thinking_start`` is the first thinking token, ``thinking_end`` the end marker; what follows it
+    is the answer.
+    """
+
+    thinking_start: int
+    thinking_end: int
+    length: int
+
+    def __post_init__(self) -> None:
+        """Refuse spans without thinking or answer.
+
+        Raises:
+            ValueError: says which field.
+        """
+        if not 0 <= self.thinking_start < self.thinking_end:
+            raise ValueError(
+                f"thinking_start={self.thinking_start}, thinking_end={self.thinking_end}: "
+                "the trace has no thinking token; leave it out"
+            )
+        if self.thinking_end + 1 >= self.length:
+            raise ValueError(
+                f"thinking_end={self.thinking_end}, length={self.length}: "
+                "nothing follows the end of thinking; leave the trace out"
+            )
+
+    @property
+    def thinking(self) -> slice:
+        """The tokens that a predictor is trained on."""
+        return slice(self.thinking_start, self.thinking_end)
+
+    @property
+    def answer_start(self) -> int:
+        """The first token after the end marker."""
+        return self.thinking_end + 1
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Of n thinking tokens: ``hidden`` [n, d], states after the final norm, ``targets`` [n] float32."""
+
+    hidden: Tensor
+    targets: Tensor
+
+
+def answer_importance(model: PreTrainedModel, ids: Tensor, spans: TraceSpans) -> Importance:
+    """Return how much the answer reads each thinking token: mean over layers, heads, answer rows.
+
+    Source: the DynTS paper, importance of thinking tokens. The diagonal is zeroed there; no answer
+    row has its own column among the thinking tokens, so that changes nothing here.
+
+    Args:
+        model: causal LM, in the dtype to compute in.
+        ids: [s] int64, question, thinking and answer.
+        spans: of `ids`.
+
+    Raises:
+        ValueError: the model is not supported or the trace is longer than it.
+    """
+    recorder = _AnswerRows(spans)
+    hidden = _forward(model, ids, recorder)
+    return Importance(hidden[spans.thinking], recorder.total[spans.thinking] / recorder.num_layers)
+
+
+def future_importance(
+    model: PreTrainedModel, ids: Tensor, spans: TraceSpans, distance: int
+) -> Importance:
+    """Return the most that any token further than `distance` on reads each thinking token.
+
+    The reader may be a thinking or an answer token; attention is the mean over layers and heads.
+    Arguments and errors are those of :func:`answer_importance`.
+    """
+    recorder = _QueriesAndKeys()
+    hidden = _forward(model, ids, recorder)
+    targets = torch.zeros(spans.length, device=ids.device)
+    for rows in row_chunks(spans.thinking_start, spans.length):
+        attention = sum(attention_rows(*layer, rows) for layer in recorder.layers)
+        mean = torch.as_tensor(attention) / len(recorder.layers)
+        targets = targets.maximum(far_attention(mean, distance, rows.start))
+    return Importance(hidden[spans.thinking], targets[spans.thinking])
+
+
+def gradient_importance(model: PreTrainedModel, ids: Tensor, spans: TraceSpans) -> Importance:
+    """Return how much each thinking token moves the answer's log-probability, to first order.
+
+    That is the absolute derivative of ``log p(answer | question, thinking)`` by a factor at the token's
+    embedding, ``|<gradient, embedding>|`` (gradient times input), from one backward pass. Arguments
+    and errors are those of :func:`answer_importance`.
+    """
+    embedded = model.get_input_embeddings()(ids[None]).detach().requires_grad_()
+    with recording_attention(model):
+        _check_length(model, len(ids))
+        hidden = model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state[0]
+    logits = model.get_output_embeddings()(hidden[spans.answer_start - 1 : -1])
+    likelihood = -torch.nn.functional.cross_entropy(
+        logits.float(), ids[spans.answer_start :], reduction="sum"
+    )
+    (gradient,) = torch.autograd.grad(likelihood, embedded)
+    targets = (gradient * embedded).detach()[0].float().sum(-1).abs()
+    return Importance(hidden.detach()[spans.thinking], targets[spans.thinking])
+
+
+class _AnswerRows:
+    """Sums up, over layers, the mean of the answer's rows: ``total`` [s]."""
+
+    def __init__(self, spans: TraceSpans) -> None:
+        self.spans = spans
+        self.total = torch.zeros(spans.length)
+        self.num_layers = 0
+
+    def record(self, query: Tensor, key: Tensor, scaling: float) -> None:
+        first, last = self.spans.answer_start, self.spans.length
+        self.total = self.total.to(query.device)
+        for rows in row_chunks(first, last):
+            self.total += attention_rows(query, key, scaling, rows).sum(0) / (last - first)
+        self.num_layers += 1
+
+
+class _QueriesAndKeys:
+    """Keeps (query, key, scaling) of every layer, since a maximum of means needs all layers at once."""
+
+    def __init__(self) -> None:
+        self.layers: list[tuple[Tensor, Tensor, float]] = []
+
+    def record(self, query: Tensor, key: Tensor, scaling: float) -> None:
+        self.layers.append((query, key, scaling))
+
+
+@torch.no_grad()
+def _forward(model: PreTrainedModel, ids: Tensor, recorder: _AnswerRows | _QueriesAndKeys) -> Tensor:
+    """Return the states after the final norm [s, d], having shown the recorder each layer."""
+    _check_length(model, len(ids))
+    with recording_attention(model):
+        output = model.base_model(input_ids=ids[None], use_cache=False, recorder=recorder)
+    return output.last_hidden_state[0]
+
+
+def _check_length(model: PreTrainedModel, length: int) -> None:
+    longest = model.config.max_position_embeddings
+    if length > longest:
+        raise ValueError(
+            f"a trace of {length} tokens is longer than the model's max_position_embeddings={longest}; "
+            "leave it out or shorten the generation's max_new_tokens"
+        )

@@ -1,0 +1,133 @@
+"""Targets compared with attention that the model returns whole, and with derivatives by hand."""
+
+import re
+
+import pytest
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from sgl_dynts.training.importance import (
+    TraceSpans,
+    answer_importance,
+    future_importance,
+    gradient_importance,
+)
+
+SIZES = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+MODELS = {
+    "llama": (LlamaForCausalLM, LlamaConfig, {}),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, {}),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, {"head_dim": 16}),
+}
+# Longer than one chunk of rows, thinking and answer both.
+SPANS = TraceSpans(thinking_start=7, thinking_end=110, length=190)
+DISTANCE = 20
+
+
+@pytest.fixture(params=MODELS)
+def model(request):
+    model_class, config_class, more = MODELS[request.param]
+    torch.manual_seed(3)
+    model = model_class(config_class(**SIZES, **more, attn_implementation="sdpa")).eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(4)  # pointed attention: with a near uniform one every target looks alike
+    return model
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(50, (SPANS.length,), generator=torch.Generator().manual_seed(4))
+
+
+def whole_attention(model, ids):
+    """Return (hidden [s, d], attention [s, s], a mean over layers and heads), the naive way."""
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        output = model(ids[None], output_attentions=True, output_hidden_states=True)
+    model.set_attn_implementation("sdpa")
+    return output.hidden_states[-1][0], torch.stack(output.attentions).mean((0, 1, 2))
+
+
+def test_answer_is_the_mean_of_the_answers_rows(model, ids):
+    importance = answer_importance(model, ids, SPANS)
+    hidden, attention = whole_attention(model, ids)
+    attention.fill_diagonal_(0)
+    expected = [attention[111:, column].mean().item() for column in range(7, 110)]
+    torch.testing.assert_close(importance.targets, torch.tensor(expected), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(importance.hidden, hidden[7:110], rtol=1e-3, atol=1e-4)
+    assert importance.targets.std() > 1e-4
+
+
+def test_future_is_the_most_of_the_far_rows(model, ids):
+    importance = future_importance(model, ids, SPANS, DISTANCE)
+    _, attention = whole_attention(model, ids)
+    expected = [attention[column + DISTANCE + 1 :, column].max().item() for column in range(7, 110)]
+    torch.testing.assert_close(importance.targets, torch.tensor(expected), rtol=1e-3, atol=1e-6)
+
+
+def test_the_future_of_tokens_without_a_far_reader_is_zero(model, ids):
+    importance = future_importance(model, ids, SPANS, distance=150)
+    first_without = 190 - 150 - 1 - 7
+    assert importance.targets[first_without:].eq(0).all()
+    assert importance.targets[:first_without].gt(0).all()
+
+
+def test_gradient_is_the_derivative_by_a_factor_at_the_embedding(model, ids):
+    targets = gradient_importance(model, ids, SPANS).targets
+    model.set_attn_implementation("eager")
+    factors = torch.ones(SPANS.length, 1, requires_grad=True)
+    embedded = model.get_input_embeddings()(ids).detach() * factors
+    scores = model(inputs_embeds=embedded[None]).logits[0].log_softmax(-1)
+    sum(scores[row - 1, ids[row]] for row in range(111, 190)).backward()
+    expected = factors.grad[7:110, 0].abs()
+    assert expected.max() > 1e-3
+    torch.testing.assert_close(targets, expected, rtol=1e-2, atol=1e-3 * expected.max().item())
+
+
+def test_the_models_own_attention_is_back_afterwards(model, ids):
+    answer_importance(model, ids, SPANS)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_trace_longer_than_the_model_is_refused(model):
+    with pytest.raises(ValueError, match=re.escape("257 tokens is longer than the model's max")):
+        answer_importance(model, torch.zeros(257, dtype=torch.int64), TraceSpans(1, 5, 257))
+
+
+def test_an_unknown_model_type_is_refused():
+    model = MistralForCausalLM(MistralConfig(**SIZES, sliding_window=None))
+    with pytest.raises(ValueError, match="model_type='mistral'"):
+        answer_importance(model, torch.zeros(9, dtype=torch.int64), TraceSpans(1, 5, 9))
+
+
+def test_a_model_with_a_sliding_window_is_refused():
+    config = Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=8, max_window_layers=1)
+    with pytest.raises(ValueError, match="sliding_attention"):
+        answer_importance(
+            Qwen2ForCausalLM(config), torch.zeros(9, dtype=torch.int64), TraceSpans(1, 5, 9)
+        )
+
+
+@pytest.mark.parametrize(
+    ("spans", "message"), [((5, 5, 9), "no thinking token"), ((2, 8, 9), "nothing follows the end")]
+)
+def test_a_trace_without_thinking_or_answer_is_refused(spans, message):
+    with pytest.raises(ValueError, match=message):
+        TraceSpans(*spans)
