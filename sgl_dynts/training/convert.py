@@ -1,0 +1,102 @@
+"""Turn the authors' checkpoints into predictor files and back.
+
+    python -m sgl_dynts.training.convert CHECKPOINT predictor.safetensors --base-model org/model
+    python -m sgl_dynts.training.convert predictor.safetensors authors.safetensors --to-authors
+
+Tensors keep their dtype and bits. The authors' layout has no header: it is lost on the way there, and
+on the way back the paper's windows stand in it unless others are given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from sgl_dynts.checkpoint import (
+    AUTHOR_LAYER_NAMES,
+    PredictorHeader,
+    find_predictor,
+    load_predictor,
+    save_predictor,
+)
+from sgl_dynts.config import PAPER_CONFIG
+
+
+def from_authors(checkpoint: Path, output: Path, **header_fields: str | int | float) -> PredictorHeader:
+    """Write the predictor in `checkpoint`, a file or a model's folder, as a predictor file.
+
+    Args:
+        checkpoint: holds ``is_head.*``, sharded or not; a predictor file is taken too.
+        output: file to write.
+        header_fields: fields of the header that are to differ from what `checkpoint` says.
+
+    Raises:
+        ValueError: no usable predictor in `checkpoint`, or windows that cannot be.
+    """
+    source = find_predictor(checkpoint, named=checkpoint)
+    header = replace(source.header, **header_fields)
+    header.config  # noqa: B018  the recommended windows must be valid
+    save_predictor(output, load_predictor(source), header)
+    return header
+
+
+def to_authors(predictor_file: Path, output: Path) -> None:
+    """Write a predictor under the authors' names, ``is_head.{0,2,4}.weight``.
+
+    Raises:
+        ValueError: no usable predictor in `predictor_file`.
+    """
+    predictor = load_predictor(find_predictor(predictor_file, named=predictor_file))
+    weights = zip(AUTHOR_LAYER_NAMES, predictor.parameters(), strict=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: weight.detach() for name, weight in weights}, output, metadata={"format": "pt"})
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Convert one predictor and return the exit status."""
+    args = _parse(arguments)
+    try:
+        if args.to_authors:
+            to_authors(args.source, args.output)
+        else:
+            from_authors(args.source, args.output, **_header_fields(args))
+    except ValueError as error:
+        print(f"not converted: {error}", file=sys.stderr)
+        return 1
+    print(f"wrote {args.output}")
+    return 0
+
+
+def _header_fields(args: argparse.Namespace) -> dict[str, str | int | float]:
+    names = ("base_model", "target", "budget", "local_window", "keep_ratio")
+    given = {name: vars(args)[name] for name in names}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m sgl_dynts.training.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", type=Path, help="predictor file, checkpoint file or model folder")
+    parser.add_argument("output", type=Path, help="file to write")
+    parser.add_argument("--to-authors", action="store_true", help="write the authors' layout")
+    parser.add_argument("--base-model", help="for the header; default: the source's name")
+    parser.add_argument("--target", help="for the header: what the scores were trained on")
+    windows = f"for the header; default: the source's, else {PAPER_CONFIG}"
+    parser.add_argument("--budget", type=int, help=windows)
+    parser.add_argument("--local-window", type=int, help=windows)
+    parser.add_argument("--keep-ratio", type=float, help=windows)
+    args = parser.parse_args(arguments)
+    if args.to_authors and _header_fields(args):
+        parser.error("--to-authors writes no header; leave out " + ", ".join(_header_fields(args)))
+    return args
+
+
+if __name__ == "__main__":
+    sys.exit(main())
