@@ -36,7 +36,7 @@ def recording_attention(model: PreTrainedModel) -> Iterator[None]:
         ValueError: the model's type is not supported, or its attention has a sliding window.
     """
     _check_supported(model)
-    before = model.config._attn_implementation
+    before = model.config._attn_implementation or "eager"
     model.set_attn_implementation(ATTENTION_NAME)
     try:
         yield

@@ -106,11 +106,14 @@ def gradient_importance(model: PreTrainedModel, ids: Tensor, spans: TraceSpans) 
     embedding, ``|<gradient, embedding>|`` (gradient times input), from one backward pass. Arguments
     and errors are those of :func:`answer_importance`.
     """
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ValueError("the model has no output embeddings; load it as a causal LM")
     embedded = model.get_input_embeddings()(ids[None]).detach().requires_grad_()
     with recording_attention(model):
         _check_length(model, len(ids))
         hidden = model.base_model(inputs_embeds=embedded, use_cache=False).last_hidden_state[0]
-    logits = model.get_output_embeddings()(hidden[spans.answer_start - 1 : -1])
+    logits = head(hidden[spans.answer_start - 1 : -1])
     likelihood = -torch.nn.functional.cross_entropy(
         logits.float(), ids[spans.answer_start :], reduction="sum"
     )

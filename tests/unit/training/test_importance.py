@@ -1,6 +1,7 @@
 """Targets compared with attention that the model returns whole, and with derivatives by hand."""
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from sgl_dynts.training.importance import (
     gradient_importance,
 )
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 50,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -95,7 +96,8 @@ def test_gradient_is_the_derivative_by_a_factor_at_the_embedding(model, ids):
     factors = torch.ones(SPANS.length, 1, requires_grad=True)
     embedded = model.get_input_embeddings()(ids).detach() * factors
     scores = model(inputs_embeds=embedded[None]).logits[0].log_softmax(-1)
-    sum(scores[row - 1, ids[row]] for row in range(111, 190)).backward()
+    torch.stack([scores[row - 1, ids[row]] for row in range(111, 190)]).sum().backward()
+    assert factors.grad is not None
     expected = factors.grad[7:110, 0].abs()
     assert expected.max() > 1e-3
     torch.testing.assert_close(targets, expected, rtol=1e-2, atol=1e-3 * expected.max().item())
