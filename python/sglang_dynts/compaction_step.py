@@ -2,9 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -23,14 +22,7 @@ from sgl_dynts.capacity import (
 )
 from sgl_dynts.compaction import CompactionPlan, apply_compaction, plan_compaction, to_device
 from sgl_dynts.config import DynTSConfig
-from sgl_dynts.policies import (
-    PREDICTOR,
-    Candidates,
-    LayerView,
-    Policy,
-    build_policies,
-    rewrite_scores,
-)
+from sgl_dynts.policies import build_policies
 from sgl_dynts.thinking import ThinkingTracker, ThinkMarkers
 from sgl_dynts.window import Cut, RequestWindow
 from sgl_dynts.window_table import NEVER, UNKNOWN, WindowTable
@@ -39,6 +31,7 @@ from sglang_dynts.health import describe_configuration
 from sglang_dynts.host_copies import HostCopies, bytes_per_token
 from sglang_dynts.markers import resolve_markers, separator_ids
 from sglang_dynts.names import BACKEND_NAME
+from sglang_dynts.policy_scores import let_policies_score
 from sglang_dynts.predictor_runner import loaded_predictor
 from sglang_dynts.radix_cache import DynTSRadixCache
 from sglang_dynts.reporting import new_meter
@@ -284,7 +277,7 @@ def _compact(scheduler, batch, chosen: list[Chosen]) -> None:
     plan = plan_compaction(rows, [one.cut for one in chosen])
     table = scheduler.req_to_token_pool.req_to_token
     before = slots_of(table, plan)
-    _let_policies_score(cache, batch, chosen, before)
+    let_policies_score(cache, [batch.reqs[one.index] for one in chosen], plan.cuts, before)
     freed = apply_compaction(plan, table, runtime.scores, runtime.dropped)
     runtime.rows_with_drops.update(rows)
     _shorten(batch, chosen)
@@ -297,54 +290,6 @@ def slots_of(table: torch.Tensor, plan: CompactionPlan) -> torch.Tensor:
     """[num_requests, width] the rows of a plan as they are before it."""
     width = max(cut.window_len for cut in plan.cuts)
     return table[:, :width].index_select(0, to_device(torch.tensor(plan.rows), table.device))
-
-
-def _let_policies_score(cache: DynTSRadixCache, batch, chosen: list[Chosen], rows: torch.Tensor) -> None:
-    """Rewrite the scores of candidates whose request follows another policy than the predictor.
-
-    A slot has one owner and a request one policy, so nobody else reads what is written here. The forward
-    in flight writes the score of the newest token alone, which is no candidate.
-
-    Args:
-        cache: whose windows are not told of the compaction yet.
-        batch: the running batch.
-        chosen: the requests to compact.
-        rows: [num_chosen, width] their slots.
-    """
-    for one, row in zip(chosen, rows, strict=True):
-        req = batch.reqs[one.index]
-        name = cache.report_of(req).policy
-        if name != PREDICTOR:
-            _score_by(cache.policies[name], cache, req, one.cut, row)
-
-
-def _score_by(policy: Policy, cache: DynTSRadixCache, req, cut: Cut, row: torch.Tensor) -> None:
-    window = cache.window_of(req)
-    assert window is not None, "only governed requests are compacted"
-    pool = cache.capacity.runtime.scores.scores
-    end = cut.first + cut.num_candidates
-    slots = row[cut.first : end].long()
-    positions = np.arange(cut.first + cut.num_survivors, end) + window.dropped
-    outputs = req.output_ids[positions[0] - cut.first : positions[-1] + 1 - cut.first]
-    views = partial(
-        _views,
-        cache,
-        req.kv.req_pool_idx,
-        window.seq_len(cut.window_len),
-        row[: cut.window_len].long(),
-        cut,
-    )
-    candidates = Candidates(pool[slots], positions, np.asarray(outputs), req.origin_input_ids, views)
-    rewrite_scores(policy, candidates, pool, slots)
-
-
-def _views(
-    cache: DynTSRadixCache, row: int, seq_len: int, slots: torch.Tensor, cut: Cut
-) -> Iterator[LayerView]:
-    recorder = cache.capacity.runtime.recorder
-    assert recorder is not None, "a policy that needs queries was accepted by a server without them"
-    pool = cache.token_to_kv_pool_allocator.get_kvcache()
-    return recorder.views(row, seq_len, cut.local_window, slots, pool)
 
 
 def _record(cache: DynTSRadixCache, req, one: Chosen, slots: torch.Tensor) -> None:

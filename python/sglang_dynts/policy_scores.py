@@ -1,0 +1,55 @@
+"""Scores of requests that follow another policy than the predictor, rewritten before a compaction."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+
+from sgl_dynts.policies import PREDICTOR, Candidates, LayerView, Policy, rewrite_scores
+from sgl_dynts.window import Cut
+from sglang_dynts.radix_cache import DynTSRadixCache
+
+
+def let_policies_score(
+    cache: DynTSRadixCache, reqs: list, cuts: Sequence[Cut], rows: torch.Tensor
+) -> None:
+    """Rewrite the scores of candidates whose request follows another policy than the predictor.
+
+    A slot has one owner and a request one policy, so nobody else reads what is written here. The forward
+    in flight writes the score of the newest token alone, which is no candidate.
+
+    Args:
+        cache: whose windows are not told of the compaction yet.
+        reqs: the requests to compact.
+        cuts: their compactions.
+        rows: [num_requests, width] their slots.
+    """
+    for index, req in enumerate(reqs):
+        name = cache.report_of(req).policy
+        if name != PREDICTOR:
+            _score_by(cache.policies[name], cache, req, cuts[index], rows[index])
+
+
+def _score_by(policy: Policy, cache: DynTSRadixCache, req, cut: Cut, row: torch.Tensor) -> None:
+    window = cache.window_of(req)
+    assert window is not None, "only governed requests are compacted"
+    pool = cache.capacity.runtime.scores.scores
+    held = row[: cut.window_len].long()
+    end = cut.first + cut.num_candidates
+    slots = held[cut.first : end]
+    positions = np.arange(cut.first + cut.num_survivors, end) + window.dropped
+    outputs = req.output_ids[positions[0] - cut.first : positions[-1] + 1 - cut.first]
+    seq_len = window.seq_len(cut.window_len)
+    views = partial(_views, cache, req.kv.req_pool_idx, seq_len, cut.local_window, held)
+    candidates = Candidates(pool[slots], positions, np.asarray(outputs), req.origin_input_ids, views)
+    rewrite_scores(policy, candidates, pool, slots)
+
+
+def _views(
+    cache: DynTSRadixCache, row: int, seq_len: int, local_window: int, held: torch.Tensor
+) -> Iterator[LayerView]:
+    recorder = cache.capacity.runtime.recorder
+    assert recorder is not None, "a policy that needs queries was accepted by a server without them"
+    pool = cache.token_to_kv_pool_allocator.get_kvcache()
+    return recorder.views(row, seq_len, local_window, held, pool)
