@@ -26,7 +26,8 @@ def facts(model) -> dict[str, Any]:
 
 
 @pytest.fixture
-def engine(facts) -> Engine:
+def engine(facts, serve) -> Engine:
+    serve("--attention-backend", "dynts")
     engine = Engine()
     engine.cache.facts = facts
     return engine
