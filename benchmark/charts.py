@@ -11,6 +11,12 @@ from matplotlib.ticker import FuncFormatter
 
 COLORS = {"stock": "#8a8d91", "dynts": "#d1495b"}
 NAMES = {"stock": "stock SGLang", "dynts": "DynTS"}
+TARGETS = {
+    "naive": ("every attention matrix", COLORS["stock"]),
+    "answer": ("answer target", COLORS["dynts"]),
+    "future": ("future target", "#30638e"),
+    "gradient": ("gradient target", "#edae49"),
+}
 PANELS = (
     ("running", "running requests"),
     ("held_tokens", "KV tokens held"),
@@ -185,3 +191,38 @@ def draw_policy(axis, policy: str, number: int, cells: list[dict[str, Any]]) -> 
 def share(cell: dict[str, Any]) -> float:
     """Return the percentage answered right."""
     return 100 * cell["correct"] / cell["n"]
+
+
+def draw_target_memory(path: Path, results: list[dict[str, Any]]) -> None:
+    """Draw peak memory over trace length, one line per target, both axes logarithmic.
+
+    Args:
+        path: of the PNG.
+        results: objects of one model; those not run are marked at their estimate.
+    """
+    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for target, (label, color) in TARGETS.items():
+        points = sorted(
+            (result["seq_len"], result["added_mib"])
+            for result in results
+            if result["target"] == target and "added_mib" in result
+        )
+        if points:
+            axis.plot(*zip(*points, strict=True), color=color, marker="o", linewidth=1.4, label=label)
+    missing = [(r["seq_len"], r["estimated_gib"] * 1024) for r in results if "not_run" in r]
+    if missing:
+        style = {"color": TARGETS["naive"][1], "marker": "x", "label": "not run: estimate"}
+        axis.scatter(*zip(*missing, strict=True), **style)
+    axis.set_yscale("log")
+    axis.set_xscale("log", base=2)
+    axis.set_ylabel("MiB beyond model and libraries, peak")
+    axis.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    lengths = sorted({result["seq_len"] for result in results})
+    axis.set_xticks(lengths, [f"{length:,}" for length in lengths])
+    axis.set_xlabel("tokens of the trace")
+    axis.legend(frameon=False)
+    shape = f"{results[0]['num_layers']} layers, {results[0]['num_heads']} heads"
+    figure.suptitle(f"Memory to compute a training target ({shape}, float32)", fontsize=12)
+    save(figure, path)

@@ -23,14 +23,14 @@ def parser_of(program: str, description: str | None) -> argparse.ArgumentParser:
     )
 
 
-def provenance() -> dict[str, str]:
-    """Return commit, command, SGLang's version and the device of this run."""
+def provenance(note: str = "the GPU is simulated") -> dict[str, str]:
+    """Return commit, command, SGLang's version and the device of this run, with a note on it."""
     program = Path(sys.argv[0]).stem
     return {
         "commit": _commit(),
         "command": shlex.join(["python", "-m", f"benchmark.{program}", *sys.argv[1:]]),
         "sglang": version("sglang"),
-        "device": f"one core of a {_processor()}; the GPU is simulated",
+        "device": f"one core of a {_processor()}; {note}",
     }
 
 

@@ -3,7 +3,9 @@
 import json
 import sys
 
-from benchmark import capacity, iteration_cost
+import torch
+
+from benchmark import capacity, iteration_cost, one_target, target_memory
 from benchmark.provenance import keep
 from sglang_dynts.simulation.job import Windows
 
@@ -57,3 +59,20 @@ def test_timing_begins_when_every_request_has_reached_its_budget():
     assert job.skip_iterations == 1000 + 3 * 360
     assert job.max_iterations == job.skip_iterations + 100
     assert job.workload.output_len >= job.max_iterations
+
+
+def test_a_naive_target_too_large_is_not_run(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["target_memory", "--num-layers", "4"])
+    args = target_memory.parse()
+    result = target_memory.run_point(args, "naive", 8192)
+    assert result["estimated_gib"] == 4 * (4 + 3) * 4 * 8192**2 / 2**30 == 7
+    assert result["not_run"] == "would need 7.0 GiB, the limit is 4 GiB"
+    assert "added_mib" not in result
+
+
+def test_the_naive_way_computes_the_same_target(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["target_memory", "--answer-len", "40"])
+    point = {**vars(target_memory.parse()), "seq_len": 200}
+    model = one_target.new_model(point)
+    targets = [one_target.compute(model, {**point, "target": name}) for name in ("answer", "naive")]
+    torch.testing.assert_close(*targets)
