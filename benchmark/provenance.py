@@ -25,13 +25,17 @@ def parser_of(program: str, description: str | None) -> argparse.ArgumentParser:
 
 def provenance(note: str = "the GPU is simulated") -> dict[str, str]:
     """Return commit, command, SGLang's version and the device of this run, with a note on it."""
-    program = Path(sys.argv[0]).stem
     return {
-        "commit": _commit(),
-        "command": shlex.join(["python", "-m", f"benchmark.{program}", *sys.argv[1:]]),
+        "commit": commit(),
+        "command": command(Path(sys.argv[0]).stem),
         "sglang": version("sglang"),
-        "device": f"one core of a {_processor()}; {note}",
+        "device": f"one core of a {processor()}; {note}",
     }
+
+
+def command(program: str) -> str:
+    """Return the line that started this benchmark."""
+    return shlex.join(["python", "-m", f"benchmark.{program}", *sys.argv[1:]])
 
 
 def keep(path: Path, result: dict[str, Any], settings: tuple[str, ...]) -> None:
@@ -49,7 +53,7 @@ def keep(path: Path, result: dict[str, Any], settings: tuple[str, ...]) -> None:
     path.write_text(json.dumps([*kept, result], indent=1) + "\n")
 
 
-def _commit() -> str:
+def commit() -> str:
     """Return the commit, marked if the working tree differs from it in more than kept results."""
     commit = _git("rev-parse", "--short", "HEAD")
     changed = _git("status", "--porcelain", "--", ".", ":!benchmark/results")
@@ -57,11 +61,12 @@ def _commit() -> str:
 
 
 def _git(*words: str) -> str:
-    command = ["git", "-C", str(ROOT), *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    line = ["git", "-C", str(ROOT), *words]
+    return subprocess.run(line, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of this machine's processor."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()

@@ -97,7 +97,9 @@ class ModelShape:
 
 
 H200 = Gpu("H200", bandwidth=4.8e12, peak_flops=989e12, memory_bytes=139 * 2**30)
-GPUS = {"h200": H200}
+H100 = Gpu("H100", bandwidth=3.35e12, peak_flops=989e12, memory_bytes=79 * 2**30)
+"""The SXM module."""
+GPUS = {"h200": H200, "h100": H100}
 
 QWEN_7B = ModelShape("qwen-7b", 28, 28, 4, 128, 3584, 152064, 7.616e9)
 """Qwen2.5-7B and what was distilled into it."""

@@ -1,0 +1,1 @@
+"""Benchmarks on a GPU: stock SGLang and DynTS, each a real server, in one command."""

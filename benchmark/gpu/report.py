@@ -1,0 +1,134 @@
+"""What every command makes of its numbers: cells, printed, kept, and drawn."""
+
+import argparse
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmark.gpu.servers import Setup
+from benchmark.gpu.shapes import gpu_named, roofline_shape
+from benchmark.predict import Outlook
+from benchmark.provenance import RESULTS, commit, keep, parser_of, processor
+from benchmark.provenance import command as command_line
+from sglang_dynts.simulation.job import DYNTS, STOCK
+
+SETTINGS = ("bench", "shape", "batch", "output_len", "unit", "device", "command")
+"""What tells one cell from another; the command, since it names windows, pool and flags."""
+THROUGHPUT = "output tokens/s"
+PEAK = "peak KV tokens"
+PACKAGES = ("sglang", "torch", "flashinfer-python", "transformers", "sgl-dynts")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of both sides, in ``unit``; None where a side has none."""
+
+    bench: str
+    shape: str
+    batch: int
+    output_len: int
+    stock: float | None
+    dynts: float | None
+    unit: str
+    prediction: dict[str, float] | None = None
+    """The same number as predicted, by side; None on a device that the roofline does not know."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the numbers of one measurement have in common."""
+
+    bench: str
+    shape: str
+    batch: int
+    output_len: int
+
+    def cell(
+        self, unit: str, measured: Mapping[str, float], prediction: dict[str, float] | None = None
+    ) -> Cell:
+        """Return one number as a cell; ``measured`` and ``prediction`` by side."""
+        case = (self.bench, self.shape, self.batch, self.output_len)
+        return Cell(*case, measured.get(STOCK), measured.get(DYNTS), unit, prediction)
+
+
+def result_of(cell: Cell, program: str) -> dict[str, Any]:
+    """Return a cell as it is kept, with where it comes from."""
+    return {
+        **asdict(cell),
+        "ratio": ratio_of(cell.stock, cell.dynts),
+        "device": device_name(),
+        "commit": commit(),
+        "command": command_line(program),
+        "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
+    }
+
+
+def ratio_of(stock: float | None, dynts: float | None) -> float | None:
+    """Return DynTS's number over stock's, None where there is none."""
+    return dynts / stock if stock and dynts is not None else None
+
+
+def device_name() -> str:
+    """Return the name of the GPU, or of the processor where there is none."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
+
+
+def report(out: Path, cells: Sequence[Cell], program: str) -> None:
+    """Print cells for people and for machines, and keep them.
+
+    Args:
+        out: JSON list to add them to.
+        cells: of one run.
+        program: such as ``gpu.kernels``.
+    """
+    results = [result_of(cell, program) for cell in cells]
+    print_table(results)
+    for result in results:
+        print(json.dumps(result), flush=True)
+        keep(out, result, SETTINGS)
+
+
+def print_table(results: Sequence[dict[str, Any]]) -> None:
+    """Print results for people, the prediction below the measurement."""
+    print(f"\n{results[0]['shape']} on {results[0]['device']}")
+    print(f"{'':44}{'batch':>6}{'length':>8}{'stock':>12}{'DynTS':>12}{'ratio':>8}")
+    for result in results:
+        title = f"{result['bench']}, {result['unit']}"
+        print(f"{title:44}{result['batch']:6}{result['output_len']:8}{numbers(result)}")
+        if result["prediction"]:
+            foreseen = {STOCK: None, DYNTS: None, **result["prediction"]}
+            foreseen["ratio"] = ratio_of(foreseen[STOCK], foreseen[DYNTS])
+            print(f"{'  predicted':58}{numbers(foreseen)}")
+
+
+def numbers(values: dict[str, Any]) -> str:
+    """Return both sides' numbers and their ratio as columns."""
+    columns = ((STOCK, 12), (DYNTS, 12), ("ratio", 8))
+    return "".join(
+        f"{'-':>{width}}" if values[name] is None else f"{values[name]:{width},.3f}"
+        for name, width in columns
+    )
+
+
+def outlook_of(setup: Setup, question_len: int, output_len: int) -> Outlook | None:
+    """Return the roofline's view of this device, None for one that it does not know."""
+    gpu = gpu_named(device_name()) if setup.on_gpu else None
+    if gpu is None:
+        return None
+    shape = roofline_shape(setup.shape)
+    return Outlook(gpu, shape, setup.config, question_len, output_len, setup.pool_tokens)
+
+
+def parser_with_out(program: str, description: str | None) -> argparse.ArgumentParser:
+    """Return a command's parser with the file that it keeps its cells in."""
+    parser = parser_of(program, description)
+    parser.add_argument(
+        "--out", type=Path, default=RESULTS / "gpu.json", help="JSON list; charts go beside it"
+    )
+    return parser

@@ -1,0 +1,313 @@
+"""Both sides' servers: started with the same flags, watched while they run, ended by their own pid."""
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from benchmark.gpu.models import THINK_END, THINK_START, TOKENIZER_FOLDER, write_model
+from benchmark.gpu.shapes import CONFIGS, TINY, WINDOWS
+from sgl_dynts.config import DynTSConfig
+from sglang_dynts.simulation.job import SIDES, STOCK, Windows
+from sglang_dynts.simulation.launch import PLUGINS
+
+Measured = TypeVar("Measured")
+LINES_OF_A_FAILURE = 40
+SAMPLE_SECONDS = 0.25
+TINY_POOL = 4000
+TINY_MEMORY_FRACTION = 0.1
+
+
+class ServerError(RuntimeError):
+    """A server did not start, or ended; the message ends with its log."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What both servers of a run have in common.
+
+    ``pool_tokens`` None means what SGLang makes of the memory. ``flags`` are further arguments.
+    """
+
+    shape: str
+    windows: Windows
+    pool_tokens: int | None
+    flags: tuple[str, ...]
+    start_seconds: float
+    on_gpu: bool
+
+    @property
+    def config(self) -> DynTSConfig:
+        """The windows, for the lengths that follow from them."""
+        return DynTSConfig(self.windows.budget, self.windows.local_window, self.windows.keep_ratio)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a server said about itself at one moment.
+
+    ``used_tokens`` are KV slots of running requests, the idle prefix tree not counted.
+    """
+
+    seconds: float
+    used_tokens: int
+    running: int
+
+
+@dataclass
+class Watch:
+    """Samples of a server's load, ``seconds`` counted from the first."""
+
+    loads: list[Load] = field(default_factory=list)
+
+    @property
+    def peak_tokens(self) -> int:
+        """Most KV tokens seen; a peak between two samples is missed."""
+        return max((load.used_tokens for load in self.loads), default=0)
+
+    @property
+    def peak_running(self) -> int:
+        """Most running requests seen."""
+        return max((load.running for load in self.loads), default=0)
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """One side's server that answers."""
+
+    side: str
+    setup: Setup
+    model: Path
+    port: int
+
+    @property
+    def url(self) -> str:
+        """Its address, on loopback."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pool_tokens(self) -> int:
+        """KV tokens of its pool."""
+        return sum(load["max_total_num_tokens"] for load in self._loads())
+
+    def generate(self, prompt: list[int], output_len: int, timeout: float = 300) -> list[int]:
+        """Return the greedy tokens of exactly this length."""
+        params = {"max_new_tokens": output_len, "temperature": 0, "ignore_eos": True}
+        body = {"input_ids": prompt, "sampling_params": params}
+        return self._request("/generate", body, timeout)["output_ids"]
+
+    @contextmanager
+    def watched(self) -> Iterator[Watch]:
+        """Sample the load in a thread while the block runs."""
+        watch, stop = Watch(), threading.Event()
+        thread = threading.Thread(target=self._sample, args=(watch, stop), daemon=True)
+        thread.start()
+        try:
+            yield watch
+        finally:
+            stop.set()
+            thread.join()
+
+    def _sample(self, watch: Watch, stop: threading.Event) -> None:
+        start = time.perf_counter()
+        while not stop.wait(SAMPLE_SECONDS):
+            with suppress(urllib.error.URLError, TimeoutError):  # a busy server misses a sample
+                watch.loads.append(load_of(self._loads(), time.perf_counter() - start))
+
+    def _loads(self) -> list[dict[str, Any]]:
+        return self._request("/v1/loads?include=all", None, timeout=30)["loads"]
+
+    def _request(self, path: str, body: dict[str, Any] | None, timeout: float) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=timeout) as reply:
+            return json.loads(reply.read())
+
+
+def load_of(loads: list[dict[str, Any]], seconds: float) -> Load:
+    """Add up what ``/v1/loads`` says of each data-parallel rank."""
+    used = sum(load["num_used_tokens"] for load in loads)
+    return Load(seconds, used, sum(load["num_running_reqs"] for load in loads))
+
+
+def command_of(setup: Setup, side: str, model: Path, port: int) -> list[str]:
+    """Return the command of one side's server; only its attention and DynTS's own flags differ."""
+    values: dict[str, Any] = {
+        "model-path": model,
+        "tokenizer-path": model / TOKENIZER_FOLDER,
+        "load-format": "dummy",
+        "dtype": CONFIGS[setup.shape]["dtype"],
+        "host": "127.0.0.1",
+        "port": port,
+        "log-level": "warning",
+    }
+    if setup.pool_tokens:
+        values["max-total-tokens"] = setup.pool_tokens
+    words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    words += side_flags(setup, side)
+    return [sys.executable, "-m", "sglang.launch_server", *words, *cpu_flags(setup), *setup.flags]
+
+
+def side_flags(setup: Setup, side: str) -> list[str]:
+    """Return the arguments that one side alone has."""
+    if side == STOCK:
+        return ["--attention-backend", "flashinfer" if setup.on_gpu else "torch_native"]
+    windows = setup.windows
+    return [
+        *("--attention-backend", "dynts"),
+        *("--dynts-think-start", THINK_START, "--dynts-think-end", THINK_END),
+        *("--dynts-budget", str(windows.budget), "--dynts-local-window", str(windows.local_window)),
+        *("--dynts-keep-ratio", str(windows.keep_ratio)),
+    ]
+
+
+def cpu_flags(setup: Setup) -> list[str]:
+    """Return what a machine without a GPU needs beside them."""
+    if setup.on_gpu:
+        return []
+    return ["--mem-fraction-static", str(TINY_MEMORY_FRACTION), "--skip-server-warmup"]
+
+
+def environment_of(setup: Setup, side: str) -> dict[str, str]:
+    """Return SGLang's variables of one side; only the DynTS side loads the plug-in."""
+    if setup.on_gpu:
+        return {"SGLANG_PLUGINS": PLUGINS[side]}
+    cores = "1" if (os.cpu_count() or 1) > 1 else "0"
+    return {
+        "SGLANG_PLUGINS": PLUGINS[side],
+        "OMP_NUM_THREADS": "1",
+        "SGLANG_CPU_OMP_THREADS_BIND": cores,
+    }
+
+
+@contextmanager
+def serve(setup: Setup, side: str, folder: Path) -> Iterator[RunningServer]:
+    """Start one side's server and end it afterwards.
+
+    Args:
+        setup: of both sides.
+        side: ``stock`` or ``dynts``.
+        folder: for the model and the log.
+
+    Raises:
+        ServerError: it ended, or did not answer in time.
+    """
+    model = write_model(setup.shape, folder / "model")
+    log = folder / f"{side}.log"
+    port = free_port()
+    with log.open("w") as out:
+        process = subprocess.Popen(
+            command_of(setup, side, model, port),
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=os.environ | environment_of(setup, side),
+            start_new_session=True,
+        )
+    try:
+        server = RunningServer(side, setup, model, port)
+        wait_ready(server.url, process, log, setup.start_seconds)
+        yield server
+        if process.poll() is not None:
+            raise ServerError(f"the {side} server ended:\n{tail_of(log)}")
+    finally:
+        end(process)
+
+
+def wait_ready(url: str, process: subprocess.Popen, log: Path, seconds: float) -> None:
+    """Wait until a server answers ``/health``.
+
+    Raises:
+        ServerError: it ended, or did not answer in time.
+    """
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise ServerError(f"the server ended with {process.returncode}:\n{tail_of(log)}")
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=5).close()
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.5)
+        else:
+            return
+    raise ServerError(f"no answer within {seconds:g} s (--start-seconds):\n{tail_of(log)}")
+
+
+def end(process: subprocess.Popen) -> None:
+    """End a server by its pid, then whatever is left of its process group."""
+    process.terminate()
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def free_port() -> int:
+    """Return a loopback port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def tail_of(log: Path) -> str:
+    """Return the end of a log."""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-LINES_OF_A_FAILURE:])
+
+
+def run_sides(setup: Setup, measure: Callable[[RunningServer], Measured]) -> dict[str, Measured]:
+    """Measure stock, then DynTS, each on a server of its own with the device to itself.
+
+    A termination signal ends the server too.
+    """
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    with tempfile.TemporaryDirectory(prefix="dynts-gpu-") as folder:
+        measured = {}
+        for side in SIDES:
+            with serve(setup, side, Path(folder)) as server:
+                measured[side] = measure(server)
+        return measured
+
+
+def add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what every command that starts servers takes."""
+    add = parser.add_argument
+    add("--shape", default="qwen-7b", choices=sorted(CONFIGS), help="tiny runs on a CPU too")
+    add("--pool-tokens", type=int, help="KV tokens of both pools; default: what fits")
+    add("--budget", type=int, help="default: the paper's")
+    add("--local-window", type=int, help="default: the paper's")
+    add("--keep-ratio", type=float, help="default: the paper's for the shape")
+    add("--flags", default="", help="more arguments of both servers, in one string")
+    add("--start-seconds", type=float, default=300, help="in which a server must answer")
+
+
+def setup_of(args: argparse.Namespace) -> Setup:
+    """Build the set-up that the command line names."""
+    windows = WINDOWS[args.shape]
+    windows = Windows(
+        args.budget or windows.budget,
+        args.local_window or windows.local_window,
+        args.keep_ratio or windows.keep_ratio,
+    )
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu and args.shape != TINY:
+        raise SystemExit(f"--shape {args.shape} needs a GPU and there is none; use --shape {TINY}")
+    pool = args.pool_tokens or (TINY_POOL if args.shape == TINY else None)
+    flags = tuple(args.flags.split())
+    return Setup(args.shape, windows, pool, flags, args.start_seconds, on_gpu)
