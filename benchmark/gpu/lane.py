@@ -6,7 +6,8 @@
     python -m benchmark.gpu.lane --tiny --step untriggered
 
 A step that fails does not keep the others from running; the exit status tells. The estimates are the
-roofline's, plus START_SECONDS for each server: an assumption, as are the limits made from them.
+roofline's, plus START_SECONDS for each server and LOAD_SECONDS for each load: assumptions, as are the
+limits made from them.
 """
 
 import argparse
@@ -26,6 +27,8 @@ from sglang_dynts.simulation.job import SIDES
 
 START_SECONDS = 45
 """Of one server on a GPU: imports, dummy weights, CUDA graphs."""
+LOAD_SECONDS = 10
+"""Of one start of the load generator, which imports SGLang."""
 TINY_LIMIT = 595
 """Of a step with the tiny shape, whose servers start on a slow CPU."""
 SECONDS_TO_END = 60
@@ -109,30 +112,34 @@ def parse() -> argparse.Namespace:
 def gpu_steps(shape: str, gpu: Gpu, out: Path) -> list[Step]:
     """Return the steps on a GPU, the cheap ones first."""
     forecast = Forecast(gpu, SHAPES[shape])
-    starts = len(SIDES) * START_SECONDS
     fixed = forecast.seconds(8192, 1) + forecast.seconds(8192, 32)
-    greedy = forecast.seconds(1024, 1, waves=4 + 1) + forecast.seconds(1024, 32)
+    greedy = forecast.seconds(1024, 1, waves=4) + forecast.seconds(1024, 32)
     shared = forecast.seconds(5120, 32, question_len=1024 + 128)
     full = forecast.seconds_at_capacity(16384, 18, 80_000)
     model = f"--shape {shape} --out {out}"
     return [
         *ready_steps(40, 130),
         bench("kernels", model, 60),
-        bench("untriggered", f"{model} --batch 1 32 --output-len 1024", 190, starts + greedy),
-        bench("fixed_batch", f"{model} --batch 1 32 --output-len 8192", 380, starts + fixed),
+        bench("untriggered", f"{model} --batch 32 --output-len 1024", 190, starts(1) + greedy),
+        bench("fixed_batch", f"{model} --batch 1 32 --output-len 8192", 380, starts(2) + fixed),
         bench(
             "shared_prefix",
             f"{model} --groups 4 --prompts-per-group 8 --output-len 5120",
             220,
-            starts + shared,
+            starts(1) + shared,
         ),
         bench(
             "capacity_run",
             f"{model} --output-len 16384 --pool-tokens 80000 --num-prompts 18",
             470,
-            starts + full,
+            starts(1) + full,
         ),
     ]
+
+
+def starts(num_loads: int) -> int:
+    """Return the seconds that both sides' servers take to start, and so many loads on each."""
+    return len(SIDES) * (START_SECONDS + num_loads * LOAD_SECONDS)
 
 
 def tiny_steps(out: Path) -> list[Step]:

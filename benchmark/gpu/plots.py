@@ -1,6 +1,7 @@
 """Charts of what was measured on a GPU."""
 
 from collections.abc import Mapping, Sequence
+from math import nan
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -29,8 +30,8 @@ def draw_throughput(path: Path, cells: Sequence[Cell], device: str) -> None:
         )
         batches = [cell.batch for cell in chosen]
         for side, values in (
-            (STOCK, [cell.stock for cell in chosen]),
-            (DYNTS, [cell.dynts for cell in chosen]),
+            (STOCK, [nan_if_none(cell.stock) for cell in chosen]),
+            (DYNTS, [nan_if_none(cell.dynts) for cell in chosen]),
         ):
             label = f"{NAMES[side]}, {length:,} tokens"
             axis.plot(batches, values, dash, marker="o", color=COLORS[side], label=label)
@@ -39,6 +40,11 @@ def draw_throughput(path: Path, cells: Sequence[Cell], device: str) -> None:
     axis.legend(frameon=False)
     figure.suptitle(f"{cells[0].shape} on {device}", fontsize=12)
     save(figure, path)
+
+
+def nan_if_none(value: float | None) -> float:
+    """Return what leaves a gap in a line for a number that there is not."""
+    return nan if value is None else value
 
 
 def draw_kv(path: Path, watches: Mapping[str, Watch], title: str) -> None:

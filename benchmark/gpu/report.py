@@ -36,7 +36,7 @@ class Cell:
     stock: float | None
     dynts: float | None
     unit: str
-    prediction: dict[str, float] | None = None
+    prediction: Mapping[str, float] | None = None
     """The same number as predicted, by side; None on a device that the roofline does not know."""
 
 
@@ -50,7 +50,7 @@ class Case:
     output_len: int
 
     def cell(
-        self, unit: str, measured: Mapping[str, float], prediction: dict[str, float] | None = None
+        self, unit: str, measured: Mapping[str, float], prediction: Mapping[str, float] | None = None
     ) -> Cell:
         """Return one number as a cell; ``measured`` and ``prediction`` by side."""
         case = (self.bench, self.shape, self.batch, self.output_len)
@@ -97,14 +97,14 @@ def report(out: Path, cells: Sequence[Cell], program: str) -> None:
 def print_table(results: Sequence[dict[str, Any]]) -> None:
     """Print results for people, the prediction below the measurement."""
     print(f"\n{results[0]['shape']} on {results[0]['device']}")
-    print(f"{'':44}{'batch':>6}{'length':>8}{'stock':>12}{'DynTS':>12}{'ratio':>8}")
+    print(f"{'':52}{'batch':>6}{'length':>8}{'stock':>12}{'DynTS':>12}{'ratio':>8}")
     for result in results:
         title = f"{result['bench']}, {result['unit']}"
-        print(f"{title:44}{result['batch']:6}{result['output_len']:8}{numbers(result)}")
+        print(f"{title:52}{result['batch']:6}{result['output_len']:8}{numbers(result)}")
         if result["prediction"]:
             foreseen = {STOCK: None, DYNTS: None, **result["prediction"]}
             foreseen["ratio"] = ratio_of(foreseen[STOCK], foreseen[DYNTS])
-            print(f"{'  predicted':58}{numbers(foreseen)}")
+            print(f"{'  predicted':66}{numbers(foreseen)}")
 
 
 def numbers(values: dict[str, Any]) -> str:

@@ -128,6 +128,7 @@ def run_load(server: RunningServer, load: RandomLoad | SharedPrefixLoad) -> tupl
         ServingError: the load generator failed, or a request was not served whole.
     """
     out = server.model.parent / f"{server.side}.jsonl"
+    out.unlink(missing_ok=True)
     with server.watched() as watch:
         done = subprocess.run(command_of(server, load, out), capture_output=True, text=True, check=False)
     if done.returncode or not out.exists():
