@@ -30,12 +30,12 @@ from benchmark.gpu.shapes import CONFIGS, WINDOWS, gpu_named, read_shape, shape_
 from sgl_dynts.checkpoint import find_predictor, load_predictor
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.roofline import GPUS, H100, H200, SHAPES, Gpu, ModelShape
-from sglang_dynts.simulation.job import SIDES
 
 SETUP = Setup("tiny", WINDOWS["tiny"], 4000, (), 300, on_gpu=False)
 ON_H200 = Setup("qwen-7b", WINDOWS["qwen-7b"], None, ("--watchdog-timeout", "60"), 300, on_gpu=True)
 SERVED = Served(4, 2.0, 600, 300.0, 12.0, 50.0, 0.25)
 WATCH = Watch([Load(0.25, 100, 4), Load(0.5, 380, 3)])
+BOTH: dict[str, tuple[Served, Watch]] = {"stock": (SERVED, WATCH), "dynts": (SERVED, WATCH)}
 
 FIELDS = {
     *("bench", "shape", "batch", "output_len", "stock", "dynts", "ratio", "unit", "device", "commit"),
@@ -232,8 +232,7 @@ def test_a_fixed_batch_gives_three_numbers():
 
 def test_a_known_gpu_brings_predictions(monkeypatch):
     monkeypatch.setattr(report, "device_name", lambda: "NVIDIA H200")
-    sides = dict.fromkeys(SIDES, (SERVED, WATCH))
-    times, _, peak = fixed_batch.cells_of(ON_H200, RandomLoad(200, 16384, 32), sides)
+    times, _, peak = fixed_batch.cells_of(ON_H200, RandomLoad(200, 16384, 32), BOTH)
     assert peak.prediction == {"stock": 32 * 16584, "dynts": 32 * 5000}
     assert times.prediction is not None
     assert times.prediction["stock"] / times.prediction["dynts"] == pytest.approx(1.41, abs=0.01)
@@ -241,8 +240,7 @@ def test_a_known_gpu_brings_predictions(monkeypatch):
 
 def test_a_capacity_run_sends_more_than_fits():
     assert capacity_run.num_prompts(OUTLOOK.config, 558, 2, 10) == 125
-    sides = dict.fromkeys(SIDES, (SERVED, WATCH))
-    cells = capacity_run.cells_of(SETUP, RandomLoad(20, 200, 11), sides)
+    cells = capacity_run.cells_of(SETUP, RandomLoad(20, 200, 11), BOTH)
     assert [cell.stock for cell in cells] == [300.0, 4, 380, 2.0, 50.0]
 
 
@@ -261,7 +259,7 @@ def replace_in(args: Namespace, **values) -> Namespace:
 def test_the_best_hit_rate_by_hand():
     load = SharedPrefixLoad(2, 4, 100, 25, 80, max_concurrency=2)
     assert shared_prefix.best_hit_rate(load) == pytest.approx(3 * 100 / (4 * 125))
-    cells = shared_prefix.cells_of(SETUP, load, dict.fromkeys(SIDES, (SERVED, WATCH)))
+    cells = shared_prefix.cells_of(SETUP, load, BOTH)
     assert (cells[0].stock, cells[0].dynts, cells[0].batch) == (0.25, 0.25, 2)
 
 
