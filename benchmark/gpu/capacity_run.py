@@ -72,13 +72,17 @@ def main() -> None:
     setup = setup_of(args)
     measure = Measurement(args, setup.config)
     sides = run_sides(setup, measure)
-    cells = []
-    for load, stock, dynts in zip(measure.loads, sides[STOCK], sides[DYNTS], strict=True):
-        cells += cells_of(setup, load, {STOCK: stock, DYNTS: dynts})
+    measured = list(zip(measure.loads, sides[STOCK], sides[DYNTS], strict=True))
+    cells = [
+        cell
+        for load, stock, dynts in measured
+        for cell in cells_of(setup, load, {STOCK: stock, DYNTS: dynts})
+    ]
+    report(args.out, cells, "gpu.capacity_run")
+    for load, stock, dynts in measured:
         path = args.out.parent / f"gpu-{BENCH}-{setup.shape}-{load.output_len}.png"
         title = f"{setup.shape} on {device_name()}: {load.num_prompts} x {load.output_len:,} tokens"
         draw_kv(path, {STOCK: stock[1], DYNTS: dynts[1]}, title)
-    report(args.out, cells, "gpu.capacity_run")
 
 
 def parse() -> argparse.Namespace:

@@ -30,13 +30,17 @@ def main() -> None:
     setup = setup_of(args)
     loads = loads_of(args)
     sides = run_sides(setup, lambda server: [run_load(server, load) for load in loads])
-    cells = []
-    for load, stock, dynts in zip(loads, sides[STOCK], sides[DYNTS], strict=True):
-        cells += cells_of(setup, load, {STOCK: stock, DYNTS: dynts})
+    measured = list(zip(loads, sides[STOCK], sides[DYNTS], strict=True))
+    cells = [
+        cell
+        for load, stock, dynts in measured
+        for cell in cells_of(setup, load, {STOCK: stock, DYNTS: dynts})
+    ]
+    report(args.out, cells, f"gpu.{BENCH}")
+    for load, stock, dynts in measured:
         name = f"gpu-{BENCH}-{setup.shape}-{load.num_prompts}x{load.output_len}.png"
         title = f"{setup.shape} on {device_name()}: {load.num_prompts} x {load.output_len:,} tokens"
         draw_kv(args.out.parent / name, {STOCK: stock[1], DYNTS: dynts[1]}, title)
-    report(args.out, cells, f"gpu.{BENCH}")
     throughput = [cell for cell in cells if cell.unit == THROUGHPUT]
     draw_throughput(args.out.parent / f"gpu-{BENCH}-{setup.shape}.png", throughput, device_name())
 

@@ -3,6 +3,7 @@
     python -m benchmark.gpu.lane --dry-run
     python -m benchmark.gpu.lane
     python -m benchmark.gpu.lane --step fixed_batch
+    python -m benchmark.gpu.lane --step serving_tests    # whole servers; not among the 25 minutes
     python -m benchmark.gpu.lane --tiny --step untriggered
 
 A step that fails does not keep the others from running; the exit status tells. The estimates are the
@@ -40,13 +41,14 @@ TIMED_OUT = 124
 class Step:
     """One command, the seconds after which it is ended, and the seconds it should take.
 
-    ``estimate`` None: nothing predicts it.
+    ``estimate`` None: nothing predicts it. ``on_request`` steps run only when they are named.
     """
 
     name: str
     words: tuple[str, ...]
     limit: int
     estimate: float | None = None
+    on_request: bool = False
 
     @property
     def command(self) -> list[str]:
@@ -86,13 +88,19 @@ def main() -> None:
     """Print the plan or run it; exits with 1 if a step failed."""
     args = parse()
     steps = tiny_steps(args.out) if args.tiny else gpu_steps(args.shape, GPUS[args.gpu], args.out)
-    if args.step:
-        steps = [step for step in steps if step.name in args.step]
+    steps = chosen(steps, args.step)
     print_plan(steps)
     if not args.dry_run:
         failed = run_all(steps)
         if failed:
             raise SystemExit(f"failed: {', '.join(failed)}")
+
+
+def chosen(steps: Sequence[Step], names: Sequence[str] | None) -> list[Step]:
+    """Return the named steps, or all that need not be named."""
+    if names:
+        return [step for step in steps if step.name in names]
+    return [step for step in steps if not step.on_request]
 
 
 def parse() -> argparse.Namespace:
@@ -120,7 +128,12 @@ def gpu_steps(shape: str, gpu: Gpu, out: Path) -> list[Step]:
     return [
         *ready_steps(40, 130),
         bench("kernels", model, 60),
-        bench("untriggered", f"{model} --batch 32 --output-len 1024", 190, starts(1) + greedy),
+        bench(
+            "untriggered",
+            f"{model} --stock-attention-backend flashinfer --batch 32 --output-len 1024",
+            190,
+            starts(1) + greedy,
+        ),
         bench("fixed_batch", f"{model} --batch 1 32 --output-len 8192", 380, starts(2) + fixed),
         bench(
             "shared_prefix",
@@ -166,7 +179,13 @@ def ready_steps(check_limit: int, tests_limit: int) -> list[Step]:
     """Return what comes before the benches."""
     return [
         Step("check", ("benchmark.gpu.check",), check_limit),
-        Step("tests", ("pytest", "-m", "gpu", "-q", "tests"), tests_limit),
+        Step("tests", ("pytest", "-m", "gpu", "-q", "tests/gpu/test_kernels.py"), tests_limit),
+        Step(
+            "serving_tests",
+            ("pytest", "-m", "gpu", "-q", "tests/gpu/test_serving.py"),
+            TINY_LIMIT,
+            on_request=True,
+        ),
     ]
 
 

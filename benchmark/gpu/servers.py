@@ -42,6 +42,7 @@ class Setup:
     """What both servers of a run have in common.
 
     ``pool_tokens`` None means what SGLang makes of the memory. ``flags`` are further arguments.
+    ``stock_attention`` names the attention backend of the stock side, None for SGLang's own choice.
     """
 
     shape: str
@@ -50,6 +51,7 @@ class Setup:
     flags: tuple[str, ...]
     start_seconds: float
     on_gpu: bool
+    stock_attention: str | None = None
 
     @property
     def config(self) -> DynTSConfig:
@@ -166,7 +168,7 @@ def command_of(setup: Setup, side: str, model: Path, port: int) -> list[str]:
 def side_flags(setup: Setup, side: str) -> list[str]:
     """Return the arguments that one side alone has."""
     if side == STOCK:
-        return ["--attention-backend", "flashinfer" if setup.on_gpu else "torch_native"]
+        return ["--attention-backend", setup.stock_attention] if setup.stock_attention else []
     windows = setup.windows
     return [
         *("--attention-backend", "dynts"),
@@ -294,6 +296,7 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     add("--local-window", type=int, help="default: the paper's")
     add("--keep-ratio", type=float, help="default: the paper's for the shape")
     add("--flags", default="", help="more arguments of both servers, in one string")
+    add("--stock-attention-backend", help="of the stock side; default: SGLang's own choice")
     add("--start-seconds", type=float, default=300, help="in which a server must answer")
 
 
@@ -310,4 +313,5 @@ def setup_of(args: argparse.Namespace) -> Setup:
         raise SystemExit(f"--shape {args.shape} needs a GPU and there is none; use --shape {TINY}")
     pool = args.pool_tokens or (TINY_POOL if args.shape == TINY else None)
     flags = tuple(args.flags.split())
-    return Setup(args.shape, windows, pool, flags, args.start_seconds, on_gpu)
+    stock_attention = args.stock_attention_backend
+    return Setup(args.shape, windows, pool, flags, args.start_seconds, on_gpu, stock_attention)

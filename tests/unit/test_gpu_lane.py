@@ -91,16 +91,21 @@ def test_a_written_model(tmp_path):
 
 def test_both_servers_differ_in_dynts_alone():
     stock, dynts = (servers.command_of(ON_H200, side, Path("model"), 3000) for side in ("stock", "dynts"))
-    at = stock.index("--attention-backend")
+    at = dynts.index("--attention-backend")
     assert stock[:at] == dynts[:at]
-    assert stock[at:] == ["--attention-backend", "flashinfer", "--watchdog-timeout", "60"]
+    assert stock[at:] == ["--watchdog-timeout", "60"]
+    assert stock[(i := stock.index("--load-format")) : i + 2] == ["--load-format", "dummy"]
     assert dynts[at:] == [
         *("--attention-backend", "dynts"),
         *("--dynts-think-start", THINK_START, "--dynts-think-end", THINK_END),
         *("--dynts-budget", "5000", "--dynts-local-window", "2000", "--dynts-keep-ratio", "0.4"),
         *("--watchdog-timeout", "60"),
     ]
-    assert stock[(i := stock.index("--load-format")) : i + 2] == ["--load-format", "dummy"]
+
+
+def test_the_stock_side_may_be_given_the_same_kernels():
+    setup = replace(ON_H200, stock_attention="flashinfer")
+    assert servers.side_flags(setup, "stock") == ["--attention-backend", "flashinfer"]
 
 
 def test_only_the_dynts_side_loads_the_plug_in():
@@ -300,8 +305,11 @@ def test_kernels_are_timed_on_this_machine(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("gpu", sorted(GPUS))
 def test_the_plan_ends_in_time(gpu):
-    steps = lane.gpu_steps("qwen-7b", GPUS[gpu], Path("out"))
-    assert all(step.limit < 600 for step in steps)
+    every = lane.gpu_steps("qwen-7b", GPUS[gpu], Path("out"))
+    assert all(step.limit < 600 for step in every)
+    steps = lane.chosen(every, None)
+    assert {step.name for step in every} - {step.name for step in steps} == {"serving_tests"}
+    assert [step.name for step in lane.chosen(every, ["serving_tests"])] == ["serving_tests"]
     assert all(step.estimate is None or step.estimate < step.limit for step in steps)
     assert sum(step.limit for step in steps) < 25 * 60
 
