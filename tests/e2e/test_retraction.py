@@ -41,12 +41,12 @@ def test_without_host_memory_left_a_request_longer_than_the_pool_ends_with_its_r
     pace = {"prompt": prompt(20, 995), "length": 3000, "dynts": wide}
     with start(models["qwen3"], *DYNTS, *flags) as server, ThreadPoolExecutor(2) as pool:
         jobs = [pool.submit(outcome, server, job) for job in (lost | {"dynts": wide}, copied)]
-        reply: dict = {}
-        for reply in server.stream(**pace):
-            if reply["meta_info"]["completion_tokens"] == 900:
-                server.request("/pause_generation", {"mode": "retract"})
-                server.request("/continue_generation", {})
-        assert reply["meta_info"]["finish_reason"]["status_code"] == 503
+        grown = server.stream(**pace)
+        next(reply for reply in grown if reply["meta_info"]["completion_tokens"] == 900)
+        server.request("/pause_generation", {"mode": "retract"})
+        server.request("/continue_generation", {})
+        *_, last = grown
+        assert last["meta_info"]["finish_reason"]["status_code"] == 503
         (status, text), (_, survivor) = (job.result() for job in jobs)
         assert status == 503
         assert "--dynts-host-memory-gb" in text
