@@ -24,12 +24,13 @@ def main() -> None:
         "messages": [{"role": "user", "content": args.question}],
         "temperature": 0,
         "max_tokens": 2000,
-        "extra_body": {"custom_params": {"dynts": {"budget": args.budget}}, "return_meta_info": True},
     }
-    for chunk in client.chat.completions.create(stream=True, **request):
+    options: dict[str, Any] = {"custom_params": {"dynts": {"budget": args.budget}}}
+    for chunk in client.chat.completions.create(stream=True, extra_body=options, **request):
         for choice in chunk.choices:
             print(choice.delta.content or "", end="", flush=True)
-    reply: Any = client.chat.completions.create(**request).to_dict()
+    options["return_meta_info"] = True  # SGLang gives it without streaming alone
+    reply: Any = client.chat.completions.create(extra_body=options, **request).to_dict()
     print("\nreported:", reply["choices"][0]["meta_info"]["dynts"])
 
 
