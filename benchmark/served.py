@@ -1,6 +1,7 @@
 """A server to measure: one that runs already, or one of our own; and a client for it."""
 
 import json
+import os
 import shlex
 import signal
 import socket
@@ -11,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def served(url: str | None, model: Path, flags: str) -> Iterator[Client]:
     if url is not None:
         yield Client(url)
         return
-    port = _free_port()
+    port = free_port()
     words = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model)]
     words += ["--attention-backend", "dynts", "--host", "127.0.0.1", "--port", str(port)]
     with tempfile.NamedTemporaryFile("w", prefix="accuracy-", suffix=".log", delete=False) as log:
@@ -72,7 +73,7 @@ def served(url: str | None, model: Path, flags: str) -> Iterator[Client]:
         _wait_until_up(client, process, log.name)
         yield client
     finally:
-        _stop(process)
+        end(process)
 
 
 def _wait_until_up(client: Client, process: subprocess.Popen, log: str) -> None:
@@ -83,16 +84,20 @@ def _wait_until_up(client: Client, process: subprocess.Popen, log: str) -> None:
         time.sleep(1)
 
 
-def _stop(process: subprocess.Popen) -> None:
-    process.send_signal(signal.SIGTERM)
+def end(process: subprocess.Popen) -> None:
+    """End a server by its pid, then whatever is left of its process group."""
+    process.terminate()
     try:
-        process.wait(60)
+        process.wait(30)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.wait()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a loopback port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

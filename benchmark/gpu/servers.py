@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import torch
 
 from benchmark.gpu.models import THINK_END, THINK_START, TOKENIZER_FOLDER, write_model
 from benchmark.gpu.shapes import CONFIGS, TINY, WINDOWS
+from benchmark.served import end, free_port
 from sgl_dynts.config import DynTSConfig
 from sglang_dynts.simulation.job import SIDES, STOCK, Windows
 from sglang_dynts.simulation.launch import PLUGINS
@@ -247,25 +247,6 @@ def wait_ready(url: str, process: subprocess.Popen, log: Path, seconds: float) -
         else:
             return
     raise ServerError(f"no answer within {seconds:g} s (--start-seconds):\n{tail_of(log)}")
-
-
-def end(process: subprocess.Popen) -> None:
-    """End a server by its pid, then whatever is left of its process group."""
-    process.terminate()
-    try:
-        process.wait(30)
-    except subprocess.TimeoutExpired:
-        process.kill()
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def free_port() -> int:
-    """Return a loopback port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def tail_of(log: Path) -> str:
