@@ -178,8 +178,8 @@ class Round:
             self._meet_batch()
         remaining = self.table.due[self.rows] - self.lens
         calm = calm_rounds(remaining, self.capacity.rate)
+        self.capacity.expect_calm(calm)
         if not demand.is_tight and (calm >= 0 or not self._is_pressing(remaining)):
-            self.capacity.expect_calm(calm)
             _reopen_admission(self.capacity, self.batch, demand.free)
             return
         began = time.perf_counter()

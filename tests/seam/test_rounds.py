@@ -3,6 +3,7 @@
 import pytest
 from sglang.srt.managers.schedule_batch import FINISH_LENGTH, Req
 
+from sglang_dynts.compaction_step import compact_requests
 from tests.seam.engine import OFF, Engine, thoughts
 
 
@@ -132,3 +133,16 @@ def test_while_there_is_no_room_admission_is_not_asked_again(engine):
     engine.capacity.wanted = 50
     batch = engine.compact(old)
     assert (engine.capacity.wanted, batch.batch_is_full) == (50, True)
+
+
+def test_a_due_request_that_must_wait_is_not_forgotten_for_an_earlier_batch_s_calm(engine):
+    """It was resumed: its first forward is not processed yet, and the batch before had time."""
+    other, resumed = running(engine, 100, 1), running(engine, 300, 15)
+    engine.decode(other, [900])  # promises calm for more than two rounds
+    resumed.kv.kv_allocated_len = resumed.kv.kv_committed_len = 20
+    resumed.decode_batch_idx = 0
+    batch = engine.compact(other, resumed)
+    assert lens(resumed) == [20]
+    resumed.decode_batch_idx = 1
+    compact_requests(engine.scheduler, batch)
+    assert lens(resumed) == [13]
