@@ -13,6 +13,11 @@ STAGGER_SHARE = 8
 """A compaction moves forward by at most this part (1/8) of a period to spread the batch's compactions."""
 QUEUE_SHARE = 4
 """For a waiting request, only windows that give at least 1/4 of their period are compacted."""
+ALL = 1 << 40
+"""More tokens than any pool has."""
+WAITING_SHARE = 2
+"""While requests wait for their reservation, windows that give 1/2 of their period are compacted: shorter
+windows are room for more requests, and less to read in each step."""
 STEP_SHARE = 32
 """To avoid a retraction, at least 1/32: no request compacts more than 32 times in a period."""
 
@@ -23,12 +28,14 @@ class Demand:
 
     ``free`` counts slots that are free or that the prefix cache can evict; ``step`` those that the
     next forward of the running requests takes; ``queue`` those that the first waiting request needs
-    besides, if its reservation fits and only room is lacking.
+    besides, if its reservation fits and only room is lacking. ``waiting`` tells whether requests wait
+    that would run if the pool held more.
     """
 
     free: int
     step: int
     queue: int = 0
+    waiting: bool = False
 
     @property
     def is_tight(self) -> bool:
@@ -42,7 +49,7 @@ def choose_compactions(
     """Choose which running requests to compact in this iteration.
 
     Compact what is due; spread what becomes due together; when the next step does not fit, those that
-    give most, until it does; and for a waiting request a few more, if they give enough.
+    give most, until it does; and while requests wait a few more, if they give enough.
 
     Args:
         give: [n] int64, tokens that a compaction now frees; below 1 for requests that cannot.
@@ -61,6 +68,8 @@ def choose_compactions(
         short -= _choose_largest(chosen, give, period, STEP_SHARE, short, len(give))
     if demand.queue > 0 and short + demand.queue > 0:
         _choose_largest(chosen, give, period, QUEUE_SHARE, short + demand.queue, rate)
+    if demand.waiting:
+        _choose_largest(chosen, give, period, WAITING_SHARE, ALL, rate)
     return np.flatnonzero(chosen)
 
 
@@ -95,6 +104,14 @@ def is_crowded(remaining: np.ndarray, rate: int, num_chosen: int = 0) -> bool:
     return bool((queued > rate * np.sort(remaining)).any())
 
 
+def rounds_until_half(give: np.ndarray, period: np.ndarray) -> int:
+    """For how many more rounds no window can give half its period; less than 0 if one can now.
+
+    Arguments as in :func:`choose_compactions`; a round adds at most one token to each of ``give``.
+    """
+    return int((-(-period // WAITING_SHARE) - give).min()) - 1
+
+
 def calm_rounds(remaining: np.ndarray, rate: int) -> int:
     """For how many more rounds no request can become due, nor any be crowded at this rate.
 
@@ -121,10 +138,10 @@ def _choose_largest(
 def room_beyond_retained(period: np.ndarray | int, answer: np.ndarray | int, elastic: bool) -> np.ndarray:
     """Tokens to reserve for a request beyond what a compaction leaves of it.
 
-    Half a period is the mean of a window that grows to its budget and is pulled back, and early
-    compaction keeps the sum of all windows near it. Answers may take that room too, as long as a
-    sixteenth of the period is left to thinking; compactions are then more frequent. Without early
-    compaction a whole period and the answer are needed.
+    While requests wait, windows are pulled back after half a period, so a quarter of it is their mean;
+    early compaction keeps the sum of all windows within it at any time. Answers may take that room
+    too, as long as a sixteenth of the period is left to thinking; compactions are then more frequent.
+    Without early compaction a whole period and the answer are needed.
 
     Args:
         period: tokens between two compactions.
@@ -133,7 +150,7 @@ def room_beyond_retained(period: np.ndarray | int, answer: np.ndarray | int, ela
     """
     if not elastic:
         return np.asarray(period + answer)
-    return np.maximum(-(-period // 2), answer + -(-period // 16))
+    return np.maximum(-(-period // (2 * WAITING_SHARE)), answer + -(-period // 16))
 
 
 class AnswerReserve:

@@ -46,6 +46,7 @@ class CapacityState:
         self.wanted = 0
         self.rate = 1
         self._calm_rounds = 0
+        self._promised_waiting = False
         self._met: torch.Tensor | None = None
         self.lost: list = []
         self.compacted_now: dict[object, Compaction] = {}
@@ -62,14 +63,20 @@ class CapacityState:
         self._met = batch_rows
         self.rate = rate
 
-    def expect_calm(self, num_rounds: int) -> None:
-        """Take note that the batch needs no look for so many rounds, if the pool does not ask for one."""
-        self._calm_rounds = num_rounds
+    def expect_calm(self, num_rounds: int, waiting: bool) -> None:
+        """Take note that the batch needs no look for so many rounds, if the pool does not ask for one.
 
-    def pass_calm_round(self, batch_rows: torch.Tensor) -> bool:
+        It replaces what an earlier batch was promised; less than 0 promises nothing. ``waiting`` tells
+        whether requests wait, for which compactions run sooner.
+        """
+        self._calm_rounds = num_rounds
+        self._promised_waiting = waiting
+
+    def pass_calm_round(self, batch_rows: torch.Tensor, waiting: bool) -> bool:
         """Count a round; whether nothing can have become due in it."""
         self._calm_rounds -= 1
-        return self._calm_rounds >= 0 and self.knows(batch_rows)
+        holds = self._promised_waiting or not waiting
+        return holds and self._calm_rounds >= 0 and self.knows(batch_rows)
 
     def fits_pool(self, seq_len: int) -> bool:
         """Whether a request of this length can be computed in an empty pool and make one more token."""

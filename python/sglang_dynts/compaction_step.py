@@ -18,6 +18,7 @@ from sgl_dynts.capacity import (
     calm_rounds,
     choose_compactions,
     is_crowded,
+    rounds_until_half,
     stagger_rate,
 )
 from sgl_dynts.compaction import CompactionPlan, apply_compaction, plan_compaction, to_device
@@ -133,15 +134,19 @@ def compact_requests(scheduler, running_batch) -> None:
         abort_lost(scheduler)
     if not running_batch.reqs:
         return
-    demand = _demand(scheduler, cache, len(running_batch.reqs))
-    if capacity.pass_calm_round(running_batch.req_pool_indices_cpu) and not demand.is_tight:
+    demand = _demand(scheduler, cache, running_batch)
+    calm = capacity.pass_calm_round(running_batch.req_pool_indices_cpu, demand.waiting)
+    if calm and not demand.is_tight:
         _reopen_admission(capacity, running_batch, demand.free)
         return
     Round(scheduler, cache, running_batch).run(demand)
 
 
-def _demand(scheduler, cache: DynTSRadixCache, step: int) -> Demand:
+def _demand(scheduler, cache: DynTSRadixCache, batch) -> Demand:
     """What the next step takes, in slots; the prefix cache is only asked when it matters."""
+    step = len(batch.reqs)
+    waiting = batch.batch_is_full and len(scheduler.waiting_queue) > 0
+    waiting = waiting and cache.capacity.elastic and step < scheduler.max_running_requests
     chunked = scheduler.chunked_req
     if chunked is not None:
         step += len(chunked.full_untruncated_fill_ids) - chunked.extend_end
@@ -149,7 +154,7 @@ def _demand(scheduler, cache: DynTSRadixCache, step: int) -> Demand:
     free = scheduler.token_to_kv_pool_allocator.available_size()
     if free < step + wanted:
         free += cache.evictable_size()
-    return Demand(free, step, wanted)
+    return Demand(free, step, wanted, waiting)
 
 
 def _reopen_admission(capacity: CapacityState, batch, free: int) -> None:
@@ -178,8 +183,12 @@ class Round:
             self._meet_batch()
         remaining = self.table.due[self.rows] - self.lens
         calm = calm_rounds(remaining, self.capacity.rate)
-        self.capacity.expect_calm(calm)
-        if not demand.is_tight and (calm >= 0 or not self._is_pressing(remaining)):
+        presses = calm < 0 and self._is_pressing(remaining)
+        if demand.waiting:
+            half = rounds_until_half(self._give(), self.table.period[self.rows])
+            calm, presses = min(calm, half), presses or half < 0
+        self.capacity.expect_calm(calm, demand.waiting)
+        if not demand.is_tight and not presses:
             _reopen_admission(self.capacity, self.batch, demand.free)
             return
         began = time.perf_counter()
@@ -205,6 +214,10 @@ class Round:
         rate = stagger_rate(self.table.period[self.rows]) if elastic else len(self.rows)
         self.capacity.meet(self.batch.req_pool_indices_cpu, rate)
 
+    def _give(self) -> np.ndarray:
+        """[n] int64, tokens that a compaction of each request frees, as of the last look at it."""
+        return self.lens - self.table.retained[self.rows]
+
     def _is_pressing(self, remaining: np.ndarray) -> bool:
         """Whether a request is due, or those near it are too many to wait for it."""
         if (remaining <= 0).any():
@@ -216,7 +229,7 @@ class Round:
 
     def _choose(self, remaining: np.ndarray, demand: Demand) -> list[Chosen]:
         """Ask the policy, look closer at whom it names, and ask again while the step does not fit."""
-        give = self.lens - self.table.retained[self.rows]
+        give = self._give()
         period = self.table.period[self.rows]
         chosen: list[Chosen] = []
         short = True

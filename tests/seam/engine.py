@@ -75,6 +75,7 @@ class Engine:
             token_to_kv_pool_allocator=self.slots,
             chunked_req=None,
             waiting_queue=[],
+            max_running_requests=NUM_ROWS,
         )
 
     def prefill(self, tokens: list[int], custom: dict | None = None) -> Req:

@@ -8,7 +8,7 @@ from sglang.srt.managers.schedule_policy import AddReqResult, PrefillAdder
 from sglang_dynts.admission import DynTSPrefillAdder, choose_adder
 from tests.seam.engine import CONFIG, NUM_SLOTS, OFF, PROMPT, Engine, batch_of, request, thoughts
 
-RETAINED, MEAN = 13, 4  # T of CONFIG with a short question, and half its period of 7
+RETAINED, MEAN = 13, 2  # T of CONFIG with a short question, and a quarter of its period of 7
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_only_our_cache_gets_our_adder(engine):
     assert choose_adder(PrefillAdder, SimpleNamespace(tree_cache=object())) is PrefillAdder
 
 
-def test_a_new_request_reserves_its_window_and_half_a_period(engine):
+def test_a_new_request_reserves_its_window_and_a_quarter_of_a_period(engine):
     its = adder(engine)
     assert add(its, request(thoughts(300, 4), length=5000)) is AddReqResult.CONTINUE
     assert NUM_SLOTS - its.rem_total_tokens == RETAINED + MEAN + 1
@@ -87,9 +87,9 @@ def test_a_window_above_its_mean_offers_the_difference_but_only_what_is_free_is_
     assert its.rem_total_tokens == NUM_SLOTS - RETAINED - MEAN
     others = engine.alloc(NUM_SLOTS - 19 - 20)
     its = adder(engine, req)
-    assert (its.rem_total_tokens, its.cur_rem_tokens) == (22, 20)
+    assert (its.rem_total_tokens, its.cur_rem_tokens) == (24, 20)
     engine.capacity.runtime.windows.period[req.kv.req_pool_idx] = 1
-    assert add(adder(engine), request(thoughts(300, 19), length=2)) is AddReqResult.NO_TOKEN
+    assert add(adder(engine), request(thoughts(300, 21), length=2)) is AddReqResult.NO_TOKEN
     assert engine.capacity.wanted == 0
     assert len(others) == 161
 
@@ -98,7 +98,7 @@ def test_own_budgets_are_respected(engine):
     its = adder(engine)
     custom = {"dynts": {"budget": 60, "local_window": 10, "keep_ratio": 0.4}}  # T 30, period 30
     add(its, request(thoughts(300, 4), custom, length=5000))
-    assert NUM_SLOTS - its.rem_total_tokens == 30 + 15 + 1
+    assert NUM_SLOTS - its.rem_total_tokens == 30 + 8 + 1
 
 
 def test_without_elastic_budgets_the_whole_budget_is_reserved(engine):
@@ -151,10 +151,10 @@ def test_a_resumed_window_is_charged_before_it_is_loaded(engine):
 def test_what_lacks_room_says_how_much_and_gets_it_from_a_compaction(engine):
     req = engine.prefill(PROMPT)
     engine.decode(req, thoughts(100, 15))
-    engine.alloc(NUM_SLOTS - 19 - 7)  # 7 are free; what runs offers 2 more
+    engine.alloc(NUM_SLOTS - 19 - 7)  # 7 are free; what runs offers 4 more
     question = thoughts(300, 6)
     its = adder(engine, req)
-    assert (its.rem_total_tokens, its.cur_rem_tokens) == (9, 7)
+    assert (its.rem_total_tokens, its.cur_rem_tokens) == (11, 7)
     assert add(its, request(question, length=1)) is AddReqResult.NO_TOKEN
     assert engine.capacity.wanted == 7  # the question, one to spare; who runs needs another
     batch = engine.compact(req)

@@ -4,7 +4,7 @@ import pytest
 from sglang.srt.managers.schedule_batch import FINISH_LENGTH, Req
 
 from sglang_dynts.compaction_step import compact_requests
-from tests.seam.engine import OFF, Engine, thoughts
+from tests.seam.engine import OFF, Engine, batch_of, thoughts
 
 
 @pytest.fixture
@@ -125,6 +125,44 @@ def test_a_waiting_request_is_let_in_as_soon_as_there_is_room(engine):
     batch = engine.compact(old)
     assert lens(old) == [13]
     assert (engine.capacity.wanted, batch.batch_is_full) == (0, False)
+
+
+def waiting(engine: Engine, *reqs: Req) -> None:
+    """A round while a request waits that admission refused."""
+    engine.scheduler.waiting_queue.append("a request")
+    batch = batch_of(*reqs)
+    compact_requests(engine.scheduler, batch)
+    compact_requests(engine.scheduler, batch)
+
+
+def test_while_requests_wait_windows_are_pulled_back_at_half_their_period(engine):
+    below, half = running(engine, 100, 11), running(engine, 300, 13)  # T is 13, the period 7
+    waiting(engine, below, half)
+    assert lens(below, half) == [15, 13]
+
+
+def test_it_is_soon_seen_that_requests_wait(engine):
+    half = running(engine, 300, 13)
+    batch = engine.compact(half)  # nobody waits: calm until the window is at its budget
+    assert lens(half) == [17]
+    engine.scheduler.waiting_queue.append("a request")
+    compact_requests(engine.scheduler, batch)
+    assert lens(half) == [13]
+
+
+@pytest.mark.parametrize("why", ["elastic is off", "no more may run", "admission has not refused it"])
+def test_who_does_not_wait_for_room_changes_nothing(engine, why):
+    half = running(engine, 300, 13)
+    engine.scheduler.waiting_queue.append("a request")
+    batch = batch_of(half)
+    if why == "elastic is off":
+        engine.capacity.elastic = False
+    elif why == "no more may run":
+        engine.scheduler.max_running_requests = 1
+    else:
+        batch.batch_is_full = False
+    compact_requests(engine.scheduler, batch)
+    assert lens(half) == [17]
 
 
 def test_while_there_is_no_room_admission_is_not_asked_again(engine):

@@ -13,10 +13,12 @@ from sgl_dynts.capacity import (
     choose_compactions,
     is_crowded,
     room_beyond_retained,
+    rounds_until_half,
     stagger_rate,
 )
 
 PLENTY = Demand(free=10**6, step=8)
+WAITING = Demand(free=10**6, step=8, waiting=True)
 FAR = 10**6
 
 TABLE = {
@@ -38,6 +40,9 @@ TABLE = {
     "the queue gets large gifts only": ([19, 20], [61, 60], 80, Demand(9, 2, queue=40), [1]),
     "the queue gets few at a time": ([50, 60, 70], [FAR] * 3, 80, Demand(9, 3, queue=200), [2]),
     "the queue needs nothing that is free": ([50, 60], [FAR] * 2, 80, Demand(60, 2, queue=40), []),
+    "nobody waits: half a period is no reason": ([50, 40], [30, 40], 80, PLENTY, []),
+    "who waits gets the windows that give half": ([39, 40], [41, 40], 80, WAITING, [1]),
+    "the largest first, few at a time": ([50, 60], [30, 20], 80, WAITING, [1]),
     "the step before the queue": ([50, 60], [FAR] * 2, 80, Demand(0, 2, queue=100), [0, 1]),
 }
 
@@ -109,10 +114,10 @@ def test_near_due_is_within_an_eighth_of_a_period():
 @pytest.mark.parametrize(
     ("period", "answer", "elastic", "room"),
     [
-        (1800, 0, True, 900),  # the mean of a period
-        (1800, 787, True, 900),  # a sixteenth, 113, is left to thinking
+        (1800, 0, True, 450),  # the mean of half a period
+        (1800, 337, True, 450),  # a sixteenth, 113, is left to thinking
         (1800, 1000, True, 1113),
-        (7, 0, True, 4),
+        (7, 0, True, 2),
         (1800, 0, False, 1800),
         (1800, 300, False, 2100),
     ],
@@ -168,3 +173,18 @@ def test_in_calm_rounds_nothing_is_due_or_crowded_and_in_the_next_something_is(r
         assert (tokens - passed > 0).all()
         assert not is_crowded(tokens - passed, rate)
     assert is_crowded(tokens - calm - 1, rate)
+
+
+@pytest.mark.parametrize(
+    ("give", "period", "rounds"),
+    [
+        ([0], 80, 39),
+        ([38, 10], 80, 1),
+        ([39], 80, 0),
+        ([40], 80, -1),
+        ([0], 7, 3),
+        ([-(1 << 40)], 1, 1 << 40),
+    ],
+)
+def test_rounds_until_a_window_can_give_half_its_period(give, period, rounds):
+    assert rounds_until_half(np.array(give), np.full(len(give), period)) == rounds
