@@ -129,7 +129,7 @@ def all_layers(
     size = (layers, pool_tokens + 1, shape.num_kv_heads, shape.head_dim)
     keys, values = (torch.randn(size, device=slots.device, dtype=dtype) for _ in range(2))
     queries = torch.randn(len(slots), shape.num_heads, shape.head_dim, device=slots.device, dtype=dtype)
-    attend = (flashinfer_decode if slots.is_cuda else torch_decode)(shape, slots, dtype)
+    attend = flashinfer_decode(shape, slots, dtype) if slots.is_cuda else torch_decode(slots)
 
     def run() -> None:
         for layer in range(layers):
@@ -166,15 +166,15 @@ def flashinfer_decode(shape: ModelShape, slots: torch.Tensor, dtype: torch.dtype
     return lambda queries, keys, values: wrapper.run(queries, (keys, values))
 
 
-def torch_decode(shape: ModelShape, slots: torch.Tensor, _dtype: torch.dtype) -> Attention:
-    """Return the same in torch: the window gathered, then attention; arguments as above, any device."""
+def torch_decode(slots: torch.Tensor) -> Attention:
+    """Return the same in torch on any device: the window gathered, then attention."""
     window = slots.long()
-    groups = shape.num_heads // shape.num_kv_heads
 
     def attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        gathered = (states[window].transpose(1, 2) for states in (keys, values))
-        wide = (states.repeat_interleave(groups, dim=1) for states in gathered)
-        return torch.nn.functional.scaled_dot_product_attention(queries[:, :, None], *wide)[:, :, 0]
+        own_keys, own_values = keys[window].transpose(1, 2), values[window].transpose(1, 2)
+        return torch.nn.functional.scaled_dot_product_attention(
+            queries[:, :, None], own_keys, own_values, enable_gqa=True
+        )[:, :, 0]
 
     return attend
 

@@ -1,6 +1,6 @@
 """A batch of requests that starts and ends together: time per token, tokens per second, peak of the KV.
 
-    python -m benchmark.gpu.fixed_batch --shape qwen-7b                       # the whole matrix, 2 to 3 hours
+    python -m benchmark.gpu.fixed_batch --shape qwen-7b                   # the whole matrix, 2 to 3 hours
     python -m benchmark.gpu.fixed_batch --shape qwen-7b --batch 1 32 --output-len 16384
 
 A batch that does not fit the pool waits in part, as it would anywhere. When both servers have ended, the

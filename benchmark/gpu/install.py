@@ -21,6 +21,7 @@ from benchmark.provenance import ROOT, parser_of
 from sgl_dynts import environment
 from sgl_dynts.environment import ENGINE, SetupError, pinned_version
 
+SOURCES = (ROOT, ROOT / "python")
 ENTRY_POINTS = ROOT / "build" / "entry_points"
 WRITE_ENTRY_POINTS = """
 import sys
@@ -31,7 +32,10 @@ build_meta.prepare_metadata_for_build_wheel(sys.argv[1])
 
 @dataclass(frozen=True)
 class Interpreter:
-    """A Python that has everything once ``paths`` are on its path."""
+    """A Python that has everything once this repository and ``paths`` are on its path.
+
+    The repository always is, so that no other copy that is installed is measured in its place.
+    """
 
     python: Path
     paths: tuple[Path, ...] = ()
@@ -39,7 +43,7 @@ class Interpreter:
     def environ(self) -> dict[str, str]:
         """Return the variables to run it with: this process's own, its path, no buffered output."""
         known = os.environ.get("PYTHONPATH")
-        paths = [*map(str, self.paths), *([known] if known else [])]
+        paths = [*map(str, (*SOURCES, *self.paths)), *([known] if known else [])]
         return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
 
 
@@ -61,7 +65,8 @@ def located() -> Interpreter | None:
     if environment.is_complete():
         return Interpreter(Path(sys.executable))
     if has_engine():
-        return beside_engine() if any(ENTRY_POINTS.glob("*.dist-info")) else None
+        written = any(ENTRY_POINTS.glob("*.dist-info"))
+        return Interpreter(Path(sys.executable), (ENTRY_POINTS,)) if written else None
     made = environment.made()
     return Interpreter(made) if made else None
 
@@ -96,11 +101,6 @@ def needed_engine() -> str | None:
     """Return the version of SGLang that this project names."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     return pinned_version(ENGINE, project["dependencies"])
-
-
-def beside_engine() -> Interpreter:
-    """Return the running Python with this repository and its entry points on the path."""
-    return Interpreter(Path(sys.executable), (ROOT, ROOT / "python", ENTRY_POINTS))
 
 
 def write_entry_points(folder: Path) -> None:

@@ -19,7 +19,7 @@ def test_flashinfer_attends_to_the_slots_that_compactions_left(name):
         for _ in range(2)
     )
     queries = torch.randn(5, shape.num_heads, shape.head_dim, dtype=dtype, device=device)
-    wanted = torch_decode(shape, slots, torch.float32)(queries.float(), keys.float(), values.float())
+    wanted = torch_decode(slots)(queries.float(), keys.float(), values.float())
     attend, found = flashinfer_decode(shape, slots, dtype), torch.empty_like(queries)
     replay = captured(lambda: found.copy_(attend(queries, keys, values)), device)
     found.zero_()

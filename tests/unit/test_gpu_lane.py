@@ -364,7 +364,7 @@ def test_attention_in_torch_reads_the_slots_it_is_given():
     slots = torch.tensor([[3, 1], [0, 2]], dtype=torch.int32)
     keys, values = (torch.randn(4, shape.num_kv_heads, shape.head_dim) for _ in range(2))
     queries = torch.randn(2, shape.num_heads, shape.head_dim)
-    found = attention.torch_decode(shape, slots, torch.float32)(queries, keys, values)
+    found = attention.torch_decode(slots)(queries, keys, values)
     for request, head in ((0, 0), (0, 1), (1, 3)):
         own = slots[request].long()
         logits = keys[own, head // 2] @ queries[request, head] / shape.head_dim**0.5
@@ -584,11 +584,12 @@ def test_an_engine_that_is_there_is_not_fetched(monkeypatch, tmp_path, capsys):
     assert install.located() is None
     found = install.install()
     assert found.python == Path(sys.executable)
-    assert found.paths[-1] == tmp_path / "entry_points"
+    assert found.paths == (tmp_path / "entry_points",)
     assert "only this project's entry points are added" in capsys.readouterr().out
     (metadata,) = (tmp_path / "entry_points").glob("sgl_dynts-*.dist-info")
     assert "dynts = sglang_dynts:register" in (metadata / "entry_points.txt").read_text()
-    assert str(tmp_path / "entry_points") in found.environ()["PYTHONPATH"]
+    root = install.ROOT
+    assert found.environ()["PYTHONPATH"].startswith(f"{root}:{root}/python:{tmp_path}/entry_points")
 
 
 def test_without_an_engine_the_environment_is_made(monkeypatch, tmp_path):
