@@ -4,6 +4,7 @@ import argparse
 import json
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -26,7 +27,7 @@ def parser_of(program: str, description: str | None) -> argparse.ArgumentParser:
 def provenance(note: str = "the GPU is simulated") -> dict[str, str]:
     """Return commit, command, SGLang's version and the device of this run, with a note on it."""
     return {
-        "commit": commit(),
+        "commit": commit() or "unknown",
         "command": command(Path(sys.argv[0]).stem),
         "sglang": version("sglang"),
         "device": f"one core of a {processor()}; {note}",
@@ -53,14 +54,19 @@ def keep(path: Path, result: dict[str, Any], settings: tuple[str, ...]) -> None:
     path.write_text(json.dumps([*kept, result], indent=1) + "\n")
 
 
-def commit() -> str:
-    """Return the commit, marked if the working tree differs from it in more than kept results."""
+def commit() -> str | None:
+    """Return the commit, marked if the working tree differs from it in more than kept results.
+
+    None in a copy without the repository, or where there is no git.
+    """
     commit = _git("rev-parse", "--short", "HEAD")
     changed = _git("status", "--porcelain", "--", ".", ":!benchmark/results")
-    return f"{commit}+changes" if changed else commit
+    return f"{commit}+changes" if commit and changed else commit or None
 
 
 def _git(*words: str) -> str:
+    if shutil.which("git") is None or not (ROOT / ".git").exists():
+        return ""
     line = ["git", "-C", str(ROOT), *words]
     return subprocess.run(line, capture_output=True, text=True, check=False).stdout.strip()
 

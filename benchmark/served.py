@@ -1,4 +1,4 @@
-"""A server to measure: one that runs already, or one of our own; and a client for it."""
+"""The real server in a process of its own: started, awaited, asked, ended."""
 
 import json
 import os
@@ -11,13 +11,18 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 START_SECONDS = 600
 REQUEST_SECONDS = 3600
+LINES_OF_A_FAILURE = 40
+
+
+class ServerError(RuntimeError):
+    """A server did not start, or ended; the message ends with its log."""
 
 
 class Client:
@@ -30,12 +35,15 @@ class Client:
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
 
-    def call(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        """Return the JSON that a path answers with; a body makes it a POST."""
+    def call(
+        self, path: str, body: dict[str, Any] | None = None, timeout: float = REQUEST_SECONDS
+    ) -> Any:
+        """Return the JSON that a path answers with, its text if it is none; a body makes it a POST."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=REQUEST_SECONDS) as reply:
-            return json.load(reply)
+        with urllib.request.urlopen(request, timeout=timeout) as reply:
+            text = reply.read().decode()
+        return json.loads(text) if text.startswith(("{", "[")) else text
 
     def is_up(self) -> bool:
         """Whether the server is there."""
@@ -48,7 +56,7 @@ class Client:
 
 @contextmanager
 def served(url: str | None, model: Path, flags: str) -> Iterator[Client]:
-    """Give a client of the server at a URL, or of one that lives as long as the block.
+    """Give a client of the server at a URL, or of one with DynTS that lives as long as the block.
 
     Args:
         url: of a running server; None starts one.
@@ -56,32 +64,72 @@ def served(url: str | None, model: Path, flags: str) -> Iterator[Client]:
         flags: more of the server's arguments.
 
     Raises:
-        RuntimeError: the server did not start; names its log.
+        ServerError: the server did not start.
     """
     if url is not None:
         yield Client(url)
         return
+    with tempfile.NamedTemporaryFile(prefix="accuracy-", suffix=".log", delete=False) as log:
+        pass
+    words = ["--model-path", str(model), "--attention-backend", "dynts", *shlex.split(flags)]
+    with running(words, Path(log.name), {}, START_SECONDS) as client:
+        yield client
+
+
+@contextmanager
+def running(
+    words: Sequence[str], log: Path, environment: Mapping[str, str], seconds: float
+) -> Iterator[Client]:
+    """Start a server on a free loopback port and end it with the block.
+
+    Args:
+        words: the server's arguments, all but host and port.
+        log: what it writes goes there.
+        environment: variables beside this process's own.
+        seconds: in which it must answer.
+
+    Raises:
+        ServerError: it did not start, or had ended by itself when the block was done.
+    """
     port = free_port()
-    words = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(model)]
-    words += ["--attention-backend", "dynts", "--host", "127.0.0.1", "--port", str(port)]
-    with tempfile.NamedTemporaryFile("w", prefix="accuracy-", suffix=".log", delete=False) as log:
+    command = [sys.executable, "-m", "sglang.launch_server", *words]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    with log.open("w") as out:
         process = subprocess.Popen(
-            [*words, *shlex.split(flags)], stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=os.environ | environment,
+            start_new_session=True,
         )
     client = Client(f"http://127.0.0.1:{port}")
     try:
-        _wait_until_up(client, process, log.name)
+        wait_until_up(client, process, log, seconds)
         yield client
+        if process.poll() is not None:
+            raise ServerError(f"the server ended by itself; {log}:\n{tail_of(log)}")
     finally:
         end(process)
 
 
-def _wait_until_up(client: Client, process: subprocess.Popen, log: str) -> None:
-    deadline = time.monotonic() + START_SECONDS
+def wait_until_up(client: Client, process: subprocess.Popen, log: Path, seconds: float) -> None:
+    """Wait until a server answers.
+
+    Raises:
+        ServerError: it ended, or did not answer in time.
+    """
+    deadline = time.monotonic() + seconds
     while not client.is_up():
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"the server did not start; its log is {log}")
-        time.sleep(1)
+        if process.poll() is not None:
+            raise ServerError(f"the server ended with {process.returncode}; {log}:\n{tail_of(log)}")
+        if time.monotonic() > deadline:
+            raise ServerError(f"the server did not answer within {seconds:g} s; {log}:\n{tail_of(log)}")
+        time.sleep(0.5)
+
+
+def tail_of(log: Path) -> str:
+    """Return the end of a log."""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-LINES_OF_A_FAILURE:])
 
 
 def end(process: subprocess.Popen) -> None:

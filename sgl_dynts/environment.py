@@ -71,13 +71,20 @@ def ensure(say: Say, root: Path = ROOT) -> Path:
             f"{sys.executable} has {DISTRIBUTION} without the {ENGINE} that it needs; "
             f"install {DISTRIBUTION} again together with its dependencies"
         )
+    if (python := made(root)) is not None:
+        return python
     python = root / ".venv" / "bin" / "python"
-    stamp = root / ".venv" / STAMP
+    _make(root, python, say)
+    (root / ".venv" / STAMP).write_text(fingerprint(root))
+    return python
+
+
+def made(root: Path = ROOT) -> Path | None:
+    """Return the Python of the repository's own environment, None where it is not made or is outdated."""
+    python, stamp = root / ".venv" / "bin" / "python", root / ".venv" / STAMP
     if python.exists() and stamp.is_file() and stamp.read_text() == fingerprint(root):
         return python
-    _make(root, python, say)
-    stamp.write_text(fingerprint(root))
-    return python
+    return None
 
 
 def is_complete(root: Path = ROOT) -> bool:

@@ -1,25 +1,27 @@
 """A batch of requests that starts and ends together: time per token, tokens per second, peak of the KV.
 
-python -m benchmark.gpu.fixed_batch --shape qwen-7b --batch 1 8 32 --output-len 4096 16384
+    python -m benchmark.gpu.fixed_batch --shape qwen-7b                   # the whole matrix, 2 to 3 hours
+    python -m benchmark.gpu.fixed_batch --shape qwen-7b --batch 1 32 --output-len 16384
+
+A batch that does not fit the pool waits in part, as it would anywhere. When both servers have ended, the
+kernels of compaction and scoring are timed alone, and their share of DynTS's time per token is reported.
 """
 
 import argparse
 from itertools import product
 
-from benchmark.gpu.plots import draw_kv, draw_throughput
-from benchmark.gpu.report import (
-    PEAK,
-    THROUGHPUT,
-    Case,
-    Cell,
-    device_name,
-    outlook_of,
-    parser_with_out,
-    report,
-)
-from benchmark.gpu.servers import Setup, Watch, add_server_arguments, run_sides, setup_of
-from benchmark.gpu.serving import RandomLoad, Served, run_load
-from sglang_dynts.simulation.job import DYNTS, SIDES, STOCK
+from benchmark.gpu import kernels
+from benchmark.gpu.comparison import Sides, compare
+from benchmark.gpu.plots import draw_throughput
+from benchmark.gpu.report import Case, Cell, device_name, outlook_of, parser_with_out
+from benchmark.gpu.servers import Setup, add_server_arguments
+from benchmark.gpu.serving import RandomLoad
+from benchmark.gpu.targets import COMPACTION_SHARE, PEAK, SCORING_SHARE, THROUGHPUT, TIME
+from benchmark.gpu.timing import this_device
+from benchmark.predict import Outlook
+from sgl_dynts.config import DynTSConfig
+from sgl_dynts.roofline import compaction_seconds
+from sglang_dynts.simulation.job import DYNTS, SIDES
 
 BENCH = "fixed_batch"
 
@@ -27,22 +29,9 @@ BENCH = "fixed_batch"
 def main() -> None:
     """Run both sides, report, draw."""
     args = parse()
-    setup = setup_of(args)
-    loads = loads_of(args)
-    sides = run_sides(setup, lambda server: [run_load(server, load) for load in loads])
-    measured = list(zip(loads, sides[STOCK], sides[DYNTS], strict=True))
-    cells = [
-        cell
-        for load, stock, dynts in measured
-        for cell in cells_of(setup, load, {STOCK: stock, DYNTS: dynts})
-    ]
-    report(args.out, cells, f"gpu.{BENCH}")
-    for load, stock, dynts in measured:
-        name = f"gpu-{BENCH}-{setup.shape}-{load.num_prompts}x{load.output_len}.png"
-        title = f"{setup.shape} on {device_name()}: {load.num_prompts} x {load.output_len:,} tokens"
-        draw_kv(args.out.parent / name, {STOCK: stock[1], DYNTS: dynts[1]}, title)
+    cells = compare(args, f"gpu.{BENCH}", lambda _server: loads_of(args), cells_of)
     throughput = [cell for cell in cells if cell.unit == THROUGHPUT]
-    draw_throughput(args.out.parent / f"gpu-{BENCH}-{setup.shape}.png", throughput, device_name())
+    draw_throughput(args.out.parent / f"gpu-{BENCH}-{args.shape}.png", throughput, device_name())
 
 
 def parse() -> argparse.Namespace:
@@ -50,8 +39,9 @@ def parse() -> argparse.Namespace:
     parser = parser_with_out(f"gpu.{BENCH}", __doc__)
     add_server_arguments(parser)
     add = parser.add_argument
-    add("--batch", nargs="+", type=int, default=[1, 8, 32], help="requests that run at once")
-    add("--output-len", nargs="+", type=int, default=[4096, 16384], help="tokens each generates")
+    batches, lengths = [1, 8, 20, 32, 64, 128], [4096, 16384, 32768]
+    add("--batch", nargs="+", type=int, default=batches, help="requests that run at once")
+    add("--output-len", nargs="+", type=int, default=lengths, help="tokens each generates")
     add("--question-len", type=int, default=200, help="prompt tokens")
     return parser.parse_args()
 
@@ -64,7 +54,7 @@ def loads_of(args: argparse.Namespace) -> list[RandomLoad]:
     ]
 
 
-def cells_of(setup: Setup, load: RandomLoad, sides: dict[str, tuple[Served, Watch]]) -> list[Cell]:
+def cells_of(setup: Setup, load: RandomLoad, sides: Sides) -> list[Cell]:
     """Put one load's measures beside their predictions."""
     outlook = outlook_of(setup, load.input_len, load.output_len)
     batch = load.num_prompts
@@ -72,7 +62,7 @@ def cells_of(setup: Setup, load: RandomLoad, sides: dict[str, tuple[Served, Watc
     served = {side: sides[side][0] for side in SIDES}
     return [
         case.cell(
-            "ms per output token",
+            TIME,
             {side: served[side].tpot_ms for side in SIDES},
             outlook and {side: 1e3 * outlook.step_seconds(side, batch) for side in SIDES},
         ),
@@ -86,7 +76,41 @@ def cells_of(setup: Setup, load: RandomLoad, sides: dict[str, tuple[Served, Watc
             {side: sides[side][1].peak_tokens for side in SIDES},
             outlook and {side: batch * outlook.peak_len(side) for side in SIDES},
         ),
+        *share_cells(setup, load, case, served[DYNTS].tpot_ms, outlook),
     ]
+
+
+def share_cells(
+    setup: Setup, load: RandomLoad, case: Case, tpot_ms: float, outlook: Outlook | None
+) -> list[Cell]:
+    """Put the shares that compaction and scoring have of a decode step beside their predictions."""
+    device, batch = this_device(), load.num_prompts
+    rounds = rounds_per_step(setup.config, load)
+    round_ms = kernels.compaction_milliseconds(setup.windows, 1, setup.windows.budget, device)
+    scoring_ms = kernels.scoring_milliseconds(setup.shape, batch, device)
+    predicted = outlook and predicted_shares(outlook, setup, load, rounds)
+    return [
+        case.cell(unit, {DYNTS: 100 * spent / tpot_ms}, predicted and {DYNTS: predicted[unit]})
+        for unit, spent in ((COMPACTION_SHARE, rounds * round_ms), (SCORING_SHARE, scoring_ms))
+    ]
+
+
+def rounds_per_step(config: DynTSConfig, load: RandomLoad) -> float:
+    """Return compactions per decode step, each in a round of its own, which is the most they can cost."""
+    over = load.input_len + load.output_len - config.budget_for(load.input_len)
+    compactions = 1 + over // config.period if over >= 0 else 0
+    return load.num_prompts * compactions / load.output_len
+
+
+def predicted_shares(outlook: Outlook, setup: Setup, load: RandomLoad, rounds: float) -> dict[str, float]:
+    """Return both shares, in percent, by the roofline."""
+    step_ms = 1e3 * outlook.step_seconds(DYNTS, load.num_prompts)
+    round_ms = 1e3 * compaction_seconds(outlook.gpu, setup.windows.budget)
+    scoring_ms = kernels.predicted_scoring_milliseconds(outlook.gpu, setup.shape, load.num_prompts)
+    return {
+        COMPACTION_SHARE: 100 * rounds * round_ms / step_ms,
+        SCORING_SHARE: 100 * scoring_ms / step_ms,
+    }
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import torch
 
 from benchmark.gpu.servers import Setup
 from benchmark.gpu.shapes import gpu_named, roofline_shape
+from benchmark.gpu.targets import is_standard, judged, verdict
 from benchmark.predict import Outlook
 from benchmark.provenance import RESULTS, commit, keep, parser_of, processor
 from benchmark.provenance import command as command_line
@@ -20,8 +21,6 @@ from sglang_dynts.simulation.job import DYNTS, STOCK
 
 SETTINGS = ("bench", "shape", "batch", "output_len", "unit", "device", "command")
 """What tells one cell from another; the command, since it names windows, pool and flags."""
-THROUGHPUT = "output tokens/s"
-PEAK = "peak KV tokens"
 PACKAGES = ("sglang", "torch", "flashinfer-python", "transformers", "sgl-dynts")
 
 
@@ -57,13 +56,14 @@ class Case:
         return Cell(*case, measured.get(STOCK), measured.get(DYNTS), unit, prediction)
 
 
-def result_of(cell: Cell, program: str) -> dict[str, Any]:
-    """Return a cell as it is kept, with where it comes from."""
+def result_of(cell: Cell, args: argparse.Namespace, program: str) -> dict[str, Any]:
+    """Return a cell as it is kept: with its target, and where it comes from."""
+    result = {**asdict(cell), "ratio": ratio_of(cell.stock, cell.dynts)}
     return {
-        **asdict(cell),
-        "ratio": ratio_of(cell.stock, cell.dynts),
+        **result,
+        **judged(result, is_standard(vars(args))),
         "device": device_name(),
-        "commit": commit(),
+        "commit": args.commit,
         "command": command_line(program),
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
     }
@@ -79,32 +79,39 @@ def device_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
 
 
-def report(out: Path, cells: Sequence[Cell], program: str) -> None:
+def report(args: argparse.Namespace, cells: Sequence[Cell], program: str) -> None:
     """Print cells for people and for machines, and keep them.
 
     Args:
-        out: JSON list to add them to.
+        args: of :func:`parser_with_out`: where the cells are kept, and of which commit they are.
         cells: of one run.
         program: such as ``gpu.kernels``.
     """
-    results = [result_of(cell, program) for cell in cells]
+    results = [result_of(cell, args, program) for cell in cells]
     print_table(results)
     for result in results:
         print(json.dumps(result), flush=True)
-        keep(out, result, SETTINGS)
+        keep(args.out, result, SETTINGS)
 
 
 def print_table(results: Sequence[dict[str, Any]]) -> None:
-    """Print results for people, the prediction below the measurement."""
+    """Print results of one run for people."""
     print(f"\n{results[0]['shape']} on {results[0]['device']}")
     print(f"{'':52}{'batch':>6}{'length':>8}{'stock':>12}{'DynTS':>12}{'ratio':>8}")
     for result in results:
-        title = f"{result['bench']}, {result['unit']}"
-        print(f"{title:52}{result['batch']:6}{result['output_len']:8}{numbers(result)}")
-        if result["prediction"]:
-            foreseen = {STOCK: None, DYNTS: None, **result["prediction"]}
-            foreseen["ratio"] = ratio_of(foreseen[STOCK], foreseen[DYNTS])
-            print(f"{'  predicted':66}{numbers(foreseen)}")
+        print_cell(result)
+
+
+def print_cell(result: dict[str, Any]) -> None:
+    """Print one result, prediction and target below the measurement."""
+    title = f"{result['bench']}, {result['unit']}"
+    print(f"{title:52}{result['batch']:6}{result['output_len']:8}{numbers(result)}")
+    if result["prediction"]:
+        foreseen = {STOCK: None, DYNTS: None, **result["prediction"]}
+        foreseen["ratio"] = ratio_of(foreseen[STOCK], foreseen[DYNTS])
+        print(f"{'  predicted':66}{numbers(foreseen)}")
+    if verdict(result):
+        print(f"  {verdict(result)}")
 
 
 def numbers(values: dict[str, Any]) -> str:
@@ -126,9 +133,13 @@ def outlook_of(setup: Setup, question_len: int, output_len: int) -> Outlook | No
 
 
 def parser_with_out(program: str, description: str | None) -> argparse.ArgumentParser:
-    """Return a command's parser with the file that it keeps its cells in."""
+    """Return a command's parser with the file that it keeps its cells in, and the commit they name."""
     parser = parser_of(program, description)
     parser.add_argument(
         "--out", type=Path, default=RESULTS / "gpu.json", help="JSON list; charts go beside it"
+    )
+    found = commit()
+    parser.add_argument(
+        "--commit", default=found, required=found is None, help="of this code; default: what git says"
     )
     return parser

@@ -1,16 +1,13 @@
 """Both sides' servers: started with the same flags, watched while they run, ended by their own pid."""
 
 import argparse
-import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,20 +18,18 @@ import torch
 
 from benchmark.gpu.models import THINK_END, THINK_START, TOKENIZER_FOLDER, write_model
 from benchmark.gpu.shapes import CONFIGS, TINY, WINDOWS
-from benchmark.served import end, free_port
+from benchmark.served import Client, running
 from sgl_dynts.config import DynTSConfig
 from sglang_dynts.simulation.job import SIDES, STOCK, Windows
 from sglang_dynts.simulation.launch import PLUGINS
 
 Measured = TypeVar("Measured")
-LINES_OF_A_FAILURE = 40
 SAMPLE_SECONDS = 0.25
+FLUSH_SECONDS = 30
 TINY_POOL = 4000
 TINY_MEMORY_FRACTION = 0.1
-
-
-class ServerError(RuntimeError):
-    """A server did not start, or ended; the message ends with its log."""
+OFFLINE = {"HF_HUB_OFFLINE": "1"}
+"""All files are here; a machine without a network would wait for each that is asked for elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -95,23 +90,26 @@ class RunningServer:
     side: str
     setup: Setup
     model: Path
-    port: int
-
-    @property
-    def url(self) -> str:
-        """Its address, on loopback."""
-        return f"http://127.0.0.1:{self.port}"
+    client: Client
 
     @property
     def pool_tokens(self) -> int:
         """KV tokens of its pool."""
         return sum(load["max_total_num_tokens"] for load in self._loads())
 
-    def generate(self, prompt: list[int], output_len: int, timeout: float = 300) -> list[int]:
-        """Return the greedy tokens of exactly this length."""
+    def generate(self, prompts: list[list[int]], output_len: int) -> list[list[int]]:
+        """Return the greedy tokens of exactly this length, of prompts that are sent in one request."""
         params = {"max_new_tokens": output_len, "temperature": 0, "ignore_eos": True}
-        body = {"input_ids": prompt, "sampling_params": params}
-        return self._request("/generate", body, timeout)["output_ids"]
+        replies = self.client.call("/generate", {"input_ids": prompts, "sampling_params": params})
+        return [reply["output_ids"] for reply in replies]
+
+    def flush_cache(self) -> None:
+        """Forget every prompt, as soon as nothing runs.
+
+        Raises:
+            urllib.error.HTTPError: something still ran after FLUSH_SECONDS.
+        """
+        self.client.call(f"/flush_cache?timeout={FLUSH_SECONDS}", {})
 
     @contextmanager
     def watched(self) -> Iterator[Watch]:
@@ -132,13 +130,7 @@ class RunningServer:
                 watch.loads.append(load_of(self._loads(), time.perf_counter() - start))
 
     def _loads(self) -> list[dict[str, Any]]:
-        return self._request("/v1/loads?include=all", None, timeout=30)["loads"]
-
-    def _request(self, path: str, body: dict[str, Any] | None, timeout: float) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=timeout) as reply:
-            return json.loads(reply.read())
+        return self.client.call("/v1/loads?include=all", timeout=30)["loads"]
 
 
 def load_of(loads: list[dict[str, Any]], seconds: float) -> Load:
@@ -147,22 +139,19 @@ def load_of(loads: list[dict[str, Any]], seconds: float) -> Load:
     return Load(seconds, used, sum(load["num_running_reqs"] for load in loads))
 
 
-def command_of(setup: Setup, side: str, model: Path, port: int) -> list[str]:
-    """Return the command of one side's server; only its attention and DynTS's own flags differ."""
+def arguments_of(setup: Setup, side: str, model: Path) -> list[str]:
+    """Return the arguments of one side's server; only its attention and DynTS's own flags differ."""
     values: dict[str, Any] = {
         "model-path": model,
         "tokenizer-path": model / TOKENIZER_FOLDER,
         "load-format": "dummy",
         "dtype": CONFIGS[setup.shape]["dtype"],
-        "host": "127.0.0.1",
-        "port": port,
         "log-level": "warning",
     }
     if setup.pool_tokens:
         values["max-total-tokens"] = setup.pool_tokens
     words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
-    words += side_flags(setup, side)
-    return [sys.executable, "-m", "sglang.launch_server", *words, *cpu_flags(setup), *setup.flags]
+    return [*words, *side_flags(setup, side), *cpu_flags(setup), *setup.flags]
 
 
 def side_flags(setup: Setup, side: str) -> list[str]:
@@ -187,14 +176,11 @@ def cpu_flags(setup: Setup) -> list[str]:
 
 def environment_of(setup: Setup, side: str) -> dict[str, str]:
     """Return SGLang's variables of one side; only the DynTS side loads the plug-in."""
+    common = {"SGLANG_PLUGINS": PLUGINS[side], **OFFLINE}
     if setup.on_gpu:
-        return {"SGLANG_PLUGINS": PLUGINS[side]}
+        return common
     cores = "1" if (os.cpu_count() or 1) > 1 else "0"
-    return {
-        "SGLANG_PLUGINS": PLUGINS[side],
-        "OMP_NUM_THREADS": "1",
-        "SGLANG_CPU_OMP_THREADS_BIND": cores,
-    }
+    return {**common, "OMP_NUM_THREADS": "1", "SGLANG_CPU_OMP_THREADS_BIND": cores}
 
 
 @contextmanager
@@ -210,48 +196,9 @@ def serve(setup: Setup, side: str, folder: Path) -> Iterator[RunningServer]:
         ServerError: it ended, or did not answer in time.
     """
     model = write_model(setup.shape, folder / "model")
-    log = folder / f"{side}.log"
-    port = free_port()
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            command_of(setup, side, model, port),
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env=os.environ | environment_of(setup, side),
-            start_new_session=True,
-        )
-    try:
-        server = RunningServer(side, setup, model, port)
-        wait_ready(server.url, process, log, setup.start_seconds)
-        yield server
-        if process.poll() is not None:
-            raise ServerError(f"the {side} server ended:\n{tail_of(log)}")
-    finally:
-        end(process)
-
-
-def wait_ready(url: str, process: subprocess.Popen, log: Path, seconds: float) -> None:
-    """Wait until a server answers ``/health``.
-
-    Raises:
-        ServerError: it ended, or did not answer in time.
-    """
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise ServerError(f"the server ended with {process.returncode}:\n{tail_of(log)}")
-        try:
-            urllib.request.urlopen(f"{url}/health", timeout=5).close()
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.5)
-        else:
-            return
-    raise ServerError(f"no answer within {seconds:g} s (--start-seconds):\n{tail_of(log)}")
-
-
-def tail_of(log: Path) -> str:
-    """Return the end of a log."""
-    return "\n".join(log.read_text(errors="replace").splitlines()[-LINES_OF_A_FAILURE:])
+    words, environment = arguments_of(setup, side, model), environment_of(setup, side)
+    with running(words, folder / f"{side}.log", environment, setup.start_seconds) as client:
+        yield RunningServer(side, setup, model, client)
 
 
 def run_sides(setup: Setup, measure: Callable[[RunningServer], Measured]) -> dict[str, Measured]:

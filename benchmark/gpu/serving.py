@@ -1,6 +1,7 @@
 """Load on a server, by SGLang's own ``sglang.benchmark.serving``, and what it measured."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.gpu.models import TOKENIZER_FOLDER
-from benchmark.gpu.servers import RunningServer, Watch
+from benchmark.gpu.servers import OFFLINE, RunningServer, Watch
 
 LINES_OF_A_FAILURE = 30
 
@@ -114,7 +115,7 @@ def command_of(server: RunningServer, load: RandomLoad | SharedPrefixLoad, out: 
     """Return the load generator's command."""
     return [
         *(sys.executable, "-m", "sglang.benchmark.serving", "--backend", "sglang"),
-        *("--base-url", server.url, "--model", str(server.model)),
+        *("--base-url", server.client.url, "--model", str(server.model)),
         *("--tokenizer", str(server.model / TOKENIZER_FOLDER), "--tokenize-prompt"),
         *("--output-file", str(out), "--flush-cache", "--cache-report", "--disable-tqdm"),
         *load.flags(),
@@ -130,7 +131,13 @@ def run_load(server: RunningServer, load: RandomLoad | SharedPrefixLoad) -> tupl
     out = server.model.parent / f"{server.side}.jsonl"
     out.unlink(missing_ok=True)
     with server.watched() as watch:
-        done = subprocess.run(command_of(server, load, out), capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command_of(server, load, out),
+            env=os.environ | OFFLINE,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     if done.returncode or not out.exists():
         tail = "\n".join((done.stdout + done.stderr).splitlines()[-LINES_OF_A_FAILURE:])
         raise ServingError(f"sglang.benchmark.serving ended with {done.returncode}:\n{tail}")

@@ -8,18 +8,19 @@ prefix. Requests that arrive before the first is computed find nothing, the same
 
 import argparse
 
-from benchmark.gpu.report import THROUGHPUT, Case, Cell, parser_with_out, report
-from benchmark.gpu.servers import Setup, Watch, add_server_arguments, run_sides, setup_of
-from benchmark.gpu.serving import Served, SharedPrefixLoad, run_load
+from benchmark.gpu.comparison import Sides, compare
+from benchmark.gpu.report import Case, Cell, parser_with_out
+from benchmark.gpu.servers import Setup, add_server_arguments
+from benchmark.gpu.serving import SharedPrefixLoad
+from benchmark.gpu.targets import THROUGHPUT
 from sglang_dynts.simulation.job import SIDES
 
 BENCH = "shared_prefix"
 
 
 def main() -> None:
-    """Run both sides, report."""
+    """Run both sides, report, draw."""
     args = parse()
-    setup = setup_of(args)
     load = SharedPrefixLoad(
         groups=args.groups,
         prompts_per_group=args.prompts_per_group,
@@ -28,8 +29,7 @@ def main() -> None:
         output_len=args.output_len,
         max_concurrency=args.batch,
     )
-    sides = run_sides(setup, lambda server: run_load(server, load))
-    report(args.out, cells_of(setup, load, sides), f"gpu.{BENCH}")
+    compare(args, f"gpu.{BENCH}", lambda _server: [load], cells_of)
 
 
 def parse() -> argparse.Namespace:
@@ -52,7 +52,7 @@ def best_hit_rate(load: SharedPrefixLoad) -> float:
     return found / (load.prompts_per_group * (load.prefix_len + load.question_len))
 
 
-def cells_of(setup: Setup, load: SharedPrefixLoad, sides: dict[str, tuple[Served, Watch]]) -> list[Cell]:
+def cells_of(setup: Setup, load: SharedPrefixLoad, sides: Sides) -> list[Cell]:
     """Put the measures beside what is expected."""
     case = Case(BENCH, setup.shape, load.max_concurrency, load.output_len)
     served = {side: sides[side][0] for side in SIDES}

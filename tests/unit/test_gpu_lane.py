@@ -1,19 +1,25 @@
 """The GPU lane without a GPU and without a server: what it would run, read, predict, keep and draw."""
 
+import inspect
 import json
+import subprocess
+import sys
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
+import flashinfer
 import pytest
 import torch
 from transformers import AutoTokenizer
 
-from benchmark import predict
+from benchmark import predict, provenance
 from benchmark.gpu import (
+    attention,
     capacity_run,
     check,
     fixed_batch,
+    install,
     kernels,
     lane,
     plots,
@@ -21,12 +27,16 @@ from benchmark.gpu import (
     servers,
     serving,
     shared_prefix,
+    summary,
+    targets,
+    timing,
     untriggered,
 )
 from benchmark.gpu.models import THINK_END, THINK_START, TOKENIZER_FOLDER, write_model
 from benchmark.gpu.servers import Load, RunningServer, Setup, Watch
 from benchmark.gpu.serving import RandomLoad, Served, SharedPrefixLoad
-from benchmark.gpu.shapes import CONFIGS, WINDOWS, gpu_named, read_shape, shape_of
+from benchmark.gpu.shapes import CONFIGS, WINDOWS, gpu_named, read_shape, roofline_shape, shape_of
+from benchmark.served import Client
 from sgl_dynts.checkpoint import find_predictor, load_predictor
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.roofline import GPUS, H100, H200, SHAPES, Gpu, ModelShape
@@ -39,7 +49,7 @@ BOTH: dict[str, tuple[Served, Watch]] = {"stock": (SERVED, WATCH), "dynts": (SER
 
 FIELDS = {
     *("bench", "shape", "batch", "output_len", "stock", "dynts", "ratio", "unit", "device", "commit"),
-    *("command", "versions", "prediction"),
+    *("command", "versions", "prediction", "target", "met"),
 }
 
 SLOW = Gpu("slow", 1000, 10_000, 2000, bandwidth_efficiency=0.5, flops_efficiency=0.1, reserved_bytes=0)
@@ -90,7 +100,7 @@ def test_a_written_model(tmp_path):
 
 
 def test_both_servers_differ_in_dynts_alone():
-    stock, dynts = (servers.command_of(ON_H200, side, Path("model"), 3000) for side in ("stock", "dynts"))
+    stock, dynts = (servers.arguments_of(ON_H200, side, Path("model")) for side in ("stock", "dynts"))
     at = dynts.index("--attention-backend")
     assert stock[:at] == dynts[:at]
     assert stock[at:] == ["--watchdog-timeout", "60"]
@@ -149,7 +159,7 @@ def test_an_empty_serving_result_is_an_error():
 
 
 def test_the_load_generators_flags():
-    server = RunningServer("stock", SETUP, Path("model"), 3000)
+    server = RunningServer("stock", SETUP, Path("model"), Client("http://127.0.0.1:3000"))
     command = serving.command_of(server, RandomLoad(20, 150, 4, 2, rate=0.5), Path("out"))
     text = " ".join(command)
     assert "--random-input-len 20 --random-output-len 150 --num-prompts 4 --seed 0" in text
@@ -199,9 +209,10 @@ def test_the_command_predicts_from_a_models_own_config(tmp_path, monkeypatch, ca
 
 def test_a_kept_cell_has_exactly_its_fields():
     cell = report.Case("fixed_batch", "tiny", 4, 150).cell("ms", {"stock": 10.0, "dynts": 12.0})
-    result = report.result_of(cell, "gpu.fixed_batch")
+    result = report.result_of(cell, Namespace(commit="abc1234"), "gpu.fixed_batch")
     assert result.keys() == FIELDS
     assert (result["stock"], result["dynts"], result["ratio"]) == (10.0, 12.0, 1.2)
+    assert (result["commit"], result["target"], result["met"]) == ("abc1234", None, None)
     assert result["command"].startswith("python -m benchmark.gpu.fixed_batch")
     assert result["versions"].keys() > {"sglang", "torch"}
 
@@ -216,7 +227,11 @@ def test_cells_are_printed_and_kept_in_place_of_older_ones(tmp_path, capsys):
     out = tmp_path / "gpu.json"
     case = report.Case("copy", "tiny", 1, 8)
     for value in (1.0, 2.0):
-        report.report(out, [case.cell("GB/s", {"stock": value}, {"stock": 4.0})], "gpu.kernels")
+        report.report(
+            Namespace(out=out, commit="abc1234"),
+            [case.cell("GB/s", {"stock": value}, {"stock": 4.0})],
+            "gpu.kernels",
+        )
     (kept,) = json.loads(out.read_text())
     assert (kept["stock"], kept["dynts"], kept["prediction"]) == (2.0, None, {"stock": 4.0})
     printed = capsys.readouterr().out.splitlines()
@@ -224,23 +239,40 @@ def test_cells_are_printed_and_kept_in_place_of_older_ones(tmp_path, capsys):
     assert printed[-2].split() == ["predicted", "4.000", "-", "-"]
 
 
-def test_a_fixed_batch_gives_three_numbers():
+def test_a_fixed_batch_gives_three_numbers_and_two_shares(monkeypatch):
+    monkeypatch.setattr(kernels, "compaction_milliseconds", lambda *_: 0.5)
+    monkeypatch.setattr(kernels, "scoring_milliseconds", lambda *_: 0.09)
     sides = {"stock": (SERVED, WATCH), "dynts": (replace(SERVED, tpot_ms=9.0), Watch())}
     cells = fixed_batch.cells_of(SETUP, RandomLoad(20, 150, 4), sides)
     assert [(cell.unit, cell.stock, cell.dynts) for cell in cells] == [
         ("ms per output token", 12.0, 9.0),
         ("output tokens/s", 300.0, 300.0),
         ("peak KV tokens", 380, 0),
+        ("compaction, % of decode time", None, pytest.approx(100 * (4 * 2 / 150) * 0.5 / 9)),
+        ("scoring, % of decode time", None, 1.0),
     ]
     assert {(cell.batch, cell.output_len, cell.prediction) for cell in cells} == {(4, 150, None)}
 
 
+@pytest.mark.parametrize(("output_len", "compactions"), [(5, 0), (6, 1), (8, 1), (9, 2), (12, 3)])
+def test_compactions_are_counted_from_the_budget_on(output_len, compactions):
+    """Budget 8 and a question of 2: due after 6 tokens, then every 3."""
+    load = RandomLoad(2, output_len, 4)
+    assert fixed_batch.rounds_per_step(OUTLOOK.config, load) == 4 * compactions / output_len
+
+
 def test_a_known_gpu_brings_predictions(monkeypatch):
     monkeypatch.setattr(report, "device_name", lambda: "NVIDIA H200")
-    times, _, peak = fixed_batch.cells_of(ON_H200, RandomLoad(200, 16384, 32), BOTH)
+    monkeypatch.setattr(kernels, "compaction_milliseconds", lambda *_: 0.5)
+    monkeypatch.setattr(kernels, "scoring_milliseconds", lambda *_: 0.09)
+    times, _, peak, compaction, scoring = fixed_batch.cells_of(ON_H200, RandomLoad(200, 16384, 32), BOTH)
     assert peak.prediction == {"stock": 32 * 16584, "dynts": 32 * 5000}
     assert times.prediction is not None
     assert times.prediction["stock"] / times.prediction["dynts"] == pytest.approx(1.41, abs=0.01)
+    assert compaction.prediction is not None
+    assert scoring.prediction is not None
+    assert compaction.prediction["dynts"] == pytest.approx(0.037, abs=0.005)
+    assert scoring.prediction["dynts"] == pytest.approx(0.36, abs=0.02)
 
 
 def test_a_capacity_run_sends_more_than_fits():
@@ -249,16 +281,11 @@ def test_a_capacity_run_sends_more_than_fits():
     assert [cell.stock for cell in cells] == [300.0, 4, 380, 2.0, 50.0]
 
 
-def test_the_stock_server_decides_how_many_requests():
+def test_the_pool_decides_how_many_requests():
     args = Namespace(output_len=[10], question_len=2, num_prompts=None)
-    measurement = capacity_run.Measurement(args, OUTLOOK.config)
-    assert measurement.load_of(558, 10) == RandomLoad(2, 10, 125)
-    fixed = capacity_run.Measurement(replace_in(args, num_prompts=7), OUTLOOK.config)
-    assert fixed.load_of(558, 10) == RandomLoad(2, 10, 7)
-
-
-def replace_in(args: Namespace, **values) -> Namespace:
-    return Namespace(**(vars(args) | values))
+    assert capacity_run.loads_of(args, OUTLOOK.config, 558) == [RandomLoad(2, 10, 125)]
+    args.num_prompts = 7
+    assert capacity_run.loads_of(args, OUTLOOK.config, 558) == [RandomLoad(2, 10, 7)]
 
 
 def test_the_best_hit_rate_by_hand():
@@ -274,11 +301,23 @@ def test_untriggered_lengths_stay_below_the_budget():
         untriggered.check_length(SETUP, 20, 76)
 
 
-def test_identical_requests_are_counted():
-    assert untriggered.num_identical([[1, 2], [3]], [[1, 2], [4]]) == 1
-    (prompt,) = untriggered.prompts_of("tiny", 1, 30)
+def test_requests_with_tokens_of_stocks_are_counted_on_both_sides():
+    """Stock's second request differs from its own first time; DynTS's third differs from both."""
+    stock = untriggered.Measured({32: [[1], [2], [3]]}, {32: [[1], [5], [3]]}, [])
+    dynts = untriggered.Measured({32: [[1], [5], [3]]}, {32: [[1], [2], [4]]}, [])
+    cell = untriggered.identity_cell("tiny", 32, 1, {"stock": stock, "dynts": dynts})
+    assert (cell.batch, cell.stock, cell.dynts) == (32, 2, 2)
+    assert cell.prediction == {"stock": 3, "dynts": 3}
+    untriggered.refuse_differences([cell])
+    with pytest.raises(SystemExit, match="other tokens than stock at batch 32"):
+        untriggered.refuse_differences([replace(cell, dynts=1)])
+
+
+def test_questions_hold_no_special_tokens():
+    (prompt,) = untriggered.prompts_of("tiny", 1, 30, seed=0)
     assert len(prompt) == 30
     assert min(prompt) >= 16
+    assert untriggered.prompts_of("tiny", 1, 30, seed=1) != [prompt]
 
 
 def test_a_round_has_the_proportions_of_the_paper():
@@ -290,8 +329,8 @@ def test_a_round_has_the_proportions_of_the_paper():
 
 
 def test_kernels_are_timed_on_this_machine(tmp_path, monkeypatch):
-    line = f"kernels --shape tiny --due 2 --batch 3 --copy-mib 1 --repeats 1 --out {tmp_path}/gpu.json"
-    monkeypatch.setattr("sys.argv", line.split())
+    line = "kernels --shape tiny --due 2 --window 96 --batch 3 --copy-mib 1 --repeats 1"
+    monkeypatch.setattr("sys.argv", [*line.split(), "--out", str(tmp_path / "gpu.json")])
     kernels.main()
     kept = json.loads((tmp_path / "gpu.json").read_text())
     assert [(cell["bench"], cell["batch"]) for cell in kept] == [
@@ -303,9 +342,133 @@ def test_kernels_are_timed_on_this_machine(tmp_path, monkeypatch):
     assert kept[1]["dynts"] > 0
 
 
+def test_slots_of_stock_lie_a_batch_apart():
+    slots = attention.slots_after(WINDOWS["tiny"], batch=3, pool_tokens=600, rounds=0)
+    assert slots.shape == (3, 95)
+    assert slots[0, :32].tolist() == list(range(1, 33))  # the question's
+    assert slots[:, 32:34].tolist() == [[97, 100], [98, 101], [99, 102]]
+
+
+def test_slots_after_compactions_are_scattered_and_nobody_elses():
+    slots = attention.slots_after(WINDOWS["tiny"], batch=3, pool_tokens=600, rounds=4)
+    assert slots.shape == (3, 95)
+    assert slots.unique().numel() == slots.numel()
+    assert slots[0, :32].tolist() == list(range(1, 33))
+    steps = slots[0, 32:].diff()
+    assert (steps != 3).sum() > 5
+    assert slots.max() <= 600
+
+
+def test_attention_in_torch_reads_the_slots_it_is_given():
+    shape = roofline_shape("tiny")
+    slots = torch.tensor([[3, 1], [0, 2]], dtype=torch.int32)
+    keys, values = (torch.randn(4, shape.num_kv_heads, shape.head_dim) for _ in range(2))
+    queries = torch.randn(2, shape.num_heads, shape.head_dim)
+    found = attention.torch_decode(slots)(queries, keys, values)
+    for request, head in ((0, 0), (0, 1), (1, 3)):
+        own = slots[request].long()
+        logits = keys[own, head // 2] @ queries[request, head] / shape.head_dim**0.5
+        wanted = logits.softmax(0) @ values[own, head // 2]
+        torch.testing.assert_close(found[request, head], wanted)
+
+
+def test_flashinfer_takes_what_it_is_called_with():
+    """Without a GPU no wrapper can be made, but the names of its arguments can be looked up."""
+    wrapper = inspect.unwrap(flashinfer.BatchDecodeWithPagedKVCacheWrapper.__init__)
+    names = {"use_cuda_graph", "use_tensor_cores", "paged_kv_indptr_buffer"}
+    names |= {"paged_kv_indices_buffer", "paged_kv_last_page_len_buffer"}
+    assert names <= inspect.signature(wrapper).parameters.keys()
+    plan = inspect.unwrap(flashinfer.BatchDecodeWithPagedKVCacheWrapper.plan)
+    inspect.signature(plan).bind(None, 0, 1, 2, 28, 4, 128, 1, data_type=0, q_data_type=0)
+    run = inspect.unwrap(flashinfer.BatchDecodeWithPagedKVCacheWrapper.run)
+    inspect.signature(run).bind(None, 0, (1, 2))
+
+
+def test_attention_is_timed_on_this_machine(tmp_path, monkeypatch):
+    line = "attention --shape tiny --batch 2 --layers 2 --rounds 1 --copy-mib 1 --repeats 1"
+    monkeypatch.setattr("sys.argv", [*line.split(), "--out", str(tmp_path / "gpu.json")])
+    attention.main()
+    (kept,) = json.loads((tmp_path / "gpu.json").read_text())
+    assert (kept["unit"], kept["output_len"], kept["prediction"]) == (
+        "share of the copy's speed",
+        95,
+        None,
+    )
+    assert kept["stock"] > 0
+    assert kept["dynts"] > 0
+
+
+def test_what_is_timed_runs_as_often_as_it_says():
+    calls = []
+    timing.milliseconds(lambda: calls.append("run"), lambda: calls.append("prepare"), CPU, repeats=2)
+    assert calls == ["prepare", "run"] * (timing.WARM_UPS + 2)
+    assert timing.captured(timing.nothing, CPU) is timing.nothing
+
+
+CPU = torch.device("cpu")
+
+
+def result(bench: str, unit: str, batch: int, length: int, stock: float | None, dynts: float) -> dict:
+    ratio = report.ratio_of(stock, dynts)
+    shape = {"shape": "qwen-7b", "batch": batch, "output_len": length}
+    cell = {"bench": bench, "unit": unit, **shape, "stock": stock, "dynts": dynts, "ratio": ratio}
+    return cell | {"device": "NVIDIA H200", "command": "c", "prediction": None}
+
+
+@pytest.mark.parametrize(
+    ("cell", "target", "met"),
+    [
+        (result("untriggered", targets.TIME, 32, 512, 10.0, 10.2), "DynTS/stock <= 1.02", True),
+        (result("untriggered", targets.TIME, 1, 512, 10.0, 10.3), "DynTS/stock <= 1.02", False),
+        (result("untriggered", targets.IDENTICAL, 1, 512, 4, 3), "DynTS/stock >= 1", False),
+        (result("fixed_batch", targets.TIME, 1, 16384, 10.0, 10.0), "DynTS/stock <= 1", True),
+        (result("fixed_batch", targets.THROUGHPUT, 32, 16384, 100.0, 125.0), "DynTS/stock >= 1.25", True),
+        (result("fixed_batch", targets.PEAK, 8, 32768, 32968, 5000), "stock/DynTS >= 6.6", True),
+        (result("fixed_batch", targets.PEAK, 8, 32768, 32000, 5000), "stock/DynTS >= 6.6", False),
+        (result("fixed_batch", targets.SCORING_SHARE, 1, 8192, None, 0.5), "DynTS <= 1", True),
+        (result("fixed_batch", targets.COMPACTION_SHARE, 1, 8192, None, 0.6), "DynTS <= 0.5", False),
+        (result("capacity", targets.THROUGHPUT, 600, 16384, 100.0, 199.0), "DynTS/stock >= 2", False),
+        (result("attention", targets.SHARE_OF_COPY, 8, 4999, 0.8, 0.76), "DynTS/stock >= 0.95", True),
+        (result("fixed_batch", targets.TIME, 8, 16384, 10.0, 9.0), None, None),
+    ],
+    ids=lambda value: value["unit"] if isinstance(value, dict) else str(value),
+)
+def test_a_cell_is_judged_by_its_target(cell, target, met):
+    assert targets.judged(cell, standard=True) == {"target": target, "met": met}
+    assert targets.judged(cell, standard=False) == {"target": None, "met": None}
+
+
+def test_other_windows_or_a_small_pool_have_no_target():
+    usual = {"budget": None, "local_window": None, "keep_ratio": None, "pool_tokens": None, "flags": ""}
+    assert targets.is_standard(usual)
+    assert targets.is_standard({})
+    for name, value in (("budget", 3000), ("pool_tokens", 80_000), ("flags", "--tp-size 2")):
+        assert not targets.is_standard(usual | {name: value})
+
+
+def test_a_target_that_a_side_has_no_number_for_is_not_met():
+    cell = result("fixed_batch", targets.THROUGHPUT, 32, 16384, None, 100.0)
+    assert targets.judged(cell, standard=True)["met"] is False
+
+
+def test_the_summary_adds_cells_and_names_what_is_open(tmp_path, monkeypatch, capsys):
+    cell = result("untriggered", targets.TIME, 32, 512, 10.0, 10.3)
+    (tmp_path / "other.json").write_text(json.dumps([cell | targets.judged(cell, standard=True)]))
+    line = f"summary --out {tmp_path}/gpu.json --add {tmp_path}/other.json"
+    monkeypatch.setattr("sys.argv", line.split())
+    summary.main()
+    text = capsys.readouterr().out
+    assert json.loads((tmp_path / "gpu.json").read_text())[0]["dynts"] == 10.3
+    assert "target DynTS/stock <= 1.02: falls short" in text
+    assert "qwen-7b: not measured: untriggered, ms per output token, batch 1: DynTS/stock <= 1.02" in text
+    assert "qwen-7b: not measured: untriggered, ms per output token, batch 32" not in text
+    assert "llama-8b: not measured: fixed_batch, output tokens/s, batch 32, output 16,384: " in text
+
+
+@pytest.mark.parametrize("shape", sorted(SHAPES))
 @pytest.mark.parametrize("gpu", sorted(GPUS))
-def test_the_plan_ends_in_time(gpu):
-    every = lane.gpu_steps("qwen-7b", GPUS[gpu], Path("out"))
+def test_the_plan_ends_in_time(gpu, shape):
+    every = lane.gpu_steps(shape, GPUS[gpu])
     assert all(step.limit < 600 for step in every)
     steps = lane.chosen(every, None)
     assert {step.name for step in every} - {step.name for step in steps} == {"serving_tests"}
@@ -314,28 +477,54 @@ def test_the_plan_ends_in_time(gpu):
     assert sum(step.limit for step in steps) < 25 * 60
 
 
+def test_the_targets_of_fixed_batches_are_measured_on_an_h200():
+    (step,) = lane.chosen(lane.gpu_steps("qwen-7b", H200), ["fixed_batch"])
+    assert " ".join(step.words).endswith("--batch 1 32 --output-len 16384")
+    (step,) = lane.chosen(lane.gpu_steps("llama-8b", H100), ["fixed_batch"])
+    assert " ".join(step.words).endswith("--batch 1 32 --output-len 8192")
+
+
 def test_the_tiny_plan_has_the_same_steps():
-    steps = lane.gpu_steps("qwen-7b", H200, Path("out"))
-    tiny = lane.tiny_steps(Path("out"))
-    assert [step.name for step in tiny] == [step.name for step in steps]
+    tiny = lane.tiny_steps([])
+    assert [step.name for step in tiny] == [step.name for step in lane.gpu_steps("qwen-7b", H200)]
     assert all(step.limit < 600 for step in tiny)
 
 
+COMMON = ["--out", "o", "--commit", "abc1234"]
+
+
 @pytest.mark.parametrize(
-    "steps", [lane.gpu_steps("llama-8b", H200, Path("o")), lane.tiny_steps(Path("o"))]
+    "steps", [lane.gpu_steps("llama-8b", H200, COMMON), lane.tiny_steps(COMMON)], ids=["gpu", "tiny"]
 )
 def test_every_benchs_parser_takes_its_step(steps, monkeypatch):
-    for step in steps:
-        module = {
-            "untriggered": untriggered,
-            "fixed_batch": fixed_batch,
-            "shared_prefix": shared_prefix,
-            "capacity_run": capacity_run,
-            "kernels": kernels,
-        }.get(step.name)
-        if module is not None:
-            monkeypatch.setattr("sys.argv", list(step.words))
-            assert module.parse().out == Path("o")
+    modules = (attention, capacity_run, fixed_batch, kernels, shared_prefix, summary, untriggered)
+    parsers = {module.__name__: module.parse for module in modules}
+    parsed = [step for step in steps if step.words[0] in parsers]
+    assert len(parsed) == len(modules)
+    for step in parsed:
+        monkeypatch.setattr("sys.argv", list(step.words))
+        args = parsers[step.words[0]]()
+        assert (args.out, args.commit) == (Path("o"), "abc1234")
+
+
+def test_the_whole_matrix_is_one_command(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["fixed_batch", "--shape", "llama-8b"])
+    loads = fixed_batch.loads_of(fixed_batch.parse())
+    assert {load.num_prompts for load in loads} == {1, 8, 20, 32, 64, 128}
+    assert {load.output_len for load in loads} == {4096, 16384, 32768}
+    assert len(loads) == 18
+
+
+def test_a_copy_without_a_repository_must_be_told_its_commit(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    assert provenance.commit() is None
+    monkeypatch.setattr("sys.argv", ["kernels"])
+    with pytest.raises(SystemExit):
+        kernels.parse()
+    assert "required: --commit" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", ["lane", "--step", "kernels"])
+    with pytest.raises(SystemExit, match="name it with --commit"):
+        lane.main()
 
 
 def test_an_estimate_by_hand():
@@ -347,7 +536,11 @@ def test_an_estimate_by_hand():
     assert forecast.seconds(4096, 32, waves=3) == pytest.approx(3 * (stock + dynts), rel=1e-3)
 
 
-def test_a_failed_step_does_not_keep_the_others_from_running(capfd):
+HERE = install.Interpreter(Path(sys.executable))
+
+
+def test_a_failed_step_does_not_keep_the_others_from_running(monkeypatch, capfd):
+    monkeypatch.setattr(install, "located", lambda: HERE)
     steps = [
         lane.Step("bad", ("json.tool", "--no-such-flag"), 60),
         lane.Step("good", ("json.tool", "--help"), 60),
@@ -356,9 +549,69 @@ def test_a_failed_step_does_not_keep_the_others_from_running(capfd):
     assert "== good: status 0" in capfd.readouterr().out
 
 
-def test_a_step_that_does_not_end_is_ended():
+def test_a_step_that_does_not_end_is_ended(monkeypatch):
+    monkeypatch.setattr(install, "located", lambda: HERE)
     endless = lane.Step("endless", ("http.server", "--bind", "127.0.0.1", "0"), 1)
     assert lane.run(endless) == lane.TIMED_OUT
+
+
+def test_nothing_but_the_installation_runs_before_it(monkeypatch, capsys):
+    monkeypatch.setattr(install, "located", lambda: None)
+    assert lane.run(lane.Step("kernels", ("json.tool", "--help"), 60)) == lane.NOT_INSTALLED
+    assert "run --step install first" in capsys.readouterr().out
+    assert lane.run(lane.Step("install", ("json.tool", "--help"), 60)) == 0
+
+
+def test_the_plan_needs_no_packages():
+    """As on a bare machine: no site-packages, nothing on the path."""
+    command = [sys.executable, "-I", "-S", "-c", BARE, str(install.ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "capacity_run" in done.stdout
+
+
+BARE = (
+    "import sys; sys.path.insert(0, sys.argv[1]); sys.argv[1:] = ['--dry-run'];"
+    "from benchmark.gpu import lane; lane.main()"
+)
+
+
+def test_an_engine_that_is_there_is_not_fetched(monkeypatch, tmp_path, capsys):
+    """Only entry points are written, by which SGLang finds the plug-in in this repository."""
+    monkeypatch.setattr(install, "ENTRY_POINTS", tmp_path / "entry_points")
+    monkeypatch.setattr(install.environment, "is_complete", lambda: False)
+    monkeypatch.setattr(install.environment, "ensure", lambda say: pytest.fail("fetched"))
+    assert install.has_engine()
+    assert install.located() is None
+    found = install.install()
+    assert found.python == Path(sys.executable)
+    assert found.paths == (tmp_path / "entry_points",)
+    assert "only this project's entry points are added" in capsys.readouterr().out
+    (metadata,) = (tmp_path / "entry_points").glob("sgl_dynts-*.dist-info")
+    assert "dynts = sglang_dynts:register" in (metadata / "entry_points.txt").read_text()
+    root = install.ROOT
+    assert found.environ()["PYTHONPATH"].startswith(f"{root}:{root}/python:{tmp_path}/entry_points")
+
+
+def test_without_an_engine_the_environment_is_made(monkeypatch, tmp_path):
+    made: list[Path] = []
+    monkeypatch.setattr(install.environment, "is_complete", lambda: False)
+    monkeypatch.setattr(install, "needed_engine", lambda: "0.0.1")
+    monkeypatch.setattr(install.environment, "made", lambda: made[0] if made else None)
+    monkeypatch.setattr(install.environment, "ensure", lambda say: made.append(tmp_path / "python"))
+    assert install.located() is None
+    assert install.install() == install.Interpreter(tmp_path / "python")
+
+
+def test_a_machine_that_can_install_nothing_says_what_to_do(monkeypatch):
+    def fail() -> install.Interpreter:
+        raise install.SetupError("no index answers")
+
+    monkeypatch.setattr(install, "install", fail)
+    monkeypatch.setattr("sys.argv", ["install"])
+    with pytest.raises(
+        SystemExit, match=r"no index answers\nWithout a network, .* that has sglang 0.5.23"
+    ):
+        install.main()
 
 
 def test_a_dry_run_runs_nothing(monkeypatch, capsys):
@@ -366,8 +619,8 @@ def test_a_dry_run_runs_nothing(monkeypatch, capsys):
     monkeypatch.setattr(lane, "run", lambda step: pytest.fail(f"ran {step}"))
     lane.main()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split()[:2] == ["capacity_run", "470"]
-    assert "--num-prompts 18" in lines[1]
+    assert lines[1].split()[:2] == ["capacity_run", "200"]
+    assert "--num-prompts 8" in lines[1]
 
 
 def test_missing_entry_points_are_named(monkeypatch):
