@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-FIELDS = ["enabled", "return_compactions", "budget", "local_window", "keep_ratio"]
+FIELDS = ["enabled", "return_compactions", "return_tokens", "budget", "local_window", "keep_ratio"]
 
 numbers = st.one_of(
     st.integers(-3, 200),
@@ -27,6 +27,7 @@ near_valid = st.fixed_dictionaries(
     optional={
         "enabled": st.booleans() | json_values,
         "return_compactions": st.booleans() | json_values,
+        "return_tokens": st.booleans() | json_values,
         "budget": st.integers(2, 400) | numbers | json_values,
         "local_window": st.integers(1, 300) | numbers | json_values,
         "keep_ratio": st.floats(0.01, 0.99) | numbers | json_values,
@@ -37,6 +38,7 @@ valid = st.fixed_dictionaries(
     optional={
         "enabled": st.booleans(),
         "return_compactions": st.booleans(),
+        "return_tokens": st.booleans(),
         "keep_ratio": st.floats(0.001, 0.999),
     },
 )

@@ -39,6 +39,7 @@ from sglang_dynts.reporting import new_meter
 from sglang_dynts.request_options import config_of_request, server_config
 from sglang_dynts.resume import abort_lost
 from sglang_dynts.runtime import is_enabled, runtime_of
+from sglang_dynts.token_log import note_compaction, read_window
 
 logger = logging.getLogger(__name__)
 
@@ -290,13 +291,24 @@ def _compact(scheduler, batch, chosen: list[Chosen]) -> None:
     plan = plan_compaction(rows, [one.cut for one in chosen])
     table = scheduler.req_to_token_pool.req_to_token
     before = slots_of(table, plan)
-    let_policies_score(cache, [batch.reqs[one.index] for one in chosen], plan.cuts, before)
+    reqs = [batch.reqs[one.index] for one in chosen]
+    let_policies_score(cache, reqs, plan.cuts, before)
+    _read_scores(cache, reqs, plan, before)
     freed = apply_compaction(plan, table, runtime.scores, runtime.dropped)
     runtime.rows_with_drops.update(rows)
     _shorten(batch, chosen)
     for one, slots in zip(chosen, before, strict=True):
         _record(cache, batch.reqs[one.index], one, slots)
     scheduler.token_to_kv_pool_allocator.free(freed)
+
+
+def _read_scores(cache: DynTSRadixCache, reqs: list, plan: CompactionPlan, before: torch.Tensor) -> None:
+    """Let requests that asked for it know the scores they are judged by, before answers are marked."""
+    scores = cache.capacity.runtime.scores.scores
+    for req, cut, slots in zip(reqs, plan.cuts, before, strict=True):
+        report = cache.report_of(req)
+        if report.tokens is not None and report.window is not None:
+            read_window(report.tokens, slots[: cut.window_len], scores, report.window.dropped)
 
 
 def slots_of(table: torch.Tensor, plan: CompactionPlan) -> torch.Tensor:
@@ -314,6 +326,9 @@ def _record(cache: DynTSRadixCache, req, one: Chosen, slots: torch.Tensor) -> No
     report = cache.report_of(req)
     assert report.window is not None, "only governed requests are compacted"
     seq_len = report.window.seq_len(cut.window_len)
+    if report.tokens is not None:
+        row = cache.req_to_token_pool.req_to_token[req.kv.req_pool_idx, : req.kv.kv_allocated_len]
+        note_compaction(report.tokens, slots[: cut.window_len], row, report.window.dropped, seq_len)
     report.compacted(seq_len, cut.window_len, cut.num_dropped, one.early)
     report.window.record(cut)
     _note(cache.capacity.runtime.windows, req, report.window)

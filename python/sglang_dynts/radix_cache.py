@@ -19,8 +19,9 @@ from sgl_dynts.window import RequestWindow
 from sglang_dynts.capacity_state import CapacityState
 from sglang_dynts.host_copies import bytes_per_token, read_copy, write_copy
 from sglang_dynts.metrics import Meter
-from sglang_dynts.request_options import policy_of_request, wants_compactions
-from sglang_dynts.request_report import RequestReport, Totals
+from sglang_dynts.request_options import policy_of_request, wants_compactions, wants_tokens
+from sglang_dynts.request_report import Numbers, RequestReport, Totals
+from sglang_dynts.token_log import TokenLog, read_new
 
 
 def build_radix_cache(context):
@@ -86,6 +87,7 @@ class DynTSRadixCache(UnifiedRadixCache):
                 len(req.origin_input_ids),
                 policy=policy_of_request(params),
                 detailed=wants_compactions(params),
+                tokens=TokenLog() if wants_tokens(params) else None,
             )
             self._reports[req] = report
             self._count_request(req, report)
@@ -97,6 +99,23 @@ class DynTSRadixCache(UnifiedRadixCache):
         seen = report.window is not None, report.has_long_question
         self.totals.add_request(*seen)
         self.meter.request_seen(*seen)
+
+    def report_now(self, req) -> Numbers:
+        """Return what a client is told of a request, read up to the newest token it was sent."""
+        if not req.kv.holds_kv:
+            return self.report_of(req).as_dict(0, req.finished())
+        self._read_scores(req)
+        return self.report_of(req).as_dict(req.kv.kv_allocated_len, req.finished())
+
+    def _read_scores(self, req) -> None:
+        """Bring a request's log up to the newest token whose forward is done, if it keeps one."""
+        report = self.report_of(req)
+        if report.tokens is None or req.beam_group is not None:
+            return
+        dropped = 0 if report.window is None else report.window.dropped
+        seq_len = min(_seen_len(req) - 1, req.kv.kv_allocated_len + dropped)
+        row = self.req_to_token_pool.req_to_token[req.kv.req_pool_idx]
+        read_new(report.tokens, row, self.capacity.runtime.scores.scores, dropped, seq_len)
 
     def window_of(self, req) -> RequestWindow | None:
         """Return a request's window, None where DynTS is switched off for it."""
@@ -181,6 +200,7 @@ class DynTSRadixCache(UnifiedRadixCache):
         report = self.report_of(req)
         report.close(req.kv.kv_allocated_len)
         if req.finished():
+            self._read_scores(req)
             self._learn_answer(req, report.window)
         elif req not in self.capacity.copies:
             report.restart()
@@ -209,7 +229,7 @@ class DynTSRadixCache(UnifiedRadixCache):
         for req in copies.requests():
             if copies.has_room_for(num_bytes):
                 break
-            if self.capacity.fits_pool(len(req.origin_input_ids) + len(req.output_ids)):
+            if self.capacity.fits_pool(_seen_len(req)):
                 self._give_up_copy(req)
         return copies.has_room_for(num_bytes)
 
@@ -236,4 +256,9 @@ def _is_in_flight(req, window: RequestWindow) -> bool:
 
 def _held_len(req, window: RequestWindow) -> int:
     """Tokens a request needs KV of to go on, its newest included."""
-    return len(req.origin_input_ids) + len(req.output_ids) - window.dropped
+    return _seen_len(req) - window.dropped
+
+
+def _seen_len(req) -> int:
+    """Tokens of a request, the newest one included, whose forward is not done."""
+    return len(req.origin_input_ids) + len(req.output_ids)

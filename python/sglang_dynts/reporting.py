@@ -26,9 +26,7 @@ class DynTSOutputStreamer(SchedulerOutputStreamer):
         """Return one object of numbers per request."""
         cache = self.tree_cache
         assert isinstance(cache, DynTSRadixCache), type(cache)
-        held = [req.kv.kv_allocated_len if req.kv.holds_kv else 0 for req in reqs]
-        numbers = [cache.report_of(req).as_dict(n) for req, n in zip(reqs, held, strict=True)]
-        return {BACKEND_NAME: numbers}
+        return {BACKEND_NAME: [cache.report_now(req) for req in reqs]}
 
 
 def choose_streamer(streamer_class, _scheduler):

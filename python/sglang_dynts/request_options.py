@@ -10,7 +10,7 @@ from sglang_dynts.names import BACKEND_NAME
 from sglang_dynts.predictor_runner import find_served_predictor
 
 WINDOW_FIELDS = ("budget", "local_window", "keep_ratio")
-SWITCHES = ("enabled", "return_compactions")
+SWITCHES = ("enabled", "return_compactions", "return_tokens")
 FIELDS = (*SWITCHES, *WINDOW_FIELDS, "policy")
 
 
@@ -65,6 +65,12 @@ def wants_compactions(sampling_params) -> bool:
     """Whether a verified request asked where it was compacted."""
     options = _options_of(sampling_params)
     return options is not None and options.get("return_compactions", False)
+
+
+def wants_tokens(sampling_params) -> bool:
+    """Whether a verified request asked for the scores and fates of its tokens."""
+    options = _options_of(sampling_params)
+    return options is not None and options.get("return_tokens", False)
 
 
 def request_config(options: Any, default: DynTSConfig, min_selection: int | None) -> DynTSConfig | None:

@@ -4,6 +4,10 @@ from dataclasses import dataclass, field
 
 from sgl_dynts.policies import FULL, PREDICTOR
 from sgl_dynts.window import RequestWindow
+from sglang_dynts.token_log import TokenLog, Tokens
+
+Numbers = dict[str, int | float | bool | str | list[int] | Tokens]
+"""What a client reads under ``meta_info.dynts``."""
 
 
 @dataclass
@@ -19,6 +23,8 @@ class RequestReport:
     """The name of the policy that scores its tokens."""
     detailed: bool = False
     """Whether the request asked to be told where it was compacted."""
+    tokens: TokenLog | None = None
+    """What became of its tokens, if it asked for that."""
     num_compactions: int = 0
     num_early: int = 0
     num_dropped: int = 0
@@ -48,6 +54,8 @@ class RequestReport:
         """Forget the last compaction."""
         assert self.window is not None, "only governed requests are compacted"
         self.window.undo()
+        if self.tokens is not None:
+            self.tokens.undo()
         self.num_compactions -= 1
         self.num_early -= early
         self.num_dropped -= num_dropped
@@ -63,13 +71,20 @@ class RequestReport:
         """Take note that the request's KV is gone and nothing of it is kept."""
         self.compacted_at.clear()
         self.dropped_then.clear()
+        if self.tokens is not None:
+            self.tokens.restart()
         if self.window is not None:
             self.window.restart()
 
-    def as_dict(self, window_len: int) -> dict[str, int | float | bool | str | list[int]]:
-        """Return the public numbers; ``window_len`` is the length held now, 0 once released."""
+    def as_dict(self, window_len: int, finished: bool = True) -> Numbers:
+        """Return the public numbers.
+
+        Args:
+            window_len: tokens held now, 0 once released.
+            finished: whether this is the last report, which tells of all tokens and not of the newest.
+        """
         now = window_len or self.end_len
-        numbers: dict[str, int | float | bool | str | list[int]] = {
+        numbers: Numbers = {
             "enabled": self.window is not None,
             "policy": self.policy if self.window is not None else FULL,
             "question_len": self.question_len,
@@ -83,6 +98,8 @@ class RequestReport:
         if self.detailed:
             numbers["compacted_at"] = list(self.compacted_at)
             numbers["dropped_then"] = list(self.dropped_then)
+        if self.tokens is not None:
+            numbers["tokens"] = self.tokens.whole() if finished else self.tokens.newest()
         if self.window is not None:
             config = self.window.config
             numbers |= {

@@ -15,7 +15,7 @@ from tests.e2e.server import Server
 
 DEFAULT = Windows(96, 16, 0.4)
 BAD_FIELDS = [
-    ([], "custom_params.dynts=[] must be an object with enabled, return_compactions, budget"),
+    ([], "custom_params.dynts=[] must be an object with enabled, return_compactions, return_tokens"),
     ({"budgett": 9}, "custom_params.dynts.budgett is not known"),
     ({"enabled": "no"}, "custom_params.dynts.enabled='no' must be true or false"),
     ({"budget": 0}, "custom_params.dynts.budget=0 must lie between 2 and"),

@@ -10,12 +10,13 @@ from sgl_dynts.config import DynTSConfig
 from sglang_dynts.request_options import config_of_request, policy_of_request, request_config
 
 SERVER = DynTSConfig(96, 16, 0.4)
-KNOWN = "enabled, return_compactions, budget, local_window, keep_ratio, policy"
+KNOWN = "enabled, return_compactions, return_tokens, budget, local_window, keep_ratio, policy"
 BAD = [
     (7, f"custom_params.dynts=7 must be an object with {KNOWN}"),
     ([], f"custom_params.dynts=[] must be an object with {KNOWN}"),
     ({"budgets": 1}, f"custom_params.dynts.budgets is not known; it takes {KNOWN}"),
     ({"min_selection": 1}, f"custom_params.dynts.min_selection is not known; it takes {KNOWN}"),
+    ({"return_tokens": "yes"}, "custom_params.dynts.return_tokens='yes' must be true or false"),
     ({"return_compactions": 0}, "custom_params.dynts.return_compactions=0 must be true or false"),
     ({"enabled": "yes"}, "custom_params.dynts.enabled='yes' must be true or false"),
     ({"enabled": 1}, "custom_params.dynts.enabled=1 must be true or false"),

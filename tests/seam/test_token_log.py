@@ -1,0 +1,128 @@
+"""What became of every token of a request that asked: its score, and which compaction dropped it."""
+
+import numpy as np
+import pytest
+from sglang.srt.managers.schedule_batch import Req
+
+from sglang_dynts.token_log import NEWEST, TokenLog
+from tests.seam.engine import PROMPT, Engine, thoughts
+
+ASKED = {"dynts": {"return_tokens": True}}
+CLOSE = 2
+
+
+@pytest.fixture
+def engine(serve) -> Engine:
+    serve("--attention-backend", "dynts")
+    return Engine()
+
+
+def score(position: int) -> float:
+    """A score that names its position and is in no order."""
+    return float((position * 37) % 101)
+
+
+def admit(engine: Engine, custom: dict | None = ASKED) -> Req:
+    req = engine.prefill(PROMPT, custom)
+    write_scores(engine, req, len(PROMPT))
+    return req
+
+
+def write_scores(engine: Engine, req: Req, count: int) -> None:
+    """Score the newest tokens of a request as their forward would."""
+    end = req.kv.kv_allocated_len
+    row = engine.rows.req_to_token[req.kv.req_pool_idx, end - count : end].long()
+    window = engine.cache.window_of(req)
+    dropped = 0 if window is None else window.dropped
+    for column, slot in enumerate(row.tolist(), start=end - count):
+        engine.runtime.scores.scores[slot] = score(column + dropped)
+
+
+def live(engine: Engine, req: Req, tokens: list[int]) -> list[dict]:
+    """Decode these tokens; what each part of a stream told."""
+    parts = []
+    for token in tokens:
+        parts.append(engine.cache.report_now(req)["tokens"])
+        engine.decode(req, [token])
+        write_scores(engine, req, 1)
+    return parts
+
+
+def held_positions(engine: Engine, req: Req) -> list[int]:
+    """Positions that the slots of a row are scored for."""
+    row = engine.rows.req_to_token[req.kv.req_pool_idx, : req.kv.kv_allocated_len].long()
+    by_score = {score(position): position for position in range(101)}
+    return [by_score[value] for value in engine.runtime.scores.scores[row].tolist()]
+
+
+def test_scores_and_drops_are_those_of_the_row(engine):
+    req = admit(engine)
+    live(engine, req, thoughts(100, 40))
+    held = held_positions(engine, req)
+    engine.finish(req)
+    tokens = engine.cache.report_now(req)["tokens"]
+    assert tokens["scores"] == [score(position) for position in range(43)]  # the newest was not computed
+    gone = [position for drop in tokens["dropped"] for position in drop["positions"]]
+    assert sorted(gone + held) == list(range(44))
+    assert len(tokens["dropped"]) >= 3
+    for drop in tokens["dropped"]:
+        assert len(PROMPT) <= min(drop["positions"])
+        assert max(drop["positions"]) < drop["seq_len"] - 6  # the local window
+
+
+def test_the_parts_of_a_stream_add_up_to_the_whole(engine):
+    req = admit(engine)
+    parts = live(engine, req, thoughts(100, 90))
+    engine.finish(req)
+    whole = engine.cache.report_now(req)["tokens"]
+    scores, drops = {}, {}
+    for part in parts[::NEWEST]:  # a client that sees few of them
+        scores |= dict(enumerate(part["scores"], start=part["first"]))
+        drops |= {drop["seq_len"]: drop["positions"] for drop in part["dropped"]}
+        assert len(part["scores"]) <= NEWEST
+        assert all(drop["seq_len"] > part["first"] for drop in part["dropped"])
+    assert scores.items() <= dict(enumerate(whole["scores"])).items()
+    assert drops.items() <= {drop["seq_len"]: drop["positions"] for drop in whole["dropped"]}.items()
+    assert len(scores) > NEWEST
+
+
+def test_who_does_not_ask_is_told_nothing(engine):
+    req = admit(engine, custom=None)
+    engine.decode(req, thoughts(100, 20))
+    assert "tokens" not in engine.cache.report_now(req)
+
+
+def test_answer_tokens_keep_the_score_they_were_born_with(engine):
+    req = admit(engine)
+    live(engine, req, [*thoughts(100, 10), CLOSE, *thoughts(200, 40)])
+    engine.finish(req)
+    tokens = engine.cache.report_now(req)["tokens"]
+    assert tokens["scores"] == [score(position) for position in range(len(tokens["scores"]))]
+
+
+def test_an_opted_out_request_has_scores_and_drops_nothing(engine):
+    req = admit(engine, {"dynts": {"return_tokens": True, "enabled": False}})
+    live(engine, req, thoughts(100, 30))
+    engine.finish(req)
+    tokens = engine.cache.report_now(req)["tokens"]
+    assert tokens == {"first": 0, "scores": [score(position) for position in range(33)], "dropped": []}
+
+
+def test_an_undone_compaction_and_a_restart_leave_no_trace():
+    log = TokenLog()
+    log.learn(np.arange(6), np.arange(6, dtype=np.float32))
+    survives = np.array([True, True, False, True, True, True])
+    log.compacted(6, log.positions(6, 0), survives)
+    assert log.positions(6, 1).tolist() == [0, 1, 3, 4, 5, 6]
+    log.undo()
+    assert log.positions(6, 0).tolist() == [0, 1, 2, 3, 4, 5]
+    assert log.whole()["dropped"] == []
+    log.restart()
+    assert log.whole() == {"first": 0, "scores": [], "dropped": []}
+
+
+def test_a_score_that_is_not_finite_is_none_and_changes_nothing():
+    log = TokenLog()
+    log.learn(np.arange(2), np.array([1.23456, np.inf], dtype=np.float32))
+    log.learn(np.arange(1), np.array([np.inf], dtype=np.float32))
+    assert log.whole()["scores"] == [1.235, None]
