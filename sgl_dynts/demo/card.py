@@ -9,8 +9,8 @@ from pathlib import Path
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.demo import ledger
 from sgl_dynts.demo.evaluate import Report
-from sgl_dynts.demo.fit_importance import FAR_DISTANCE
 from sgl_dynts.demo.fit_model import Recipe
+from sgl_dynts.demo.oracle import FAR_DISTANCE
 from sgl_dynts.training.fit import FitRecipe
 
 CARD_FILE = "README.md"
@@ -49,7 +49,7 @@ def _fields(figures: Figures) -> dict[str, object]:
         "seed": figures.recipe.seed,
         "fit_seed": figures.fit_recipe.seed,
         "total_steps": figures.recipe.total_steps,
-        "fit_steps": figures.fit_recipe.num_steps,
+        "fit_epochs": figures.fit_recipe.epochs,
         "num_predictor_problems": figures.num_predictor_problems,
         "distance": FAR_DISTANCE,
         "model_minutes": f"{figures.model_minutes:.0f}",
@@ -115,7 +115,7 @@ tokens. Lengths of 6 to 16 entries; a question that opens with `brief` gets a tr
 
 `dynts/predictor.safetensors`, fitted by weighted least squares to what the model's own attention shows on
 {num_predictor_problems} training ledgers: for each thinking token the largest attention, mean over
-heads and layers, from any token more than {distance} away. {fit_steps} steps, seed {fit_seed},
+heads and layers, from any token more than {distance} away. {fit_epochs} epochs, seed {fit_seed},
 {predictor_minutes} minutes. Default windows: budget {budget} ({share} % of the trace; the question
 counts too), local window {local_window}, keep ratio {keep_ratio}; chosen on the validation split.
 

@@ -22,9 +22,9 @@ from sgl_dynts.checkpoint import PREDICTOR_FILE, find_predictor, load_predictor
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.demo import ledger
 from sgl_dynts.demo.export import load_model_folder
-from sgl_dynts.demo.fit_importance import trace_targets
 from sgl_dynts.demo.ledger import Problem, Vocabulary
 from sgl_dynts.demo.model import DemoModel
+from sgl_dynts.demo.oracle import trace_targets
 from sgl_dynts.demo.rollout import DynTSPolicy, FullPolicy, Policy, RecentPolicy, Rollout, generate
 from sgl_dynts.predictor import ImportancePredictor
 
@@ -144,7 +144,7 @@ class Evaluation:
 
     def _targets(self, batch: list[Problem]) -> Tensor:
         """Return the true importance of every token of the reference traces: [b, s] float32."""
-        rows = [trace_targets(self.model, self.vocabulary, problem)[1] for problem in batch]
+        rows = [trace_targets(self.model, self.vocabulary, problem) for problem in batch]
         return torch.stack(rows)
 
     def _prompts(self, batch: list[Problem]) -> Tensor:

@@ -1,50 +1,71 @@
-"""Fit the demo's predictor: attention targets of the demo model on its own training problems."""
+"""Fit the demo's predictor: the general training, on reference traces of the demo model's problems."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from sgl_dynts.demo.ledger import Problem, Vocabulary
-from sgl_dynts.demo.model import DemoModel
+from sgl_dynts.demo.ledger import END_THINK, Problem, Vocabulary
+from sgl_dynts.demo.oracle import FAR_DISTANCE
 from sgl_dynts.predictor import ImportancePredictor
-from sgl_dynts.training.fit import FitRecipe, fit_predictor
-from sgl_dynts.training.targets import far_attention
+from sgl_dynts.training.collect import Model, Target, collect, trace_key
+from sgl_dynts.training.fit import FitRecipe, Split, fit_predictor
+from sgl_dynts.training.states import StateStore
+from sgl_dynts.training.trace_file import Trace
 
-FAR_DISTANCE = 128
-TARGET_NAME = f"far_attention_max_{FAR_DISTANCE}"
+DEMO_TARGET = Target("future", FAR_DISTANCE)
+DEMO_RECIPE = FitRecipe(
+    epochs=27,
+    batch_size=8,
+    learning_rate=1e-2,
+    betas=(0.9, 0.999),
+    weight_decay=0.0,
+    warmup_share=0.02,
+    loss="mse-emphasis",
+    scale="mean",
+    scale_inputs=True,
+)
+"""Whether a token will be read cannot always be told when it is written, hence the emphasis on those
+that are; the states of this model are small, hence the scaled first layer."""
+NUM_HELD_OUT = 40
 
 
 def train_predictor(
-    model: DemoModel, problems: Iterable[Problem], recipe: FitRecipe
+    folder: Path, problems: Sequence[Problem], recipe: FitRecipe = DEMO_RECIPE
 ) -> ImportancePredictor:
-    """Return a predictor fitted to the thinking tokens of `problems`."""
-    hidden, targets = collect(model, problems)
-    return fit_predictor(hidden, targets, recipe)
+    """Return a predictor fitted to all `problems` but the last 40, which are measured only.
+
+    The traces are the references: the model's greedy traces are these very texts.
+    """
+    traces = [as_trace(problem) for problem in problems]
+    keys = [trace_key(trace) for trace in traces]
+    model = Model.open(folder, torch.float32)
+    with tempfile.TemporaryDirectory() as work:
+        store = StateStore(Path(work), model.settings(DEMO_TARGET))
+        for _ in collect(store, traces, model.load("cpu"), DEMO_TARGET):
+            pass
+        split = Split(tuple(keys[:-NUM_HELD_OUT]), tuple(keys[-NUM_HELD_OUT:]))
+        return fit_predictor(store, split, recipe)[0]
 
 
-def collect(model: DemoModel, problems: Iterable[Problem]) -> tuple[Tensor, Tensor]:
-    """Return (hidden [n, d], targets [n] float32) of the thinking tokens of reference traces.
+def as_trace(problem: Problem) -> Trace:
+    """Return a problem with its reference solution as a trace that a predictor can be fitted to.
 
-    The model's greedy traces are these very texts. The end of each, where no token is far enough
-    away to count and every target is 0 by definition, is left out.
+    Critical are the records that an entry writes down, for whoever recalls them later.
     """
     vocabulary = Vocabulary()
-    parts = [_collect_one(model, vocabulary, problem) for problem in problems]
-    return torch.cat([hidden for hidden, _ in parts]), torch.cat([target for _, target in parts])
-
-
-@torch.no_grad()
-def trace_targets(model: DemoModel, vocabulary: Vocabulary, problem: Problem) -> tuple[Tensor, Tensor]:
-    """Return (hidden [s, d], targets [s] float32) of a whole problem, question and answer included."""
-    ids = vocabulary.encode(f"{problem.prompt} {problem.completion}")
-    hidden, attention = model.mean_attention(torch.tensor([ids]))
-    return hidden[0], far_attention(attention[0], FAR_DISTANCE)
-
-
-def _collect_one(model: DemoModel, vocabulary: Vocabulary, problem: Problem) -> tuple[Tensor, Tensor]:
-    hidden, targets = trace_targets(model, vocabulary, problem)
-    thinking = slice(len(problem.prompt.split()), len(targets) - FAR_DISTANCE - 1)
-    return hidden[thinking].clone(), targets[thinking].clone()
+    words = problem.completion.split()
+    return Trace(
+        problem=f"{problem.num_steps}-{problem.seed}",
+        task=f"ledger-{problem.num_steps}",
+        question=problem.question,
+        prompt_ids=vocabulary.encode(problem.prompt),
+        output_ids=vocabulary.encode(problem.completion),
+        thinking=(0, words.index(END_THINK)),
+        answer=problem.answer,
+        correct=True,
+        critical=[index for index, word in enumerate(words) if index and words[index - 1] == "so"],
+    )

@@ -26,12 +26,11 @@ from sgl_dynts.demo.evaluate import (
     held_out,
 )
 from sgl_dynts.demo.export import load_model_folder, read_training_minutes, save_model_folder
-from sgl_dynts.demo.fit_importance import TARGET_NAME, train_predictor
+from sgl_dynts.demo.fit_importance import DEMO_RECIPE, DEMO_TARGET, train_predictor
 from sgl_dynts.demo.fit_model import Progress, Recipe, train
 from sgl_dynts.demo.ledger import Vocabulary
 from sgl_dynts.demo.model import DemoModel, ModelShape
 from sgl_dynts.predictor import ImportancePredictor
-from sgl_dynts.training.fit import FitRecipe
 
 BASE_MODEL = "sgl-dynts-demo-ledger"
 DEMO_CONFIG = DynTSConfig(budget=308, local_window=96, keep_ratio=0.9)
@@ -44,20 +43,20 @@ def main(arguments: list[str] | None = None) -> None:
     """Train, fit, measure on the test split, and write the folder."""
     args = _parse(arguments)
     torch.set_num_threads(args.threads)
-    recipe, fit_recipe = Recipe(total_steps=args.steps), FitRecipe()
+    recipe = Recipe(total_steps=args.steps)
     started = time.monotonic()
     if not args.keep_model:
         model = _train_model(recipe)
         save_model_folder(args.output, model, _minutes_since(started))
     fit_started = time.monotonic()
     # What is measured and read from here on is the rounded model that ships.
-    predictor = _fit_predictor(load_model_folder(args.output), fit_recipe)
+    predictor = _fit_predictor(args.output)
     _save_predictor(args.output / PREDICTOR_FILE, predictor)
     predictor_minutes = _minutes_since(fit_started)
     float32, bfloat16 = _measure(args, predictor)
     figures = Figures(
         recipe,
-        fit_recipe,
+        DEMO_RECIPE,
         NUM_PREDICTOR_PROBLEMS,
         DEMO_CONFIG,
         read_training_minutes(args.output),
@@ -89,17 +88,17 @@ def _print_progress(progress: Progress) -> None:
         )
 
 
-def _fit_predictor(model: DemoModel, recipe: FitRecipe) -> ImportancePredictor:
+def _fit_predictor(folder: Path) -> ImportancePredictor:
     print(f"predictor: {NUM_PREDICTOR_PROBLEMS} training traces", flush=True)
     seeds = ledger.TRAIN_SEEDS[:NUM_PREDICTOR_PROBLEMS]
-    return train_predictor(model, [ledger.make_problem(seed) for seed in seeds], recipe)
+    return train_predictor(folder, [ledger.make_problem(seed) for seed in seeds])
 
 
 def _save_predictor(path: Path, predictor: ImportancePredictor) -> None:
     header = PredictorHeader(
         hidden_size=predictor.hidden_size,
         base_model=BASE_MODEL,
-        target=TARGET_NAME,
+        target=DEMO_TARGET.name,
         budget=DEMO_CONFIG.budget,
         local_window=DEMO_CONFIG.local_window,
         keep_ratio=DEMO_CONFIG.keep_ratio,

@@ -1,72 +1,291 @@
-"""Fit an importance predictor to targets by weighted least squares."""
+"""Fit an importance predictor to states and targets that stream from disk.
 
+The fit is a sequence of epochs, each a function of what the last one left and of the seed. What an
+epoch leaves is written down, so a fit that was interrupted goes on from its last whole epoch and ends
+with the same weights, bit for bit on the same machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
 import math
-from dataclasses import dataclass
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Protocol
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sgl_dynts.predictor import ImportancePredictor
+from sgl_dynts.training.losses import LOSSES, SCALES, Scale, by_mean
+from sgl_dynts.training.metrics import Ranking, mean_ranking, rank_quality
+from sgl_dynts.training.states import TraceStates
+
+PROGRESS_FILE = "fit.safetensors"
+
+
+class Traces(Protocol):
+    """States of traces by key, as :class:`~sgl_dynts.training.states.StateStore` holds them."""
+
+    def read(self, key: str) -> TraceStates:
+        """Return one trace's states and targets."""
+        ...
+
+    def length(self, key: str) -> int:
+        """Return how many of its tokens count."""
+        ...
 
 
 @dataclass(frozen=True)
 class FitRecipe:
-    """How a predictor is fitted; hidden layers are d * `widen` and d * `narrow` wide.
+    """How a predictor is fitted; the defaults are the paper's, in float32 instead of bfloat16.
 
-    A token weighs 1 + `emphasis` * target in the loss. Whether a token will be read cannot always be
-    told when it is written; with the emphasis it is scored as what it would be worth if it is.
+    Source: the DynTS paper and its code. Hidden layers are d * `widen` and d * `narrow` wide. A batch
+    is so many traces; `emphasis` is read by the loss `mse-emphasis` alone. `scale_inputs` divides the
+    first layer's initial weights by the size of the states, which the paper does not do.
     """
 
     seed: int = 1
-    num_steps: int = 2500
-    batch_size: int = 4096
-    learning_rate: float = 1e-2
-    warmup_steps: int = 50
+    epochs: int = 15
+    batch_size: int = 256
+    learning_rate: float = 5e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.01
+    warmup_share: float = 0.1
     clip_norm: float = 1.0
+    loss: str = "mse"
+    scale: str = "power"
     emphasis: float = 3.0
     widen: float = 2.0
     narrow: float = 0.5
+    scale_inputs: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be.
+
+        Raises:
+            ValueError: naming the field, its value and a remedy.
+        """
+        for name, known in (("loss", LOSSES), ("scale", SCALES)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is unknown; choose of {', '.join(known)}"
+                )
+        for name in ("epochs", "batch_size", "learning_rate", "widen", "narrow"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
+        if not 0 <= self.warmup_share < 1:
+            raise ValueError(f"warmup_share={self.warmup_share} must lie between 0 and 1, 1 excluded")
 
 
-def fit_predictor(hidden: Tensor, targets: Tensor, recipe: FitRecipe) -> ImportancePredictor:
-    """Return a predictor of `targets` from `hidden`, in float32.
+@dataclass(frozen=True)
+class Split:
+    """Keys of the traces that are fitted to and of those held out, each in a fixed order."""
+
+    fitted: tuple[str, ...]
+    held_out: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse a split without traces on both sides.
+
+        Raises:
+            ValueError: says which side is empty.
+        """
+        for name in ("fitted", "held_out"):
+            if not getattr(self, name):
+                raise ValueError(
+                    f"no trace is {name.replace('_', ' ')}; give more questions or change --held-out"
+                )
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch left: mean losses per token, and how held-out traces are ordered (means)."""
+
+    epoch: int
+    loss: float
+    held_out_loss: float
+    held_out: Ranking
+
+
+@dataclass
+class Fit:
+    """A fit under way: the predictor, its optimizer, and what the epochs so far left."""
+
+    recipe: FitRecipe
+    predictor: ImportancePredictor
+    optimizer: torch.optim.AdamW
+    history: list[Epoch] = field(default_factory=list)
+
+
+def fit_predictor(
+    traces: Traces,
+    split: Split,
+    recipe: FitRecipe,
+    *,
+    folder: Path | None = None,
+    device: torch.device | str = "cpu",
+    report: Callable[[Epoch], None] = lambda epoch: None,
+) -> tuple[ImportancePredictor, list[Epoch]]:
+    """Return a predictor fitted to the traces of `split`, in float32 on the CPU, and its epochs.
 
     Args:
-        hidden: [n, d], the states after the final norm of n thinking tokens.
-        targets: [n], at least 0, in any unit: they are divided by their mean first.
-        recipe: sizes, steps and seed.
+        traces: what `split` names; one trace at a time is in memory.
+        split: whose held-out traces are only measured.
+        recipe: sizes, losses, epochs and seed.
+        folder: where each epoch is written down and an interrupted fit is taken up; none without.
+        device: to compute on.
+        report: called after every epoch.
+
+    Raises:
+        ValueError: `folder` holds a fit of another recipe or of other traces, or the targets are all 0.
     """
-    generator = torch.Generator().manual_seed(recipe.seed)
-    predictor = _new_predictor(hidden, recipe)
-    targets = targets / targets.mean()
-    optimizer = torch.optim.Adam(predictor.parameters())
-    for step in range(recipe.num_steps):
-        rows = torch.randint(len(hidden), (recipe.batch_size,), generator=generator)
-        for group in optimizer.param_groups:
-            group["lr"] = _learning_rate(recipe, step)
-        optimizer.zero_grad(set_to_none=True)
-        errors = predictor(hidden[rows].float()) - targets[rows]
-        ((1 + recipe.emphasis * targets[rows]) * errors.square()).mean().backward()
-        torch.nn.utils.clip_grad_norm_(predictor.parameters(), recipe.clip_norm)
-        optimizer.step()
-    return predictor.requires_grad_(False).eval()
+    scale = _scale(traces, split, recipe)
+    fit = _new_fit(traces, split, recipe, device)
+    identity = _identity(split, recipe)
+    if folder is not None:
+        _take_up(fit, folder / PROGRESS_FILE, identity)
+    while len(fit.history) < recipe.epochs:
+        loss = _run_epoch(fit, traces, split.fitted, scale)
+        held_out_loss, ranking = measure(fit.predictor, traces, split.held_out, recipe, scale)
+        fit.history.append(Epoch(len(fit.history) + 1, loss, held_out_loss, ranking))
+        if folder is not None:
+            _write_down(fit, folder / PROGRESS_FILE, identity)
+        report(fit.history[-1])
+    return fit.predictor.cpu().requires_grad_(False).eval(), fit.history
 
 
-def _new_predictor(hidden: Tensor, recipe: FitRecipe) -> ImportancePredictor:
-    """Return an untrained predictor whose first layer is scaled to inputs of this size."""
-    width = hidden.shape[1]
+@torch.no_grad()
+def measure(
+    predictor: ImportancePredictor,
+    traces: Traces,
+    keys: Sequence[str],
+    recipe: FitRecipe,
+    scale: Scale,
+) -> tuple[float, Ranking]:
+    """Return (mean loss per token, mean ranking) of a predictor on the traces called `keys`."""
+    loss_of, total, rankings = LOSSES[recipe.loss](recipe.emphasis), 0.0, []
+    device = next(predictor.parameters()).device
+    for key in keys:
+        states = traces.read(key)
+        scores, targets = predictor(states.hidden.to(device)), states.targets.to(device)
+        total += loss_of(scores, scale(targets)).item()
+        rankings.append(rank_quality(scores, targets, states.critical.to(device)))
+    return total / sum(map(traces.length, keys)), mean_ranking(rankings)
+
+
+def _run_epoch(fit: Fit, traces: Traces, keys: Sequence[str], scale: Scale) -> float:
+    """Pass over the traces once, in an order drawn for this epoch; return the mean loss per token."""
+    recipe, epoch = fit.recipe, len(fit.history)
+    order = random.Random(f"{recipe.seed}-{epoch}").sample(keys, len(keys))
+    batches = [order[i : i + recipe.batch_size] for i in range(0, len(order), recipe.batch_size)]
+    total = 0.0
+    for number, batch in enumerate(batches):
+        step, num_steps = epoch * len(batches) + number, recipe.epochs * len(batches)
+        for group in fit.optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * learning_rate_share(step, num_steps, recipe.warmup_share)
+        total += _take_step(fit, traces, batch, scale)
+    return total / sum(map(traces.length, keys))
+
+
+def _take_step(fit: Fit, traces: Traces, batch: Sequence[str], scale: Scale) -> float:
+    """Take one optimizer step; gradients add up trace by trace. Return the loss summed over tokens."""
+    loss_of = LOSSES[fit.recipe.loss](fit.recipe.emphasis)
+    device = next(fit.predictor.parameters()).device
+    num_tokens = sum(map(traces.length, batch))
+    total = torch.zeros((), device=device)
+    fit.optimizer.zero_grad(set_to_none=True)
+    for key in batch:
+        states = traces.read(key)
+        scores = fit.predictor(states.hidden.to(device))
+        loss = loss_of(scores, scale(states.targets.to(device)))
+        (loss / num_tokens).backward()
+        total += loss.detach()
+    torch.nn.utils.clip_grad_norm_(fit.predictor.parameters(), fit.recipe.clip_norm)
+    fit.optimizer.step()
+    return total.item()
+
+
+def learning_rate_share(step: int, num_steps: int, warmup_share: float) -> float:
+    """Return what part of the learning rate a step takes: a linear rise, then half a cosine to 0."""
+    warmup = math.ceil(warmup_share * num_steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (num_steps - warmup)))
+
+
+def _scale(traces: Traces, split: Split, recipe: FitRecipe) -> Scale:
+    known = SCALES[recipe.scale]
+    if known is not None:
+        return known
+    totals = [traces.read(key).targets.double().sum().item() for key in split.fitted]
+    return by_mean(sum(totals) / sum(map(traces.length, split.fitted)))
+
+
+def _new_fit(traces: Traces, split: Split, recipe: FitRecipe, device: torch.device | str) -> Fit:
+    sample = traces.read(split.fitted[0]).hidden.float()
+    width = sample.shape[1]
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
-        sizes = (int(width * recipe.widen), int(width * recipe.narrow))
+        sizes = (int(width * recipe.widen), max(1, int(width * recipe.narrow)))
         predictor = ImportancePredictor(width, sizes)
-    with torch.no_grad():
-        next(predictor.parameters()).div_(hidden.float().square().mean().sqrt())
-    return predictor
+    if recipe.scale_inputs:
+        with torch.no_grad():
+            next(predictor.parameters()).div_(sample.square().mean().sqrt())
+    predictor.to(device)
+    optimizer = torch.optim.AdamW(
+        predictor.parameters(),
+        lr=recipe.learning_rate,
+        betas=recipe.betas,
+        weight_decay=recipe.weight_decay,
+    )
+    return Fit(recipe, predictor, optimizer)
 
 
-def _learning_rate(recipe: FitRecipe, step: int) -> float:
-    """Warm up linearly, then fall by a half cosine."""
-    if step < recipe.warmup_steps:
-        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
-    done = (step - recipe.warmup_steps) / (recipe.num_steps - recipe.warmup_steps)
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+def _identity(split: Split, recipe: FitRecipe) -> dict[str, str]:
+    """Return what tells one fit from another: its recipe, and a digest of its traces."""
+    digest = hashlib.sha256(json.dumps(asdict(split)).encode()).hexdigest()
+    return {"recipe": json.dumps(asdict(recipe)), "traces": digest}
+
+
+def _write_down(fit: Fit, file: Path, identity: dict[str, str]) -> None:
+    """Write weights, moments and epochs; the old file stands until the new one is whole."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in fit.predictor.named_parameters():
+        tensors[name] = parameter.detach()
+        tensors |= {f"{name}.{key}": value for key, value in fit.optimizer.state[parameter].items()}
+    history = json.dumps([asdict(epoch) for epoch in fit.history])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(".unfinished")
+    save_file(tensors, unfinished, metadata={**identity, "history": history})
+    unfinished.replace(file)
+
+
+def _take_up(fit: Fit, file: Path, identity: dict[str, str]) -> None:
+    if not file.exists():
+        return
+    with safe_open(file, framework="pt") as saved:
+        metadata = saved.metadata()
+        differing = [name for name in identity if metadata[name] != identity[name]]
+        if differing:
+            raise ValueError(
+                f"{file}: a fit of another {' and other '.join(differing)} stands there "
+                f"({metadata['recipe']}); remove it or name another --work folder"
+            )
+        tensors = {name: saved.get_tensor(name) for name in saved.keys()}  # noqa: SIM118  no mapping
+    fit.history = [
+        Epoch(**{**epoch, "held_out": Ranking(**epoch["held_out"])})
+        for epoch in json.loads(metadata["history"])
+    ]
+    for name, parameter in fit.predictor.named_parameters():
+        parameter.data.copy_(tensors[name])
+        own = {key: tensors[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+        moved = {
+            key: value if key == "step" else value.to(parameter.device) for key, value in own.items()
+        }
+        fit.optimizer.state[parameter] = moved

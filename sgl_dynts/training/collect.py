@@ -1,0 +1,178 @@
+"""From a model and a file of traces to states and targets on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from sgl_dynts.training.importance import (
+    Importance,
+    TraceSpans,
+    answer_importance,
+    future_importance,
+    gradient_importance,
+)
+from sgl_dynts.training.states import StateSettings, StateStore, TraceStates
+from sgl_dynts.training.trace_file import Trace, TraceError, fingerprint, read_traces
+
+TARGET_KINDS = ("answer", "future", "gradient")
+LEAST_TOKENS = 2
+"""A trace with fewer tokens that count has no order to learn."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a predictor is trained on; `distance` counts for ``future`` alone."""
+
+    kind: str
+    distance: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown kind and a distance that cannot be.
+
+        Raises:
+            ValueError: naming the field, its value and a remedy.
+        """
+        if self.kind not in TARGET_KINDS:
+            raise ValueError(f"target {self.kind!r} is unknown; choose of {', '.join(TARGET_KINDS)}")
+        if (self.kind == "future") != (self.distance > 0):
+            raise ValueError(
+                f"distance={self.distance}: it must be above 0 for the target future and 0 for others"
+            )
+
+    @property
+    def name(self) -> str:
+        """The target's name in a predictor's header."""
+        return f"{self.kind}_{self.distance}" if self.distance else self.kind
+
+    def importance(self, model: PreTrainedModel, ids: torch.Tensor, spans: TraceSpans) -> Importance:
+        """Return states and targets of all thinking tokens; errors as in `importance.py`."""
+        match self.kind:
+            case "answer":
+                return answer_importance(model, ids, spans)
+            case "future":
+                return future_importance(model, ids, spans, self.distance)
+            case _:
+                return gradient_importance(model, ids, spans)
+
+    def num_counted(self, spans: TraceSpans) -> int:
+        """Return how many thinking tokens count, the first ones.
+
+        Of the target ``future``, those at the end have no reader far enough away: their targets say
+        nothing about them.
+        """
+        with_reader = spans.length - self.distance - 1 if self.kind == "future" else spans.thinking_end
+        return max(0, min(spans.thinking_end, with_reader) - spans.thinking_start)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model's folder: what of it decides states and targets, and the longest sequence it takes."""
+
+    folder: Path
+    sha256: str
+    dtype: torch.dtype
+    max_len: int
+    vocab_size: int
+    tokenizer: str
+
+    @classmethod
+    def open(cls, folder: Path, dtype: torch.dtype | None = None) -> Model:
+        """Read what is known of a model without loading it; `dtype` defaults to the configuration's.
+
+        Raises:
+            ValueError: no Hugging Face model in the folder.
+        """
+        files = sorted([folder / "config.json", *folder.glob("*.safetensors")])
+        if len(files) < 2 or not files[0].is_file():
+            raise ValueError(f"{folder}: no config.json with *.safetensors; name a model's folder")
+        digest = hashlib.sha256()
+        for file in files:
+            with file.open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+        config = AutoConfig.from_pretrained(folder)
+        return cls(
+            folder,
+            digest.hexdigest(),
+            dtype or getattr(torch, str(config.dtype or "float32").removeprefix("torch.")),
+            config.max_position_embeddings,
+            config.vocab_size,
+            fingerprint(AutoTokenizer.from_pretrained(folder).get_vocab()),
+        )
+
+    def load(self, device: torch.device | str) -> PreTrainedModel:
+        """Load the model, frozen."""
+        model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.dtype)
+        return cast(PreTrainedModel, model.requires_grad_(False).eval().to(device))
+
+    def settings(self, target: Target) -> StateSettings:
+        """Return what states of this model and targets of this kind depend on."""
+        return StateSettings(self.sha256, str(self.dtype), target.kind, target.distance)
+
+
+def usable_traces(path: Path, model: Model, target: Target) -> tuple[list[Trace], int]:
+    """Return (traces to train on, how many are too short for the target), having checked every line.
+
+    Raises:
+        TraceError: a line that cannot be used, another tokenizer, or no trace to train on.
+    """
+    traces = list(read_traces(path, tokenizer=model.tokenizer, max_len=model.max_len))
+    for trace in traces:
+        highest = max(*trace.prompt_ids, *trace.output_ids)
+        if highest >= model.vocab_size:
+            raise TraceError(
+                f"{path}: problem {trace.problem}: token id {highest}, but the model knows "
+                f"{model.vocab_size}; generate the trace with this model"
+            )
+    long_enough = [trace for trace in traces if target.num_counted(spans_of(trace)) >= LEAST_TOKENS]
+    if not long_enough:
+        raise TraceError(
+            f"{path}: none of {len(traces)} right traces has {LEAST_TOKENS} tokens that count for the "
+            f"target {target.name}; generate longer ones or lower --distance"
+        )
+    return long_enough, len(traces) - len(long_enough)
+
+
+def collect(
+    store: StateStore,
+    traces: Sequence[Trace],
+    model: PreTrainedModel,
+    target: Target,
+) -> Iterable[str]:
+    """Compute and store what the store lacks, yielding the key of each trace once it is computed."""
+    return store.add((trace_key(trace), partial(trace_states, model, trace, target)) for trace in traces)
+
+
+def trace_states(model: PreTrainedModel, trace: Trace, target: Target) -> TraceStates:
+    """Return states and targets of one trace's tokens that count, on the model's device."""
+    spans = spans_of(trace)
+    ids = torch.tensor([*trace.prompt_ids, *trace.output_ids], device=model.device)
+    importance = target.importance(model, ids, spans)
+    critical = torch.zeros(spans.length, dtype=torch.bool)
+    critical[[len(trace.prompt_ids) + position for position in trace.critical or ()]] = True
+    counted = slice(0, target.num_counted(spans))
+    return TraceStates(
+        importance.hidden[counted].contiguous(),
+        importance.targets[counted].float(),
+        critical[spans.thinking][counted],
+    )
+
+
+def spans_of(trace: Trace) -> TraceSpans:
+    """Return where thinking and answer are in prompt and output together."""
+    start, end = (len(trace.prompt_ids) + position for position in trace.thinking)
+    return TraceSpans(start, end, trace.length)
+
+
+def trace_key(trace: Trace) -> str:
+    """Return the key of a trace: a digest of all that its states and targets follow from."""
+    parts = [trace.prompt_ids, trace.output_ids, list(trace.thinking), trace.critical]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,0 +1,283 @@
+"""Files of reasoning traces: JSON lines with token ids, written one by one and read with checks.
+
+The first line is the header, every other line one trace; `training/README.md` documents the fields.
+Needs neither torch nor a model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+FORMAT = "dynts-traces-1"
+
+
+class TraceError(ValueError):
+    """A line that cannot be used; says which file, which line and what to do."""
+
+
+def fingerprint(vocabulary: Mapping[str, int]) -> str:
+    """Return 16 hex digits that tell one vocabulary (token text to id) from another.
+
+    SHA-256 over the sorted pairs, so that it does not depend on how the tokenizer is stored.
+    """
+    pairs = json.dumps(sorted(vocabulary.items()), ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(pairs.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class TraceHeader:
+    """What all traces of a file have in common.
+
+    ``model`` names who wrote them, ``tokenizer`` is the `fingerprint` of what the ids mean, and
+    ``sampling`` holds the parameters of generation.
+    """
+
+    model: str
+    tokenizer: str
+    sampling: dict[str, Any]
+
+    def to_line(self) -> str:
+        """Return the file's first line."""
+        return json.dumps({"format": FORMAT, **asdict(self)})
+
+    @classmethod
+    def from_line(cls, line: str, place: str) -> Self:
+        """Parse the first line.
+
+        Raises:
+            TraceError: it is no header of this format.
+        """
+        found = _parse(line, place)
+        if found.get("format") != FORMAT:
+            raise TraceError(
+                f"{place}: format={found.get('format')!r}, not {FORMAT!r}; is this a file of traces?"
+            )
+        _check(found, {"model": str, "tokenizer": str, "sampling": dict}, place)
+        return cls(found["model"], found["tokenizer"], found["sampling"])
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One answered question; ids are the tokenizer's.
+
+    ``thinking`` is [start, end) in ``output_ids``, without the markers around it. ``critical`` holds
+    positions in ``output_ids`` that the generator of the problem knows to matter, None where it does
+    not know. ``problem`` is an id that no other question has.
+    """
+
+    problem: str
+    task: str
+    question: str
+    prompt_ids: list[int]
+    output_ids: list[int]
+    thinking: tuple[int, int]
+    answer: str
+    correct: bool
+    critical: list[int] | None = None
+    retokenized: bool = False
+    """The server gave text alone, so ``output_ids`` are the tokenizer's for it, not the model's own."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and output."""
+        return len(self.prompt_ids) + len(self.output_ids)
+
+    def to_line(self) -> str:
+        """Return one line, without fields that say nothing."""
+        values = asdict(self)
+        values = {
+            name: value
+            for name, value in values.items()
+            if name not in OPTIONAL or value not in (None, False)
+        }
+        return json.dumps(values, ensure_ascii=False)
+
+    @classmethod
+    def from_line(cls, line: str, place: str) -> Self:
+        """Parse and check one line.
+
+        Raises:
+            TraceError: a field is missing, of the wrong kind, or says what cannot be.
+        """
+        found = _parse(line, place)
+        unknown = sorted(found.keys() - {field.name for field in fields(cls)})
+        if unknown:
+            raise TraceError(f"{place}: field {unknown[0]!r} is unknown; remove or rename it")
+        _check(found, REQUIRED, place)
+        _check({name: found[name] for name in OPTIONAL if name in found}, OPTIONAL, place, partial=True)
+        trace = cls(**{**found, "thinking": tuple(found["thinking"])})
+        trace._check_spans(place)
+        return trace
+
+    def _check_spans(self, place: str) -> None:
+        ids = [*self.prompt_ids, *self.output_ids, *self.thinking, *(self.critical or ())]
+        if not all(type(number) is int and number >= 0 for number in ids):
+            raise TraceError(f"{place}: ids and positions must be integers from 0 on")
+        if len(self.thinking) != 2 or not self.thinking[0] < self.thinking[1]:
+            raise TraceError(
+                f"{place}: thinking={list(self.thinking)} holds no token; "
+                "it is [start, end) in output_ids; leave traces without thinking out"
+            )
+        if self.thinking[1] >= len(self.output_ids):
+            raise TraceError(
+                f"{place}: thinking={list(self.thinking)}, but output_ids has {len(self.output_ids)} "
+                "tokens: nothing follows the thinking; leave the trace out"
+            )
+        if self.critical and max(self.critical) >= len(self.output_ids):
+            raise TraceError(
+                f"{place}: critical={max(self.critical)} is behind the last of "
+                f"{len(self.output_ids)} output_ids"
+            )
+
+
+REQUIRED = {
+    **{"problem": str, "task": str, "question": str, "answer": str},
+    **{"prompt_ids": list, "output_ids": list, "thinking": list, "correct": bool},
+}
+OPTIONAL = {"critical": list, "retokenized": bool}
+
+
+def read_header(path: Path) -> TraceHeader:
+    """Return a file's header.
+
+    Raises:
+        TraceError: the file is empty or begins with something else.
+    """
+    with path.open(encoding="utf-8") as lines:
+        return TraceHeader.from_line(next(lines, ""), f"{path}:1")
+
+
+def read_traces(
+    path: Path,
+    *,
+    tokenizer: str | None = None,
+    max_len: int | None = None,
+    wrong_too: bool = False,
+    skipped: list[str] | None = None,
+) -> Iterator[Trace]:
+    """Yield the traces of a file, one at a time, in its order.
+
+    Args:
+        path: of the file.
+        tokenizer: `fingerprint` of the vocabulary that the traces are for; None accepts any.
+        max_len: tokens that the model takes, its ``max_position_embeddings``; None accepts all.
+        wrong_too: give traces with a wrong answer as well.
+        skipped: messages of lines that cannot be used are added here and reading goes on; without
+            it the first of them ends the reading.
+
+    Raises:
+        TraceError: another tokenizer, no header, or a line that cannot be used.
+    """
+    found = read_header(path)
+    if tokenizer is not None and found.tokenizer != tokenizer:
+        raise TraceError(
+            f"{path}:1: tokenizer={found.tokenizer} of {found.model!r} is not this model's, {tokenizer}; "
+            "generate traces with this model, or name the model that they were generated with"
+        )
+    with path.open(encoding="utf-8") as lines:
+        next(lines)
+        for number, line in enumerate(lines, start=2):
+            try:
+                trace = _usable(line, f"{path}:{number}", max_len)
+            except TraceError as error:
+                if skipped is None:
+                    raise
+                skipped.append(str(error))
+                continue
+            if trace.correct or wrong_too:
+                yield trace
+
+
+class TraceWriter:
+    """Adds traces to a file, each on disk before `add` returns; an existing file is continued.
+
+    A last line that a stopped run left unfinished is removed first.
+
+    Raises:
+        TraceError: the file that is there has another header.
+    """
+
+    def __init__(self, path: Path, header: TraceHeader) -> None:
+        if path.exists():
+            drop_unfinished_line(path)
+        if path.exists() and path.stat().st_size:
+            _check_same(path, read_header(path), header)
+            self._file = path.open("a", encoding="utf-8")
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("w", encoding="utf-8")
+        self._write(header.to_line())
+
+    def add(self, trace: Trace) -> None:
+        """Write one trace."""
+        self._write(trace.to_line())
+
+    def _write(self, line: str) -> None:
+        self._file.write(line + "\n")
+        self._file.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._file.close()
+
+
+def drop_unfinished_line(path: Path) -> None:
+    """Cut what follows a file's last line break: a run was stopped while it wrote it."""
+    data = path.read_bytes()
+    end = data.rfind(b"\n") + 1
+    if end < len(data):
+        with path.open("r+b") as file:
+            file.truncate(end)
+
+
+def _usable(line: str, place: str, max_len: int | None) -> Trace:
+    if not line.endswith("\n"):
+        raise TraceError(
+            f"{place}: the last line has no end: its run was stopped while writing it; "
+            "run that command again, or remove the line"
+        )
+    trace = Trace.from_line(line, place)
+    if max_len is not None and trace.length > max_len:
+        raise TraceError(
+            f"{place}: {trace.length} tokens, but the model takes {max_len} "
+            "(max_position_embeddings); leave the trace out or lower --max-new-tokens"
+        )
+    return trace
+
+
+def _check_same(path: Path, found: TraceHeader, wanted: TraceHeader) -> None:
+    for name, value in asdict(wanted).items():
+        if getattr(found, name) != value:
+            raise TraceError(
+                f"{path}:1: {name}={getattr(found, name)!r} there, {value!r} now; "
+                "give the same to continue the file, or another --out"
+            )
+
+
+def _parse(line: str, place: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise TraceError(f"{place}: not JSON ({error.msg} at column {error.colno})") from None
+    if not isinstance(found, dict):
+        raise TraceError(f"{place}: {type(found).__name__} where an object is expected")
+    return found
+
+
+def _check(found: dict[str, Any], kinds: dict[str, type], place: str, partial: bool = False) -> None:
+    for name, kind in kinds.items():
+        if name not in found:
+            if partial:
+                continue
+            raise TraceError(f"{place}: field {name!r} is missing")
+        if not isinstance(found[name], kind):
+            raise TraceError(
+                f"{place}: {name} is {type(found[name]).__name__}, {kind.__name__} is expected"
+            )

@@ -1,0 +1,122 @@
+"""A fit learns, is the same every time, and goes on from where it was interrupted."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sgl_dynts.training.fit import FitRecipe, Split, fit_predictor, learning_rate_share
+from sgl_dynts.training.losses import LOSSES
+from sgl_dynts.training.states import StateSettings, StateStore, TraceStates
+
+WIDTH, LENGTH = 8, 60
+KEYS = tuple(f"trace-{number}" for number in range(12))
+SPLIT = Split(KEYS[:9], KEYS[9:])
+RECIPE = FitRecipe(
+    epochs=6, batch_size=2, learning_rate=0.02, scale="mean", loss="mse-emphasis", scale_inputs=True
+)
+
+
+def learnable(number):
+    """Tokens that matter where their state points one way."""
+    hidden = torch.randn(LENGTH, WIDTH, generator=torch.Generator().manual_seed(number))
+    targets = (hidden @ torch.linspace(-1, 1, WIDTH)).exp() * 1e-3
+    return TraceStates(hidden, targets, targets > targets.quantile(0.95))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    store = StateStore(tmp_path_factory.mktemp("states"), StateSettings("model", "float32", "answer", 0))
+    list(store.add((key, lambda number=number: learnable(number)) for number, key in enumerate(KEYS)))
+    return store
+
+
+def weights(predictor):
+    return torch.cat([parameter.flatten() for parameter in predictor.parameters()])
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_learns_which_held_out_tokens_matter(store, loss):
+    scale = "power" if loss == "mse-band" else "mean"
+    _, history = fit_predictor(store, SPLIT, replace(RECIPE, loss=loss, scale=scale, epochs=12))
+    assert history[-1].held_out.overlap_20 > 0.75
+    assert history[-1].held_out.recall_20 == 1
+    assert history[-1].held_out_loss < history[0].held_out_loss
+
+
+def test_an_interrupted_fit_ends_as_an_uninterrupted_one(store, tmp_path):
+    class InterruptedError(Exception):
+        pass
+
+    def interrupt(epoch):
+        if epoch.epoch == 3:
+            raise InterruptedError
+
+    whole, history = fit_predictor(store, SPLIT, RECIPE)
+    with pytest.raises(InterruptedError):
+        fit_predictor(store, SPLIT, RECIPE, folder=tmp_path, report=interrupt)
+    seen = []
+    resumed, resumed_history = fit_predictor(
+        store, SPLIT, RECIPE, folder=tmp_path, report=lambda epoch: seen.append(epoch.epoch)
+    )
+    assert seen == [4, 5, 6]
+    assert torch.equal(weights(resumed), weights(whole))
+    assert resumed_history == history
+
+
+def test_a_fit_is_the_same_every_time_and_another_with_another_seed(store):
+    recipe = replace(RECIPE, epochs=2)
+    first, second = (weights(fit_predictor(store, SPLIT, recipe)[0]) for _ in range(2))
+    other = weights(fit_predictor(store, SPLIT, replace(recipe, seed=2))[0])
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+
+
+def test_held_out_traces_do_not_change_the_fit(store):
+    recipe = replace(RECIPE, epochs=1)
+    fewer = replace(SPLIT, held_out=KEYS[-1:])
+    pair = [weights(fit_predictor(store, split, recipe)[0]) for split in (SPLIT, fewer)]
+    assert torch.equal(*pair)
+
+
+def test_a_folder_with_another_fit_is_refused(store, tmp_path):
+    recipe = replace(RECIPE, epochs=1)
+    fit_predictor(store, SPLIT, recipe, folder=tmp_path)
+    with pytest.raises(ValueError, match="another recipe"):
+        fit_predictor(store, SPLIT, replace(recipe, seed=5), folder=tmp_path)
+    with pytest.raises(ValueError, match="another traces"):
+        fit_predictor(store, Split(KEYS[:3], KEYS[3:]), recipe, folder=tmp_path)
+
+
+def test_the_learning_rate_rises_and_falls_by_a_cosine():
+    shares = [learning_rate_share(step, 20, 0.1) for step in range(20)]
+    assert shares[:3] == [0.5, 1.0, 1.0]
+    assert shares[11] == pytest.approx(0.5)
+    assert shares[19] == pytest.approx(0.5 * (1 + math.cos(math.pi * 17 / 18)))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"loss": "huber"}, "loss='huber' is unknown"),
+        ({"scale": "log"}, "scale='log' is unknown"),
+        ({"epochs": 0}, "epochs=0 must be above 0"),
+        ({"warmup_share": 1.0}, "warmup_share=1.0 must lie between"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        FitRecipe(**values)
+
+
+def test_the_defaults_are_the_papers():
+    recipe = FitRecipe()
+    assert (recipe.epochs, recipe.batch_size, recipe.learning_rate) == (15, 256, 5e-4)
+    assert (recipe.betas, recipe.weight_decay, recipe.warmup_share) == ((0.9, 0.95), 0.01, 0.1)
+    assert (recipe.loss, recipe.widen * 3584, recipe.narrow * 3584) == ("mse", 7168, 1792)
+
+
+def test_a_split_needs_both_sides():
+    with pytest.raises(ValueError, match="no trace is held out"):
+        Split(KEYS, ())
