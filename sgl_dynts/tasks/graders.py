@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,6 +24,7 @@ CODE_BLOCK = re.compile(r"```(?:python|py)?\s*\n(.*?)```", re.DOTALL)
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MOST_CHOICES = 8
 """Letters that count where a problem does not list its choices; the next one is the word "I"."""
+RUN_PROGRAMS_HELP = "let programs that the model writes run on this machine"
 PROGRAM_SECONDS = 10
 PROGRAM_BYTES = 1 << 30
 
@@ -148,6 +150,24 @@ def grader_of(problem: Problem) -> Grader:
             f"problem {problem.id}: grader={problem.grader!r} is unknown; known: {', '.join(GRADERS)}"
         )
     return GRADERS[problem.grader]
+
+
+def check_graders(problems: Iterable[Problem], run_programs: bool) -> None:
+    """Refuse problems that cannot be judged, before a model is asked.
+
+    Args:
+        problems: to judge later.
+        run_programs: whether programs that a model writes may run on this machine.
+
+    Raises:
+        ValueError: nobody has a grader's name, or programs would run and must not.
+    """
+    for problem in problems:
+        if isinstance(grader_of(problem), Program) and not run_programs:
+            raise ValueError(
+                f"problem {problem.id}: grader='python' runs what the model writes on this machine; "
+                "allow that with --run-programs, in a container best"
+            )
 
 
 def runs(program: str) -> bool:

@@ -23,54 +23,17 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
-from transformers import AutoConfig, AutoTokenizer
 
-from sgl_dynts.tasks.graders import GRADERS, grader_of
+from sgl_dynts.tasks.graders import GRADERS, RUN_PROGRAMS_HELP, check_graders, grader_of
 from sgl_dynts.tasks.json_lines import drop_unfinished_line, parse_object
 from sgl_dynts.tasks.problems import Problem, read_problems
-from sgl_dynts.thinking import ThinkMarkers
 from sgl_dynts.training.endpoint import APIS, Completion, Endpoint, EndpointError, Sampling
-from sgl_dynts.training.trace_file import Trace, TraceHeader, TraceWriter, fingerprint, read_traces
+from sgl_dynts.training.language import Language
+from sgl_dynts.training.trace_file import Trace, TraceHeader, TraceWriter, read_traces
 from sgl_dynts.training.trace_parts import NoTrace, Parts, critical_positions, find_parts
 
 RIGHT, WRONG, CUT = "right", "wrong", "cut by its length"
 FULL_CACHE = '{"dynts": {"enabled": false}}'
-
-
-class Language:
-    """A model's tokenizer, markers and longest sequence.
-
-    Raises:
-        ValueError: a marker is no token of this tokenizer's, or there is no chat template.
-    """
-
-    def __init__(self, folder: str, think_start: str, think_end: str, max_len: int | None) -> None:
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        if not self.tokenizer.chat_template:
-            raise ValueError(f"--model {folder}: its tokenizer has no chat template to ask with")
-        self.fingerprint = fingerprint(self.tokenizer.get_vocab())
-        self.markers = ThinkMarkers(self.encode(think_start), self.encode(think_end))
-        self.max_len: int = max_len or AutoConfig.from_pretrained(folder).max_position_embeddings
-
-    def encode(self, text: str) -> tuple[int, ...]:
-        """Return the ids of a text as it stands."""
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def decode(self, ids: list[int]) -> str:
-        """Return the text of ids, special tokens left out."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
-
-    def prompt(self, problem: Problem) -> list[int]:
-        """Return the ids of a question in the chat template, ready to be answered."""
-        messages = [{"role": "user", "content": grader_of(problem).ask(problem)}]
-        return self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-
-    def agrees(self, ids: list[int], text: str) -> bool:
-        """Whether a server's text is what its ids mean here, spaces and broken characters aside."""
-        meanings = (self.tokenizer.decode(ids, skip_special_tokens=skip) for skip in (True, False))
-        return _bare(text) in map(_bare, meanings)
 
 
 @dataclass(frozen=True)
@@ -234,8 +197,7 @@ async def _generate(args: argparse.Namespace) -> None:
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     problems = read_problems(args.problems, args.grader)[: args.num_problems]
-    for problem in problems:
-        grader_of(problem)
+    check_graders(problems, args.run_programs)
     language = Language(args.model, args.think_start, args.think_end, args.max_len)
     sampling = Sampling(args.temperature, args.top_p, args.top_k, args.max_new_tokens)
     header = TraceHeader(args.name or args.model, language.fingerprint, asdict(sampling))
@@ -285,6 +247,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--name", help="of the model, for the header and OpenAI's interface; default: --model")
     add("--problems", type=Path, required=True, help="JSON lines; sgl_dynts/tasks/README.md")
     add("--grader", choices=GRADERS, help="of problems that name none; default: exact")
+    add("--run-programs", action="store_true", help=RUN_PROGRAMS_HELP)
     add("--num-problems", type=int, help="the first so many; default: all")
     add("--out", type=Path, required=True, help="JSON lines; attempts are logged beside it, in *.log")
     add("--attempts", type=int, default=1, help="most attempts at a question")
@@ -306,10 +269,6 @@ API_HELP = (
     "sglang: /generate; openai: /v1/completions with token ids; openai-text: any other server, whose "
     "text is tokenized again"
 )
-
-
-def _bare(text: str) -> str:
-    return "".join(text.replace("\ufffd", "").split())
 
 
 if __name__ == "__main__":
