@@ -4,64 +4,40 @@ All cells run in one server, the policy and the windows chosen per request, on t
 A cell that is in the results already is not run again.
 
     python -m benchmark.accuracy --steps 10 14 --budget-fraction 0.3 0.5 --num-problems 500
+    python -m benchmark.accuracy --model FOLDER --preset aime24=aime24.jsonl math500=math500.jsonl
 """
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
+from benchmark.accuracy_tasks import Task, choose_tasks
 from benchmark.charts import draw_accuracy
 from benchmark.grading import Reply, ends_in_loop, mean_held, summarize
+from benchmark.presets import LLAMA, QWEN
 from benchmark.provenance import RESULTS, keep, parser_of, provenance
 from benchmark.served import Client, served
 from sgl_dynts import demo_model_path
 from sgl_dynts.checkpoint import PredictorHeader, find_predictor
 from sgl_dynts.config import DynTSConfig
-from sgl_dynts.demo import ledger
-from sgl_dynts.demo.evaluate import SPLITS, held_out
-from sgl_dynts.demo.ledger import Problem, Vocabulary
 from sgl_dynts.policies import FULL, NEED_PREDICTOR, POLICIES
+from sgl_dynts.tasks.graders import GRADERS, RUN_PROGRAMS_HELP, grader_of
+from sgl_dynts.tasks.problems import SPLITS, Problem
+from sgl_dynts.training.language import Language
 
 SETTINGS = (
     *("task", "model", "seed", "policy", "target", "budget_fraction", "n"),
     *("split", "temperature", "samples"),
 )
-MOST_INFLATION = 1.25
-"""A request is cut at so many times the length of the reference solution."""
 HEAD = (
     f"{'task':<11}{'policy':<11}{'budget':>7}{'n':>6}{'right %':>9}  {'95 % interval':<15}{'mean KV':>8}"
     f"{'peak KV':>8}{'length':>8}{'loops':>7}{'cut':>7}{'tokens/solved':>14}"
 )
-
-
-@dataclass(frozen=True)
-class Task:
-    """Ledgers of one length, with what it takes to ask and to judge."""
-
-    num_steps: int
-    problems: list[Problem]
-
-    @property
-    def name(self) -> str:
-        """The task's name in the results."""
-        return f"ledger-{self.num_steps}"
-
-    @cached_property
-    def trace_len(self) -> int:
-        """Mean tokens of a reference trace: what a budget fraction is a fraction of."""
-        return round(fmean(len(problem.trace.split()) for problem in self.problems))
-
-    def windows(self, fraction: float, recommended: DynTSConfig) -> DynTSConfig:
-        """Return the recommended windows scaled to this share of the trace; the question counts too."""
-        budget = round(fraction * self.trace_len)
-        local_window = round(recommended.local_window * budget / recommended.budget)
-        return DynTSConfig(budget, local_window, recommended.keep_ratio)
 
 
 @dataclass(frozen=True)
@@ -79,23 +55,24 @@ class Run:
     def __init__(self, args: argparse.Namespace, client: Client) -> None:
         self.args = args
         self.client = client
-        self.vocabulary = Vocabulary()
+        self.language = Language(str(args.model))
         self.header: PredictorHeader = find_predictor(args.model).header
         self.device = client.call("/server_info")["device"]
 
     def measure(self, cell: Cell) -> dict[str, Any]:
         """Answer all problems of a cell and return its object."""
-        jobs = [problem for problem in cell.task.problems for _ in range(self.args.samples)]
-        with ThreadPoolExecutor(self.args.concurrency) as pool:
-            replies = list(pool.map(lambda problem: self._answer(cell, problem), jobs))
-        k = self.args.samples
-        by_problem = [replies[i : i + k] for i in range(0, len(replies), k)]
+        jobs = [problem for problem in cell.task.problems for _ in range(cell.task.samples)]
         full = None if cell.policy == FULL else self.find(Cell(cell.task, FULL, 1.0))
-        numbers = summarize(by_problem, None if full is None else full["mean_output_len"])
-        windows = cell.task.windows(cell.budget_fraction, self.header.config)
+        full_len = None if full is None else full["mean_output_len"]
+        windows = cell.task.windows_of(cell.budget_fraction, self.header.config, full_len)
+        with ThreadPoolExecutor(self.args.concurrency) as pool:
+            answers = list(pool.map(lambda problem: self._ask(cell, windows, problem), jobs))
+        replies = [self._judge(cell, *pair) for pair in zip(jobs, answers, strict=True)]
+        k = cell.task.samples
+        by_problem = [replies[i : i + k] for i in range(0, len(replies), k)]
         return (
             self._settings(cell)
-            | numbers
+            | summarize(by_problem, full_len)
             | {"budget": windows.budget, "local_window": windows.local_window}
             | {"keep_ratio": windows.keep_ratio}
             | provenance()
@@ -118,13 +95,13 @@ class Run:
             "target": self.header.target if cell.policy in NEED_PREDICTOR else None,
             "budget_fraction": cell.budget_fraction,
             "n": len(cell.task.problems),
-            "split": self.args.split,
-            "temperature": self.args.temperature,
-            "samples": self.args.samples,
+            "split": cell.task.split,
+            "temperature": cell.task.sampling.temperature,
+            "samples": cell.task.samples,
         }
 
-    def _answer(self, cell: Cell, problem: Problem) -> Reply:
-        windows = cell.task.windows(cell.budget_fraction, self.header.config)
+    def _ask(self, cell: Cell, windows: DynTSConfig, problem: Problem) -> dict[str, Any]:
+        prompt = self.language.prompt(problem)
         dynts = {
             "policy": cell.policy,
             "budget": windows.budget,
@@ -132,24 +109,25 @@ class Run:
             "keep_ratio": windows.keep_ratio,
             "return_compactions": True,
         }
+        sampling = cell.task.sampling
         params = {
-            "temperature": self.args.temperature,
-            "max_new_tokens": round(MOST_INFLATION * len(problem.completion.split())),
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k or -1,
+            "max_new_tokens": min(cell.task.most_tokens(problem), self.language.max_len - len(prompt)),
             "custom_params": {"dynts": dynts},
         }
-        prompt = self.vocabulary.encode(problem.prompt)
-        reply = self.client.call("/generate", {"input_ids": prompt, "sampling_params": params})
-        return self._judge(cell, problem, reply)
+        return self.client.call("/generate", {"input_ids": prompt, "sampling_params": params})
 
     def _judge(self, cell: Cell, problem: Problem, reply: dict[str, Any]) -> Reply:
         meta, tokens = reply["meta_info"], reply["output_ids"]
         numbers = meta["dynts"]
         if numbers["policy"] != cell.policy:
             raise RuntimeError(f"asked for policy {cell.policy}, served {numbers['policy']}")
-        text = self.vocabulary.decode(tokens)
+        verdict = grader_of(problem).judge(problem, self.language.answer(tokens))
         return Reply(
-            is_right=ledger.is_correct(problem, text),
-            answer=text.rpartition(ledger.END_THINK)[2],
+            is_right=verdict.is_right,
+            answer=verdict.said,
             output_len=len(tokens),
             is_truncated=meta["finish_reason"]["type"] == "length",
             is_loop=ends_in_loop(tokens),
@@ -163,7 +141,10 @@ class Run:
 def main() -> None:
     """Run the cells and report them."""
     args = parse()
-    tasks = [Task(n, held_out(args.split, args.num_problems, n)) for n in args.steps]
+    try:
+        tasks = choose_tasks(args)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
     print(HEAD, flush=True)
     with served(args.url, args.model, args.server_args) as client:
         run = Run(args, client)
@@ -180,7 +161,7 @@ def cells(args: argparse.Namespace, tasks: list[Task]) -> Iterator[Cell]:
     """Yield the cells in order, the full cache first: the others' lengths are compared with its."""
     for task in tasks:
         yield Cell(task, FULL, 1.0)
-        for fraction in args.budget_fraction:
+        for fraction in task.fractions(args.budget_fraction):
             for policy in args.policies:
                 if policy != FULL:
                     yield Cell(task, policy, fraction)
@@ -199,7 +180,7 @@ def format_row(result: dict[str, Any]) -> str:
     )
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = parser_of("accuracy", __doc__)
     add = parser.add_argument
@@ -208,18 +189,29 @@ def parse() -> argparse.Namespace:
     add("--seed", type=int, default=1, help="the model was trained with; recorded, nothing else")
     add("--server-args", default="", help="more arguments for a server of our own")
     add("--steps", nargs="+", type=int, default=[10, 14], help="ledger entries, a task for each")
+    add("--problems", nargs="+", type=Path, default=[], help="files to ask instead of ledgers")
+    add("--preset", nargs="+", default=[], metavar="NAME=FILE", help=PRESET_HELP)
+    add("--family", choices=(QWEN, LLAMA), default=QWEN, help="whose windows a preset takes")
+    add("--grader", choices=GRADERS, help="of --problems that name none; default: exact")
+    add("--run-programs", action="store_true", help=RUN_PROGRAMS_HELP)
     add("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
     add("--budget-fraction", nargs="+", type=float, default=[0.3, 0.4, 0.5, 0.7], help=FRACTION_HELP)
     add("--num-problems", type=int, default=500)
     add("--split", choices=SPLITS, default="test")
-    add("--temperature", type=float, default=0.0)
-    add("--samples", type=int, default=1, help="per problem; with 5 also pass@5 and maj@5")
+    add("--temperature", type=float, help="default: the preset's, else greedy")
+    add("--top-p", type=float)
+    add("--top-k", type=int, help="0: all")
+    add("--max-new-tokens", type=int, help="default: 16384; a ledger is cut by its own length")
+    add("--samples", type=int, help="per problem; default: the preset's 5, else 1")
     add("--concurrency", type=int, default=64, help="requests in flight")
     add("--out", type=Path, default=RESULTS / "accuracy.json", help="a plot is put beside it")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
-FRACTION_HELP = "budgets, as shares of the tokens of a reference trace; the question counts too"
+FRACTION_HELP = (
+    "budgets, as shares of a trace's tokens, the question counted in; a preset has its own budget"
+)
+PRESET_HELP = "benchmarks with the paper's settings, problems from files"
 
 if __name__ == "__main__":
     main()

@@ -14,6 +14,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from sgl_dynts.tasks import problems
+from sgl_dynts.tasks.problems import SPLITS
+
 VARIABLES = tuple("abcdefghijklmnopqrstuvwx")
 DIGITS = tuple("0123456789")
 OPERATIONS = tuple(f"{sign}{n}" for sign in "+*" for n in range(1, 10))
@@ -23,10 +26,9 @@ DEFAULT_STEPS = 14
 MIN_STEPS = 4
 MAX_STEPS = len(VARIABLES) - NUM_CONSTANTS
 
-# Problems of different splits never share a seed.
-TRAIN_SEEDS = range(0, 10**9)
-VALIDATION_SEEDS = range(10**9, 2 * 10**9)
-TEST_SEEDS = range(2 * 10**9, 3 * 10**9)
+TRAIN_SEEDS = SPLITS["train"]
+VALIDATION_SEEDS = SPLITS["validation"]
+TEST_SEEDS = SPLITS["test"]
 
 BOS, EOS, PAD, UNKNOWN = "<bos>", "<eos>", "<pad>", "<unk>"
 THINK, END_THINK = "<think>", "</think>"
@@ -148,6 +150,20 @@ def make_problem(seed: int, num_steps: int = DEFAULT_STEPS, *, brief: bool = Fal
     )
 
 
+def make_task_problem(seed: int, num_steps: int) -> problems.Problem:
+    """Return `make_problem`'s ledger in the form that all tasks share."""
+    problem = make_problem(seed, num_steps)
+    return problems.Problem(
+        id=f"ledger-{num_steps}-{seed}",
+        task=f"ledger-{num_steps}",
+        question=problem.question,
+        answer=problem.answer,
+        grader="words",
+        trace=problem.trace,
+        critical=_read_again(f"{problem.trace} {problem.answer}".split()),
+    )
+
+
 def min_age(num_steps: int) -> int:
     """Return how many entries ago a derived variable was written, at least, when it is read."""
     return max(1, num_steps // 2 - 1)
@@ -159,6 +175,12 @@ def is_correct(problem: Problem, text: str) -> bool:
     if EOS in words:
         words = words[: words.index(EOS)]
     return words == problem.answer.split()
+
+
+def _read_again(words: list[str]) -> tuple[str, ...]:
+    """Return the records that a trace writes down and that it or its answer reads later."""
+    written = [words[i + 1] for i, word in enumerate(words) if word == "so"]
+    return tuple(text for text in written if words.count(text) > 1)
 
 
 def _draw_entries(

@@ -9,15 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from sgl_dynts.tasks.json_lines import LineError, check_fields, drop_unfinished_line, parse_object
+
 FORMAT = "dynts-traces-1"
-
-
-class TraceError(ValueError):
-    """A line that cannot be used; says which file, which line and what to do."""
 
 
 def fingerprint(vocabulary: Mapping[str, int]) -> str:
@@ -50,14 +48,14 @@ class TraceHeader:
         """Parse the first line.
 
         Raises:
-            TraceError: it is no header of this format.
+            LineError: it is no header of this format.
         """
-        found = _parse(line, place)
+        found = parse_object(line, place)
         if found.get("format") != FORMAT:
-            raise TraceError(
+            raise LineError(
                 f"{place}: format={found.get('format')!r}, not {FORMAT!r}; is this a file of traces?"
             )
-        _check(found, {"model": str, "tokenizer": str, "sampling": dict}, place)
+        check_fields(found, HEADER_FIELDS, {}, place)
         return cls(found["model"], found["tokenizer"], found["sampling"])
 
 
@@ -102,14 +100,10 @@ class Trace:
         """Parse and check one line.
 
         Raises:
-            TraceError: a field is missing, of the wrong kind, or says what cannot be.
+            LineError: a field is missing, of the wrong kind, or says what cannot be.
         """
-        found = _parse(line, place)
-        unknown = sorted(found.keys() - {field.name for field in fields(cls)})
-        if unknown:
-            raise TraceError(f"{place}: field {unknown[0]!r} is unknown; remove or rename it")
-        _check(found, REQUIRED, place)
-        _check({name: found[name] for name in OPTIONAL if name in found}, OPTIONAL, place, partial=True)
+        found = parse_object(line, place)
+        check_fields(found, REQUIRED, OPTIONAL, place)
         trace = cls(**{**found, "thinking": tuple(found["thinking"])})
         trace._check_spans(place)
         return trace
@@ -117,24 +111,25 @@ class Trace:
     def _check_spans(self, place: str) -> None:
         ids = [*self.prompt_ids, *self.output_ids, *self.thinking, *(self.critical or ())]
         if not all(type(number) is int and number >= 0 for number in ids):
-            raise TraceError(f"{place}: ids and positions must be integers from 0 on")
+            raise LineError(f"{place}: ids and positions must be integers from 0 on")
         if len(self.thinking) != 2 or not self.thinking[0] < self.thinking[1]:
-            raise TraceError(
+            raise LineError(
                 f"{place}: thinking={list(self.thinking)} holds no token; "
                 "it is [start, end) in output_ids; leave traces without thinking out"
             )
         if self.thinking[1] >= len(self.output_ids):
-            raise TraceError(
+            raise LineError(
                 f"{place}: thinking={list(self.thinking)}, but output_ids has {len(self.output_ids)} "
                 "tokens: nothing follows the thinking; leave the trace out"
             )
         if self.critical and max(self.critical) >= len(self.output_ids):
-            raise TraceError(
+            raise LineError(
                 f"{place}: critical={max(self.critical)} is behind the last of "
                 f"{len(self.output_ids)} output_ids"
             )
 
 
+HEADER_FIELDS = {"format": str, "model": str, "tokenizer": str, "sampling": dict}
 REQUIRED = {
     **{"problem": str, "task": str, "question": str, "answer": str},
     **{"prompt_ids": list, "output_ids": list, "thinking": list, "correct": bool},
@@ -146,7 +141,7 @@ def read_header(path: Path) -> TraceHeader:
     """Return a file's header.
 
     Raises:
-        TraceError: the file is empty or begins with something else.
+        LineError: the file is empty or begins with something else.
     """
     with path.open(encoding="utf-8") as lines:
         return TraceHeader.from_line(next(lines, ""), f"{path}:1")
@@ -171,11 +166,11 @@ def read_traces(
             it the first of them ends the reading.
 
     Raises:
-        TraceError: another tokenizer, no header, or a line that cannot be used.
+        LineError: another tokenizer, no header, or a line that cannot be used.
     """
     found = read_header(path)
     if tokenizer is not None and found.tokenizer != tokenizer:
-        raise TraceError(
+        raise LineError(
             f"{path}:1: tokenizer={found.tokenizer} of {found.model!r} is not this model's, {tokenizer}; "
             "generate traces with this model, or name the model that they were generated with"
         )
@@ -184,7 +179,7 @@ def read_traces(
         for number, line in enumerate(lines, start=2):
             try:
                 trace = _usable(line, f"{path}:{number}", max_len)
-            except TraceError as error:
+            except LineError as error:
                 if skipped is None:
                     raise
                 skipped.append(str(error))
@@ -199,12 +194,11 @@ class TraceWriter:
     A last line that a stopped run left unfinished is removed first.
 
     Raises:
-        TraceError: the file that is there has another header.
+        LineError: the file that is there has another header.
     """
 
     def __init__(self, path: Path, header: TraceHeader) -> None:
-        if path.exists():
-            drop_unfinished_line(path)
+        drop_unfinished_line(path)
         if path.exists() and path.stat().st_size:
             _check_same(path, read_header(path), header)
             self._file = path.open("a", encoding="utf-8")
@@ -228,24 +222,15 @@ class TraceWriter:
         self._file.close()
 
 
-def drop_unfinished_line(path: Path) -> None:
-    """Cut what follows a file's last line break: a run was stopped while it wrote it."""
-    data = path.read_bytes()
-    end = data.rfind(b"\n") + 1
-    if end < len(data):
-        with path.open("r+b") as file:
-            file.truncate(end)
-
-
 def _usable(line: str, place: str, max_len: int | None) -> Trace:
     if not line.endswith("\n"):
-        raise TraceError(
+        raise LineError(
             f"{place}: the last line has no end: its run was stopped while writing it; "
             "run that command again, or remove the line"
         )
     trace = Trace.from_line(line, place)
     if max_len is not None and trace.length > max_len:
-        raise TraceError(
+        raise LineError(
             f"{place}: {trace.length} tokens, but the model takes {max_len} "
             "(max_position_embeddings); leave the trace out or lower --max-new-tokens"
         )
@@ -255,29 +240,7 @@ def _usable(line: str, place: str, max_len: int | None) -> Trace:
 def _check_same(path: Path, found: TraceHeader, wanted: TraceHeader) -> None:
     for name, value in asdict(wanted).items():
         if getattr(found, name) != value:
-            raise TraceError(
+            raise LineError(
                 f"{path}:1: {name}={getattr(found, name)!r} there, {value!r} now; "
                 "give the same to continue the file, or another --out"
-            )
-
-
-def _parse(line: str, place: str) -> dict[str, Any]:
-    try:
-        found = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise TraceError(f"{place}: not JSON ({error.msg} at column {error.colno})") from None
-    if not isinstance(found, dict):
-        raise TraceError(f"{place}: {type(found).__name__} where an object is expected")
-    return found
-
-
-def _check(found: dict[str, Any], kinds: dict[str, type], place: str, partial: bool = False) -> None:
-    for name, kind in kinds.items():
-        if name not in found:
-            if partial:
-                continue
-            raise TraceError(f"{place}: field {name!r} is missing")
-        if not isinstance(found[name], kind):
-            raise TraceError(
-                f"{place}: {name} is {type(found[name]).__name__}, {kind.__name__} is expected"
             )

@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from sgl_dynts.tasks.json_lines import LineError
 from sgl_dynts.training.trace_file import (
     Trace,
-    TraceError,
     TraceHeader,
     TraceWriter,
     fingerprint,
@@ -61,12 +61,12 @@ def test_a_file_is_continued_and_an_unfinished_line_removed(path):
 
 
 def test_a_file_of_another_model_is_not_continued(path):
-    with pytest.raises(TraceError, match=r"traces.jsonl:1: model='org/model' there, 'other' now"):
+    with pytest.raises(LineError, match=r"traces.jsonl:1: model='org/model' there, 'other' now"):
         TraceWriter(path, replace(HEADER, model="other"))
 
 
 def test_another_tokenizer_is_found(path):
-    with pytest.raises(TraceError, match=r"traces.jsonl:1: tokenizer=.* is not this model's, abc"):
+    with pytest.raises(LineError, match=r"traces.jsonl:1: tokenizer=.* is not this model's, abc"):
         list(read_traces(path, tokenizer="abc"))
 
 
@@ -91,7 +91,7 @@ def test_a_fingerprint_depends_on_words_and_ids_and_not_on_their_order():
 )
 def test_what_is_wrong_is_said_with_file_and_line(path, fields, message):
     spoil(path, **fields)
-    with pytest.raises(TraceError, match=f"traces.jsonl:3: .*{message}"):
+    with pytest.raises(LineError, match=f"traces.jsonl:3: .*{message}"):
         list(read_traces(path))
     skipped: list[str] = []
     assert len(list(read_traces(path, skipped=skipped))) == 2
@@ -100,7 +100,7 @@ def test_what_is_wrong_is_said_with_file_and_line(path, fields, message):
 
 def test_a_trace_that_is_too_long_for_the_model_is_refused(path):
     assert list(read_traces(path, max_len=6)) == [TRACE]
-    with pytest.raises(TraceError, match=r"traces.jsonl:2: 6 tokens, but the model takes 5"):
+    with pytest.raises(LineError, match=r"traces.jsonl:2: 6 tokens, but the model takes 5"):
         list(read_traces(path, max_len=5))
 
 
@@ -108,11 +108,11 @@ def test_a_trace_that_is_too_long_for_the_model_is_refused(path):
 def test_a_file_without_a_header_is_refused(tmp_path, text):
     path = tmp_path / "some.jsonl"
     path.write_text(text)
-    with pytest.raises(TraceError, match=r"some.jsonl:1: "):
+    with pytest.raises(LineError, match=r"some.jsonl:1: "):
         list(read_traces(path))
 
 
 def test_a_line_without_an_end_is_refused(path):
     path.write_text(path.read_text().rstrip("\n"))
-    with pytest.raises(TraceError, match=r"traces.jsonl:3: the last line has no end"):
+    with pytest.raises(LineError, match=r"traces.jsonl:3: the last line has no end"):
         list(read_traces(path))

@@ -1,0 +1,131 @@
+"""Asks a server for completions over HTTP: SGLang's own interface, or OpenAI's with token ids."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+SECONDS = 3600.0
+TRIES = 4
+FIRST_PAUSE = 1.0
+"""Seconds before a server that did not answer is asked again; doubled each time."""
+APIS = ("sglang", "openai", "openai-text")
+"""SGLang's ``/generate``; ``/v1/completions`` that returns token ids (SGLang, vLLM); or text alone."""
+BUSY = (429, 502, 503, 504)
+
+
+class EndpointError(RuntimeError):
+    """The server cannot be used; says what it answered and what to do."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn; ``top_k`` 0 means all."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a server generated: ``ids`` is None where it gives text alone; ``is_cut``: by its length."""
+
+    ids: list[int] | None
+    text: str
+    is_cut: bool
+
+
+class Endpoint:
+    """One model of one server.
+
+    Args:
+        url: of the server, without a path.
+        api: one of `APIS`.
+        model: the name that the server knows it by; OpenAI's interface needs it.
+        key: sent as a bearer token, if given.
+        custom_params: passed on to SGLang.
+    """
+
+    def __init__(
+        self, url: str, api: str, model: str, key: str | None, custom_params: dict[str, Any]
+    ) -> None:
+        self.url = url.rstrip("/")
+        self.api = api
+        self.model = model
+        self.custom_params = custom_params
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        limits = httpx.Limits(max_connections=None)
+        timeout = httpx.Timeout(SECONDS, connect=10)
+        self._http = httpx.AsyncClient(timeout=timeout, headers=headers, limits=limits)
+
+    async def close(self) -> None:
+        """Give connections back."""
+        await self._http.aclose()
+
+    async def complete(self, prompt: list[int], sampling: Sampling) -> Completion:
+        """Continue token ids.
+
+        Raises:
+            EndpointError: the server refuses, or does not answer several times in a row.
+        """
+        if self.api == "sglang":
+            return _from_sglang(await self._post("/generate", self._sglang_body(prompt, sampling)))
+        return _from_openai(await self._post("/v1/completions", self._openai_body(prompt, sampling)))
+
+    def _sglang_body(self, prompt: list[int], sampling: Sampling) -> dict[str, Any]:
+        params = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_new_tokens": sampling.max_new_tokens,
+            "custom_params": self.custom_params,
+        }
+        if sampling.top_k:
+            params["top_k"] = sampling.top_k
+        return {"input_ids": prompt, "sampling_params": params}
+
+    def _openai_body(self, prompt: list[int], sampling: Sampling) -> dict[str, Any]:
+        body = {
+            "model": self.model,
+            "prompt": prompt,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_new_tokens,
+        }
+        if self.api == "openai":
+            body |= {"return_token_ids": True, "skip_special_tokens": False}
+            body |= {"top_k": sampling.top_k} if sampling.top_k else {}
+        return body
+
+    async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        pause, problem = FIRST_PAUSE, ""
+        for _ in range(TRIES):
+            try:
+                reply = await self._http.post(self.url + path, json=body)
+            except httpx.TransportError as error:
+                problem = f"{type(error).__name__} {error}".strip()
+            else:
+                if reply.status_code == httpx.codes.OK:
+                    return reply.json()
+                problem = f"HTTP {reply.status_code}: {reply.text[:500]}"
+                if reply.status_code not in BUSY:
+                    raise EndpointError(f"{self.url}{path} refused a request: {problem}")
+            await asyncio.sleep(pause)
+            pause *= 2
+        raise EndpointError(
+            f"{self.url}{path} failed {TRIES} times: {problem}; is the server there? "
+            "Start it and give the same command to go on"
+        )
+
+
+def _from_sglang(reply: dict[str, Any]) -> Completion:
+    return Completion(
+        reply["output_ids"], reply["text"], reply["meta_info"]["finish_reason"]["type"] == "length"
+    )
+
+
+def _from_openai(reply: dict[str, Any]) -> Completion:
+    choice = reply["choices"][0]
+    return Completion(choice.get("token_ids"), choice["text"], choice["finish_reason"] == "length")

@@ -1,0 +1,133 @@
+"""The accuracy benchmark against a client that answers from a table: tasks, windows, grading."""
+
+import json
+
+import pytest
+
+from benchmark.accuracy import Cell, Run, cells, parse
+from benchmark.accuracy_tasks import choose_tasks
+from benchmark.presets import PRESETS
+from sgl_dynts.config import DynTSConfig
+from sgl_dynts.demo.ledger import Vocabulary, make_problem
+from sgl_dynts.policies import FULL
+from sgl_dynts.tasks.problems import SPLITS
+
+VOCABULARY = Vocabulary()
+SEEDS = SPLITS["test"]
+
+
+class FakeClient:
+    """Solves every ledger by its reference, but those whose seed is in `wrong`."""
+
+    def __init__(self, steps, count, wrong=()):
+        self.asked = []
+        problems = [make_problem(seed, steps) for seed in SEEDS[:count]]
+        self.solutions = {
+            tuple(VOCABULARY.encode(problem.prompt)): problem.completion for problem in problems
+        }
+        self.wrong = {tuple(VOCABULARY.encode(problems[i].prompt)) for i in wrong}
+
+    def call(self, path, body=None):
+        if path == "/server_info":
+            return {"device": "fake"}
+        self.asked.append(body)
+        prompt = tuple(body["input_ids"])
+        text = "done </think> a a=1 <eos>" if prompt in self.wrong else self.solutions[prompt]
+        dynts = {
+            "policy": body["sampling_params"]["custom_params"]["dynts"]["policy"],
+            "question_len": len(prompt),
+            "compacted_at": [],
+            "dropped_then": [],
+            "peak_window_len": 77,
+        }
+        meta = {"dynts": dynts, "finish_reason": {"type": "stop"}}
+        return {"output_ids": VOCABULARY.encode(text), "meta_info": meta}
+
+
+@pytest.fixture
+def args(tmp_path):
+    def make(*words):
+        return parse(["--out", str(tmp_path / "accuracy.json"), "--concurrency", "2", *words])
+
+    return make
+
+
+def test_ledgers_are_asked_in_the_chat_template_and_judged_by_their_words(args):
+    client = FakeClient(10, 4, wrong=[2])
+    options = args("--steps", "10", "--num-problems", "4")
+    (task,) = choose_tasks(options)
+    result = Run(options, client).measure(Cell(task, FULL, 1.0))
+    assert (result["task"], result["n"], result["correct"]) == ("ledger-10", 4, 3)
+    assert result["peak_kv_tokens"] == 77
+    lengths = [len(make_problem(seed, 10).completion.split()) for seed in SEEDS[:4]]
+    cuts = sorted(body["sampling_params"]["max_new_tokens"] for body in client.asked)
+    assert cuts == sorted(round(1.25 * length) for length in lengths)
+
+
+def test_a_ledgers_budget_is_a_share_of_its_reference_traces(args):
+    options = args("--steps", "10", "--num-problems", "3", "--policies", "predictor", "window")
+    tasks = choose_tasks(options)
+    mean = round(sum(len(make_problem(seed, 10).trace.split()) for seed in SEEDS[:3]) / 3)
+    windows = tasks[0].windows_of(0.5, DynTSConfig(308, 96, 0.9), None)
+    assert windows == DynTSConfig(round(0.5 * mean), round(96 * round(0.5 * mean) / 308), 0.9)
+    assert [cell.policy for cell in cells(options, tasks)][:3] == ["full", "predictor", "window"]
+
+
+def write(path, problems):
+    path.write_text("".join(json.dumps(problem) + "\n" for problem in problems))
+    return path
+
+
+SUM = {"question": "1+1?", "answer": "2"}
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "windows"),
+    [
+        ("aime24", "qwen-7b", (5000, 2000, 0.4)),
+        ("aime25", "llama-8b", (5000, 2000, 0.3)),
+        ("amc23", "qwen-7b", (5000, 2000, 0.4)),
+        ("gpqa-d", "qwen-7b", (5000, 2000, 0.4)),
+        ("gpqa-d", "llama-8b", (5000, 2500, 0.3)),
+        ("gk23en", "qwen-7b", (3000, 1500, 0.4)),
+        ("math500", "llama-8b", (3000, 1000, 0.3)),
+    ],
+)
+def test_presets_are_the_papers(args, tmp_path, name, family, windows):
+    path = write(tmp_path / "problems.jsonl", [SUM])
+    (task,) = choose_tasks(args("--preset", f"{name}={path}", "--family", family))
+    assert task.windows == DynTSConfig(*windows)
+    assert task.windows_of(0.3, DynTSConfig(308, 96, 0.9), 500.0) == task.windows
+    sampling = task.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k) == (0.6, 0.95, 20)
+    assert (sampling.max_new_tokens, task.samples, task.split) == (16384, 5, "problems.jsonl")
+    assert {problem.grader for problem in task.problems} == {PRESETS[name].grader}
+    assert task.fractions([0.3, 0.5]) == [round(windows[0] / 16384, 4)]
+
+
+def test_the_command_line_overrules_a_preset(args, tmp_path):
+    path = write(tmp_path / "problems.jsonl", [SUM])
+    words = ("--samples", "1", "--temperature", "0", "--max-new-tokens", "100")
+    (task,) = choose_tasks(args("--preset", f"aime24={path}", *words))
+    assert (task.samples, task.sampling.temperature, task.most_tokens(task.problems[0])) == (1, 0, 100)
+
+
+def test_budgets_of_a_file_are_shares_of_what_the_full_cache_wrote(args, tmp_path):
+    path = write(tmp_path / "sums.jsonl", [SUM])
+    (task,) = choose_tasks(args("--problems", str(path), "--grader", "math"))
+    assert (task.name, task.split, task.samples) == ("sums", "sums.jsonl", 1)
+    assert task.windows_of(0.5, DynTSConfig(300, 100, 0.5), 400.0) == DynTSConfig(200, 67, 0.5)
+
+
+@pytest.mark.parametrize("text", ["aime24", "aime24=", "aime99=x.jsonl"])
+def test_a_preset_that_cannot_be_is_refused(args, text):
+    with pytest.raises(ValueError, match=f"--preset {text}: give NAME=FILE"):
+        choose_tasks(args("--preset", text))
+
+
+def test_programs_run_only_if_that_is_allowed(args, tmp_path):
+    path = write(tmp_path / "code.jsonl", [SUM])
+    words = ("--preset", f"humaneval={path}")
+    with pytest.raises(ValueError, match="--run-programs"):
+        choose_tasks(args(*words))
+    assert choose_tasks(args(*words, "--run-programs"))[0].name == "humaneval"

@@ -1,0 +1,255 @@
+"""The traces command against a server that answers from a list; the tokenizer is the shipped model's."""
+
+import json
+import threading
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from transformers import AutoTokenizer
+
+from sgl_dynts import demo_model_path
+from sgl_dynts.demo.ledger import make_problem, make_task_problem
+from sgl_dynts.tasks.problems import write_problems
+from sgl_dynts.thinking import ThinkMarkers
+from sgl_dynts.training.trace_file import read_header, read_traces
+from sgl_dynts.training.trace_parts import NoTrace, critical_positions, find_parts
+from sgl_dynts.training.traces import main
+
+PROBLEMS = [make_task_problem(seed, 4) for seed in range(6)]
+REFERENCE = {make_problem(seed, 4).question: make_problem(seed, 4) for seed in range(6)}
+MARKERS = ThinkMarkers((1,), (2, 3))
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(demo_model_path())
+
+
+class FakeServer:
+    """Answers a question with what `completions` gives, a reference solution without."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.asked = Counter()
+        self.completions = {}
+        self.paths = Counter()
+        self.gives_text_alone = False
+        fake = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                status, reply = fake.answer(self.path, body)
+                data = json.dumps(reply).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, format, *args):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def answer(self, path, body):
+        self.paths[path] += 1
+        prompt = body["input_ids"] if path == "/generate" else body["prompt"]
+        question = self.tokenizer.decode(prompt).removeprefix("<bos> ").removesuffix(" <think>")
+        self.asked[question] += 1
+        text = self.completions.get(question, REFERENCE[question].completion)
+        if isinstance(text, list):
+            text = text[min(self.asked[question], len(text)) - 1]
+        if text == "refuse":
+            return 400, {"error": "no such thing"}
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        finish = "stop" if text.endswith("<eos>") else "length"
+        if path == "/generate":
+            plain = self.tokenizer.decode(ids, skip_special_tokens=True)
+            return 200, {
+                "text": plain,
+                "output_ids": ids,
+                "meta_info": {"finish_reason": {"type": finish}},
+            }
+        choice = {"text": text, "finish_reason": finish}
+        return 200, {"choices": [choice if self.gives_text_alone else choice | {"token_ids": ids}]}
+
+
+@pytest.fixture
+def server(tokenizer):
+    fake = FakeServer(tokenizer)
+    yield fake
+    fake.server.shutdown()
+    fake.server.server_close()
+
+
+@pytest.fixture
+def run(server, tmp_path):
+    problems, out = tmp_path / "problems.jsonl", tmp_path / "traces.jsonl"
+    with problems.open("w") as file:
+        write_problems(file, PROBLEMS)
+
+    def call(*more, expected=0):
+        words = ["--url", server.url, "--model", str(demo_model_path())]
+        words += ["--problems", str(problems), "--out", str(out), "--concurrency", "3", *more]
+        assert main(words) == expected
+        return list(read_traces(out, wrong_too=True)) if out.exists() else []
+
+    return call
+
+
+def test_right_traces_are_kept_with_their_ids_and_what_matters(run, tokenizer):
+    traces = run()
+    assert {trace.problem for trace in traces} == {problem.id for problem in PROBLEMS}
+    for trace in traces:
+        start, end = trace.thinking
+        reference = REFERENCE[trace.question]
+        assert tokenizer.decode(trace.output_ids[start:end]) == reference.trace
+        assert trace.answer == reference.answer
+        assert trace.correct
+        words = reference.trace.split()
+        read_again = [w for i, w in enumerate(words) if i and words[i - 1] == "so"]
+        again = [w for w in read_again if f"{reference.trace} {reference.answer}".split().count(w) > 1]
+        assert tokenizer.decode([trace.output_ids[at] for at in trace.critical or ()]).split() == again
+
+
+def test_what_is_no_trace_or_wrong_is_left_out_and_counted(run, server, capsys):
+    questions = [problem.question for problem in PROBLEMS]
+    server.completions = {
+        questions[0]: "done <eos>",
+        questions[1]: "done </think> a a=1 <eos>",
+        questions[2]: "done </think> a <think> b </think> c <eos>",
+        questions[3]: REFERENCE[questions[3]].trace,
+        questions[4]: "</think> a a=1 <eos>",
+    }
+    assert [trace.problem for trace in run()] == [PROBLEMS[5].id]
+    told = capsys.readouterr().out
+    for outcome in (
+        "never ends thinking",
+        "wrong",
+        "more than once",
+        "cut by its length",
+        "empty thinking",
+    ):
+        assert f"1 {outcome}" in told.replace("thinks more", "more")
+
+
+def test_wrong_traces_are_kept_on_request_and_marked(run, server):
+    question = PROBLEMS[2].question
+    server.completions = {question: "done </think> a a=1 <eos>"}
+    wrong = [trace for trace in run("--keep-wrong") if not trace.correct]
+    assert [(trace.question, trace.answer) for trace in wrong] == [(question, "a a=1")]
+
+
+def test_a_question_is_asked_again_until_it_is_right(run, server):
+    question = PROBLEMS[1].question
+    right = REFERENCE[question].completion
+    server.completions = {question: ["done <eos>", "a </think> b <eos>", right, right]}
+    assert len(run("--attempts", "4")) == 6
+    assert server.asked[question] == 3
+    assert sum(server.asked.values()) == 8
+
+
+def test_a_stopped_run_goes_on_where_it_was(run, server, tmp_path):
+    server.completions = {PROBLEMS[4].question: "refuse"}
+    before = run("--concurrency", "1", expected=1)
+    out, log = tmp_path / "traces.jsonl", tmp_path / "traces.log"
+    assert len(before) == 4
+    with out.open("a") as file:
+        file.write('{"problem": "cut off')
+    log.write_text("".join(log.read_text().splitlines(keepends=True)[:-1]))
+    server.completions = {}
+    server.asked.clear()
+    after = run()
+    assert after[: len(before)] == before
+    assert sorted(trace.problem for trace in after) == sorted(problem.id for problem in PROBLEMS)
+    assert sum(server.asked.values()) == 6 - len(before)
+    assert run() == after
+    assert sum(server.asked.values()) == 6 - len(before)
+
+
+def test_a_refusal_is_told_with_the_servers_words(run, server, capsys):
+    server.completions = {problem.question: "refuse" for problem in PROBLEMS}
+    assert run(expected=1) == []
+    assert "no such thing" in capsys.readouterr().err
+
+
+def test_openais_interface_gives_the_same_traces(run, server, tmp_path):
+    by_id = sorted(run(), key=lambda trace: trace.problem)
+    out = tmp_path / "other.jsonl"
+    run("--api", "openai", "--out", str(out))
+    assert server.paths == {"/generate": 6, "/v1/completions": 6}
+    assert sorted(read_traces(out), key=lambda trace: trace.problem) == by_id
+
+
+def test_text_alone_is_tokenized_again_and_marked(run, server):
+    server.gives_text_alone = True
+    traces = run("--api", "openai-text")
+    assert len(traces) == 6
+    assert all(trace.retokenized for trace in traces)
+
+
+def test_a_prompt_that_is_too_long_is_told_and_left_out(run, capsys):
+    assert run("--max-len", "10") == []
+    assert "the model takes 10; left out" in capsys.readouterr().err
+
+
+def test_the_tokenizer_of_another_model_is_found(run, server, capsys, monkeypatch):
+    monkeypatch.setattr(server.tokenizer, "decode", lambda ids, **_: "other words")
+    monkeypatch.setattr(server, "answer", lambda _path, _body: OTHER)
+    assert run(expected=1) == []
+    assert "it is another model's" in capsys.readouterr().err
+
+
+OTHER = 200, {"text": "hello", "output_ids": [5, 6], "meta_info": {"finish_reason": {"type": "stop"}}}
+
+
+def test_a_bad_line_ends_the_run_before_anything_is_asked(run, server, tmp_path, capsys):
+    (tmp_path / "problems.jsonl").write_text('{"question": "a", "answer": "b"}\n{"question"\n')
+    run(expected=1)
+    assert "problems.jsonl:2: not JSON" in capsys.readouterr().err
+    assert not server.asked
+
+
+def test_the_header_names_model_tokenizer_and_sampling(run, tmp_path):
+    run("--temperature", "0.3", "--name", "org/model")
+    header = read_header(tmp_path / "traces.jsonl")
+    assert (header.model, header.sampling["temperature"]) == ("org/model", 0.3)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "output", "thinking", "answer"),
+    [
+        ([9, 1], [5, 6, 2, 3, 7], (0, 2), (4, 5)),
+        ([9], [1, 5, 2, 3, 7, 8], (1, 2), (4, 6)),
+        ([9, 1], [2, 5, 2, 3, 7], (0, 2), (4, 5)),
+    ],
+)
+def test_parts_of_a_trace(prompt, output, thinking, answer):
+    parts = find_parts(prompt, output, MARKERS)
+    assert (parts.thinking, parts.answer) == (thinking, answer)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "output", "reason"),
+    [
+        ([1, 2, 3], [5, 6], "does not think"),
+        ([1], [5, 6], "never ends thinking"),
+        ([1], [5, 2, 3, 7, 1, 8, 2, 3, 7], "thinks more than once"),
+        ([1], [5, 2, 3, 7, 1, 8], "thinks more than once"),
+        ([1], [5, 1, 6, 2, 3, 7], "thinks more than once"),
+        ([1], [2, 3, 7], "empty thinking"),
+        ([9], [1, 2, 3, 7], "empty thinking"),
+    ],
+)
+def test_what_is_no_trace(prompt, output, reason):
+    with pytest.raises(NoTrace, match=reason):
+        find_parts(prompt, output, MARKERS)
+
+
+def test_critical_texts_are_whole_words_and_the_first_of_them(tokenizer):
+    output = tokenizer("so a=1 ; so b=2 ; recall a a=1", add_special_tokens=False)["input_ids"]
+    assert critical_positions(tokenizer, output, (0, 7), ["a=1", "so b=2", "c=3"]) == [1, 3, 4]
+    assert critical_positions(tokenizer, output, (2, 9), ["a=1"]) == [8]
