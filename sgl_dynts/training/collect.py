@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from sgl_dynts.tasks.json_lines import LineError
 from sgl_dynts.training.importance import (
     Importance,
     TraceSpans,
@@ -21,7 +22,7 @@ from sgl_dynts.training.importance import (
     gradient_importance,
 )
 from sgl_dynts.training.states import StateSettings, StateStore, TraceStates
-from sgl_dynts.training.trace_file import Trace, TraceError, fingerprint, read_traces
+from sgl_dynts.training.trace_file import Trace, fingerprint, read_traces
 
 TARGET_KINDS = ("answer", "future", "gradient")
 LEAST_TOKENS = 2
@@ -122,19 +123,19 @@ def usable_traces(path: Path, model: Model, target: Target) -> tuple[list[Trace]
     """Return (traces to train on, how many are too short for the target), having checked every line.
 
     Raises:
-        TraceError: a line that cannot be used, another tokenizer, or no trace to train on.
+        LineError: a line that cannot be used, another tokenizer, or no trace to train on.
     """
     traces = list(read_traces(path, tokenizer=model.tokenizer, max_len=model.max_len))
     for trace in traces:
         highest = max(*trace.prompt_ids, *trace.output_ids)
         if highest >= model.vocab_size:
-            raise TraceError(
+            raise LineError(
                 f"{path}: problem {trace.problem}: token id {highest}, but the model knows "
                 f"{model.vocab_size}; generate the trace with this model"
             )
     long_enough = [trace for trace in traces if target.num_counted(spans_of(trace)) >= LEAST_TOKENS]
     if not long_enough:
-        raise TraceError(
+        raise LineError(
             f"{path}: none of {len(traces)} right traces has {LEAST_TOKENS} tokens that count for the "
             f"target {target.name}; generate longer ones or lower --distance"
         )
