@@ -20,7 +20,7 @@ from tests.e2e.server import Server
 RETRACTING = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "40"}
 CHOICES: tuple[tuple[dict | None, Windows | None], ...] = (
     ({}, Windows(96, 16, 0.4)),
-    ({"budget": 64}, Windows(64, 16, 0.4)),
+    ({"budget": 64, "return_tokens": True}, Windows(64, 16, 0.4)),
     ({"budget": 128, "local_window": 24, "keep_ratio": 0.5}, Windows(128, 24, 0.5)),
     ({"enabled": False}, None),
 )
@@ -76,7 +76,7 @@ def live(server: Server, life: Life) -> dict | None:
         return hang_up(server, life)
     if life.fate == FINISH:
         return server.generate(**life.case)
-    name = f"life-{life.number}"
+    name = f"life-{life.number}-"  # SGLang aborts every id that begins like this
     killer = threading.Timer(life.patience, server.request, ("/abort_request", {"rid": name}))
     killer.start()
     try:
@@ -99,16 +99,35 @@ def hang_up(server: Server, life: Life) -> None:
     with urllib.request.urlopen(request, timeout=300) as reply:
         for raw in reply:
             line = raw.decode().removeprefix("data: ")
-            if line.startswith("{") and len(json.loads(line)["output_ids"]) >= life.case["length"] // 2:
+            grown = json.loads(line) if line.startswith("{") else {}
+            if len(grown.get("output_ids", ())) >= life.case["length"] // 2:
                 return
 
 
 def check(life: Life, reply: dict, reference: Reference | None) -> None:
     numbers = reply["meta_info"]["dynts"]
-    assert len(reply["output_ids"]) == life.case["length"]
+    got, owed = len(reply["output_ids"]), life.case["length"]
+    assert got == owed, f"{got} tokens instead of {owed}: {reply['meta_info']}"
     assert numbers["enabled"] == (life.windows is not None)
     assert numbers["question_len"] == len(life.case["prompt"])
     seen = len(life.case["prompt"]) + life.case["length"]
-    assert numbers["window_len"] + numbers["dropped_tokens"] in (seen - 1, seen)
+    # Of a request that was computed again, dropped_tokens counts what its earlier life dropped too.
+    dropped = sum(numbers["dropped_then"])
+    assert numbers["window_len"] + dropped in (seen - 1, seen)
+    assert numbers["dropped_tokens"] >= dropped
+    if "tokens" in numbers:
+        check_tokens(numbers, seen)
     if reference is not None:
         assert_equal(reply, reference, life.case, life.windows, late=1)
+
+
+def check_tokens(numbers: dict, seen: int) -> None:
+    """Every token but the newest has a score, and no token was dropped twice."""
+    scores = numbers["tokens"]["scores"]
+    assert len(scores) == seen - 1
+    assert None not in scores
+    drops = numbers["tokens"]["dropped"]
+    assert [drop["seq_len"] for drop in drops] == numbers["compacted_at"]
+    assert [len(drop["positions"]) for drop in drops] == numbers["dropped_then"]
+    positions = [position for drop in drops for position in drop["positions"]]
+    assert len(set(positions)) == len(positions)

@@ -15,6 +15,26 @@ DOCUMENTS = sorted(
     for pattern in ("*.md", "python/**/*.md", "sgl_dynts/**/*.md", "benchmark/**/*.md")
     for path in ROOT.glob(pattern)
 )
+RUN_BY = {
+    "python -m sgl_dynts.demo": ".ci/run",
+    "python -m tests": ".ci/run",
+    "python -m tests.e2e.endurance": "tests/e2e/test_soak.py",
+    "python -m sglang.launch_server": "tests/e2e/server.py",
+    "sglang serve": "tests/e2e/server.py",
+    "python -m sgl_dynts.page": "tests/unit/page/test_command.py",
+    "python -m sgl_dynts.training.convert": "tests/unit/training/test_convert.py",
+    "python -m sglang_dynts.check_seams": "tests/seam/test_check_seams.py",
+    "python -m benchmark.predict": "tests/unit/test_gpu_lane.py",
+    "python -m benchmark.gpu.lane": "tests/unit/test_gpu_lane.py",
+    "python python/examples/frontend_program.py": "tests/e2e/test_front_ends.py",
+    "python python/examples/openai_client.py": "tests/e2e/test_front_ends.py",
+    "python python/examples/offline_engine.py": "tests/e2e/test_front_ends.py",
+    "curl": "tests/e2e/test_operating.py",  # what it asks for is asked there
+    "pip install": ".ci/run",  # by sgl_dynts.environment
+}
+"""Commands that a test, or CI, runs with arguments of its own, and where."""
+MARKS = ("needs a GPU", "needs weights", "needs Docker", "takes minutes", "takes hours")
+"""What a comment says of a command that no test runs."""
 TROUBLESHOOTING = (ROOT / "python" / "TROUBLESHOOTING.md").read_text()
 
 
@@ -47,6 +67,42 @@ def test_links_lead_somewhere(document):
     for target in targets:
         if "://" not in target:
             assert (document.parent / target).exists(), target
+
+
+def commands_of(document: Path) -> list[str]:
+    """Every command of the fenced blocks that are for a shell, continued lines joined."""
+    blocks = re.findall(r"^```(?:|sh|bash)\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    programs = r"(python3?|pip|curl|sglang|docker|git|apt-get|export|huggingface-cli|hf) "
+    return [re.sub(" +", " ", line) for line in lines if re.match(programs, line)]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_command_is_run_by_a_test_or_marked(document):
+    for command in commands_of(document):
+        if any(mark in command.partition("#")[2] for mark in MARKS):
+            continue
+        plain = command.replace("python3 ", "python ")
+        ran = [path for start, path in RUN_BY.items() if f"{plain} ".startswith(f"{start} ")]
+        assert ran, f"{command!r} is run by no test: run it in one, or mark it with one of {MARKS}"
+
+
+@pytest.mark.parametrize(("command", "path"), RUN_BY.items())
+def test_the_test_that_runs_a_command_still_does(command, path):
+    text = (ROOT / path).read_text()
+    name = re.split(r"[./ ]", command.removesuffix(".py"))[-1]
+    shown = {"tests": "-m tests", "install": "sgl_dynts.environment", "curl": "server.request("}
+    assert shown.get(name, name) in text
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_module_that_is_named_to_be_run_is_there(document):
+    for name in re.findall(
+        r"python3? -m ((?:sgl_dynts|sglang_dynts|benchmark|tests)[\w.]*)", document.read_text()
+    ):
+        path = Path(*name.rstrip(".").split("."))
+        places = [ROOT / path, ROOT / "python" / path]
+        assert any(place.with_suffix(".py").is_file() or place.is_dir() for place in places), name
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from sgl_dynts import policies
 from sgl_dynts.compaction import apply_compaction, plan_compaction
 from sgl_dynts.policies import (
     FULL,
@@ -199,3 +201,12 @@ def test_layers_count_alike():
     policy = SCORING["snapkv"]
     expected = (policy.score(observed(one)) + policy.score(observed(two))) / 2
     assert torch.allclose(policy.score(both), expected)
+
+
+def test_the_policy_that_the_guide_writes_works():
+    text = (Path(policies.__file__).parent / "POLICIES.md").read_text()
+    names: dict = {}
+    exec(text.partition("```python\n")[2].partition("```")[0], names)
+    candidates = Candidates(torch.zeros(5), np.arange(10, 14), np.zeros(4, dtype=np.int64), [1, 2])
+    kept = names["EveryOther"]().score(candidates).argsort(descending=True)[:3]
+    assert kept.tolist() == [3, 1, 4]  # of positions 12, 10, 13
