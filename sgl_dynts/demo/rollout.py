@@ -75,11 +75,15 @@ class DynTSPolicy:
             self.num_compactions += int(due.sum())
             self._compact(windows, due, budget)
 
+    def scores_now(self, question_len: int) -> Tensor:
+        """Return the scores of all tokens after the question, as they count now: [b, n] float32."""
+        return torch.stack(self.scores, dim=1)
+
     def _compact(self, windows: Windows, due: Tensor, budget: int) -> None:
         first = windows.question_len
         positions = windows.held[due].nonzero()[:, 1].view(-1, budget)
         candidates = positions[:, first : budget - self.config.local_window]
-        scores = torch.stack(self.scores, dim=1)[due].gather(1, candidates - first)
+        scores = self.scores_now(first)[due].gather(1, candidates - first)
         rows, count = candidates.shape
         num_kept = self.config.selection_len(first)
         kept = select_kept(scores, torch.full((rows,), count), torch.full((rows,), num_kept))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -111,8 +111,9 @@ class Model:
 
     def load(self, device: torch.device | str) -> PreTrainedModel:
         """Load the model, frozen."""
-        model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.dtype)
-        return cast(PreTrainedModel, model.requires_grad_(False).eval().to(device))
+        model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.dtype)
+        frozen = cast(torch.nn.Module, model).requires_grad_(False).eval()
+        return cast(PreTrainedModel, frozen.to(device))
 
     def settings(self, target: Target) -> StateSettings:
         """Return what states of this model and targets of this kind depend on."""
@@ -147,7 +148,7 @@ def collect(
     traces: Sequence[Trace],
     model: PreTrainedModel,
     target: Target,
-) -> Iterable[str]:
+) -> Generator[str]:
     """Compute and store what the store lacks, yielding the key of each trace once it is computed."""
     return store.add((trace_key(trace), partial(trace_states, model, trace, target)) for trace in traces)
 

@@ -14,6 +14,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -107,10 +108,11 @@ def _fill(store: StateStore, traces: list[Trace], model: Model, target: Target, 
     missing = [trace for trace in traces if trace_key(trace) not in store.places]
     if not missing:
         return
-    loaded = model.load(device)
-    for number, _ in enumerate(collect(store, missing, loaded, target), start=1):
-        if number % 50 == 0 or number == len(missing):
-            print(f"states of {number} of {len(missing)} traces", flush=True)
+    # Closed whatever happens, so that what is computed is stored.
+    with closing(collect(store, missing, model.load(device), target)) as computed:
+        for number, _ in enumerate(computed, start=1):
+            if number % 50 == 0 or number == len(missing):
+                print(f"states of {number} of {len(missing)} traces", flush=True)
 
 
 def _keep_history(

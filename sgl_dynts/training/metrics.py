@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any, cast
 
 import torch
 from scipy import stats
@@ -39,7 +40,7 @@ def rank_quality(scores: Tensor, targets: Tensor, critical: Tensor) -> Ranking:
     """
     chosen = [in_the_top(scores, share) for share in SHARES]
     true = [in_the_top(targets, share) for share in SHARES]
-    tau, _ = stats.kendalltau(scores.cpu().numpy(), targets.cpu().numpy())
+    tau = cast(Any, stats.kendalltau(scores.cpu().numpy(), targets.cpu().numpy())).statistic
     return Ranking(
         0.0 if tau != tau else float(tau),  # all equal: no order to agree on
         *(_share_found(*pair) for pair in zip(true, chosen, strict=True)),

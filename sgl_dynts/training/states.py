@@ -9,7 +9,7 @@ is found by its key, which follows from its tokens: traces may be added, removed
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -76,7 +76,7 @@ class StateStore:
             self.places |= _places_in(shard)
         self._open: dict[Path, safe_open] = {}
 
-    def add(self, keyed: Iterable[tuple[str, Callable[[], TraceStates]]]) -> Iterator[str]:
+    def add(self, keyed: Iterable[tuple[str, Callable[[], TraceStates]]]) -> Generator[str]:
         """Compute and store what is missing; yield each key once it is computed.
 
         What is computed is stored whatever ends the iteration, an error or an interruption.

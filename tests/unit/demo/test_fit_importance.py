@@ -1,0 +1,34 @@
+"""The demo's predictor comes out of the general training."""
+
+import torch
+
+from sgl_dynts.demo import fit_importance
+from sgl_dynts.demo.evaluate import SHIPPED_MODEL
+from sgl_dynts.demo.export import load_model_folder
+from sgl_dynts.demo.fit_importance import as_trace, train_predictor
+from sgl_dynts.demo.ledger import TEST_SEEDS, TRAIN_SEEDS, make_problem
+from sgl_dynts.training.metrics import in_the_top
+
+
+def test_a_few_traces_teach_which_words_are_read_later(monkeypatch):
+    monkeypatch.setattr(fit_importance, "NUM_HELD_OUT", 1)
+    predictor = train_predictor(SHIPPED_MODEL, [make_problem(seed) for seed in TRAIN_SEEDS[:9]])
+    trace = as_trace(make_problem(TEST_SEEDS[0]))
+    tokens = torch.tensor([[*trace.prompt_ids, *trace.output_ids[: trace.thinking[1]]]])
+    with torch.no_grad():
+        hidden = load_model_folder(SHIPPED_MODEL).hidden(tokens)[0, len(trace.prompt_ids) :]
+    found = in_the_top(predictor(hidden), 0.2)
+    assert trace.critical is not None
+    assert len(trace.critical) == 14
+    assert found[trace.critical].float().mean() > 0.9
+
+
+def test_critical_are_the_records_that_entries_write_down():
+    problem = make_problem(TRAIN_SEEDS[0])
+    trace, words = as_trace(problem), problem.completion.split()
+    assert trace.critical is not None
+    written = dict(words[index].split("=") for index in trace.critical)
+    assert len(written) == problem.num_steps
+    answer = problem.answer.split()
+    assert [f"{name}={written[name]}" for name in answer[::2]] == answer[1::2]
+    assert words[trace.thinking[1]] == "</think>"
