@@ -18,9 +18,9 @@ from sgl_dynts.checkpoint import find_predictor, load_predictor
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.demo.evaluate import held_out
 from sgl_dynts.demo.export import load_model_folder
-from sgl_dynts.demo.fit_importance import FAR_DISTANCE, trace_targets
 from sgl_dynts.demo.ledger import END_THINK, Problem, Vocabulary, make_task_problem
 from sgl_dynts.demo.model import DemoModel
+from sgl_dynts.demo.oracle import FAR_DISTANCE, trace_targets
 from sgl_dynts.predictor import ImportancePredictor
 from sgl_dynts.reference import kept_positions
 
@@ -42,8 +42,9 @@ class Painter:
         words = f"{problem.prompt} {problem.completion}".split()
         question_len = len(problem.prompt.split())
         end = words.index(END_THINK)
-        hidden, targets = trace_targets(self.model, self.vocabulary, problem)
-        scores: list[float] = self.predictor(hidden.float()).flatten().tolist()
+        hidden, _ = self.model.mean_attention(torch.tensor([self.vocabulary.encode(" ".join(words))]))
+        targets = trace_targets(self.model, self.vocabulary, problem)
+        scores: list[float] = self.predictor(hidden[0].float()).flatten().tolist()
         at, held, lengths = self._compactions(scores, question_len, end)
         thinks = [question_len <= position < end for position in range(len(words))]
         too_young = len(words) - FAR_DISTANCE - 1
@@ -80,9 +81,9 @@ class Painter:
         return at, held, lengths
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Draw the pictures."""
-    args = parse()
+    args = parse(arguments)
     torch.set_num_threads(1)
     source = find_predictor(args.model)
     painter = Painter(
@@ -103,7 +104,7 @@ def share_of_critical_held(picture: TracePicture) -> float:
     return len(seen & picture.held[-1]) / max(1, len(seen))
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = parser_of("pictures", __doc__)
     add = parser.add_argument
@@ -111,7 +112,7 @@ def parse() -> argparse.Namespace:
     add("--steps", type=int, default=14, help="ledger entries")
     add("--num-problems", type=int, default=20, help="traces of the last picture")
     add("--out", type=Path, default=RESULTS, help="folder for three PNG files")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def _critical(problem: Problem, words: list[str]) -> frozenset[int]:

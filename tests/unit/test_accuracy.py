@@ -7,6 +7,7 @@ import pytest
 from benchmark.accuracy import Cell, Run, cells, parse
 from benchmark.accuracy_tasks import choose_tasks
 from benchmark.presets import PRESETS
+from benchmark.served import Client
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.demo.ledger import Vocabulary, make_problem
 from sgl_dynts.policies import FULL
@@ -16,10 +17,11 @@ VOCABULARY = Vocabulary()
 SEEDS = SPLITS["test"]
 
 
-class FakeClient:
+class FakeClient(Client):
     """Solves every ledger by its reference, but those whose seed is in `wrong`."""
 
     def __init__(self, steps, count, wrong=()):
+        super().__init__("http://nowhere")
         self.asked = []
         problems = [make_problem(seed, steps) for seed in SEEDS[:count]]
         self.solutions = {
@@ -27,9 +29,10 @@ class FakeClient:
         }
         self.wrong = {tuple(VOCABULARY.encode(problems[i].prompt)) for i in wrong}
 
-    def call(self, path, body=None):
+    def call(self, path, body=None, timeout=0.0):
         if path == "/server_info":
             return {"device": "fake"}
+        assert body is not None
         self.asked.append(body)
         prompt = tuple(body["input_ids"])
         text = "done </think> a a=1 <eos>" if prompt in self.wrong else self.solutions[prompt]
