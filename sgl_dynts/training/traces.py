@@ -18,7 +18,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ from sgl_dynts.training.trace_file import Trace, TraceHeader, TraceWriter, read_
 from sgl_dynts.training.trace_parts import NoTrace, Parts, critical_positions, find_parts
 
 RIGHT, WRONG, CUT = "right", "wrong", "cut by its length"
+UNUSABLE = (ValueError, EndpointError, OSError)
+"""What ends a run with a message; anything else is a fault of this program and shows its traceback."""
 FULL_CACHE = '{"dynts": {"enabled": false}}'
 
 
@@ -74,11 +76,13 @@ class Log:
 class Generation:
     """One run: what to ask, whom, and where to keep it."""
 
-    def __init__(self, args: argparse.Namespace, language: Language, endpoint: Endpoint) -> None:
+    def __init__(
+        self, args: argparse.Namespace, language: Language, endpoint: Endpoint, sampling: Sampling
+    ) -> None:
         self.args = args
         self.language = language
         self.endpoint = endpoint
-        self.sampling = Sampling(args.temperature, args.top_p, args.top_k, args.max_new_tokens)
+        self.sampling = sampling
         self.too_long: list[str] = []
 
     async def run(self, problems: list[Problem], writer: TraceWriter, log: Log) -> None:
@@ -86,7 +90,10 @@ class Generation:
 
         Raises:
             EndpointError: the server cannot be used.
+            OSError: a file cannot be written.
+            ValueError: a problem cannot be asked.
         """
+        failures: list[BaseException] = []
         asked = Counter(attempt.problem for attempt in log.attempts)
         right = Counter(attempt.problem for attempt in log.attempts if attempt.outcome == RIGHT)
         open_ones = [
@@ -97,11 +104,13 @@ class Generation:
         with tqdm(total=len(problems), initial=len(problems) - len(open_ones), unit="question") as bar:
             waiting = iter(open_ones)
             try:
-                async with asyncio.TaskGroup() as group:
+                async with asyncio.TaskGroup() as workers:
                     for _ in range(self.args.concurrency):
-                        group.create_task(self._work(waiting, writer, log, bar))
-            except ExceptionGroup as errors:
-                raise errors.exceptions[0] from None
+                        workers.create_task(self._work(waiting, writer, log, bar))
+            except* UNUSABLE as group:
+                failures += group.exceptions
+        if failures:
+            raise failures[0]
 
     async def _work(self, waiting: Iterator[Problem], writer: TraceWriter, log: Log, bar: tqdm) -> None:
         for problem in waiting:
@@ -119,7 +128,7 @@ class Generation:
             )
             return
         outcomes = log.outcomes(problem)
-        sampling = Sampling(**{**asdict(self.sampling), "max_new_tokens": room})
+        sampling = replace(self.sampling, max_new_tokens=room)
         while len(outcomes) < self.args.attempts and outcomes.count(RIGHT) < self.args.per_question:
             completion = await self.endpoint.complete(prompt, sampling)
             outcome, trace = self.judge(problem, prompt, completion)
@@ -183,7 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
     try:
         asyncio.run(_generate(args))
-    except (ValueError, EndpointError, OSError) as error:
+    except UNUSABLE as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -203,7 +212,7 @@ async def _generate(args: argparse.Namespace) -> None:
     header = TraceHeader(args.name or args.model, language.fingerprint, asdict(sampling))
     key = os.environ.get("OPENAI_API_KEY")
     endpoint = Endpoint(args.url, args.api, header.model, key, json.loads(args.custom_params))
-    generation = Generation(args, language, endpoint)
+    generation = Generation(args, language, endpoint, sampling)
     with ExitStack() as stack:
         writer = stack.enter_context(TraceWriter(args.out, header))
         log = Log(args.out.with_suffix(".log"))
