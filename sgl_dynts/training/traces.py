@@ -15,7 +15,7 @@ import json
 import os
 import signal
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -51,10 +51,11 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         drop_unfinished_line(path)
-        self.attempts: list[Attempt] = []
+        self.counts: Counter[str] = Counter()
+        self._of_problem: defaultdict[str, list[str]] = defaultdict(list)
         if path.exists():
             for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-                self.attempts.append(Attempt(**parse_object(line, f"{path}:{number}")))
+                self._note(Attempt(**parse_object(line, f"{path}:{number}")))
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8")
 
@@ -62,15 +63,19 @@ class Log:
         """Note one attempt."""
         self._file.write(json.dumps(asdict(attempt), ensure_ascii=False) + "\n")
         self._file.flush()
-        self.attempts.append(attempt)
+        self._note(attempt)
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
-    def outcomes(self, problem: Problem) -> list[str]:
-        """Return what came of a problem's attempts."""
-        return [attempt.outcome for attempt in self.attempts if attempt.problem == problem.id]
+    def outcomes(self, problem: str) -> list[str]:
+        """Return what came of the attempts at the problem with this id."""
+        return list(self._of_problem[problem])
+
+    def _note(self, attempt: Attempt) -> None:
+        self.counts[attempt.outcome] += 1
+        self._of_problem[attempt.problem].append(attempt.outcome)
 
 
 class Generation:
@@ -94,13 +99,7 @@ class Generation:
             ValueError: a problem cannot be asked.
         """
         failures: list[BaseException] = []
-        asked = Counter(attempt.problem for attempt in log.attempts)
-        right = Counter(attempt.problem for attempt in log.attempts if attempt.outcome == RIGHT)
-        open_ones = [
-            problem
-            for problem in problems
-            if asked[problem.id] < self.args.attempts and right[problem.id] < self.args.per_question
-        ]
+        open_ones = [problem for problem in problems if self._is_open(log.outcomes(problem.id))]
         with tqdm(total=len(problems), initial=len(problems) - len(open_ones), unit="question") as bar:
             waiting = iter(open_ones)
             try:
@@ -116,7 +115,7 @@ class Generation:
         for problem in waiting:
             await self._attempt_all(problem, writer, log)
             bar.update()
-            bar.set_postfix(Counter(attempt.outcome for attempt in log.attempts), refresh=False)
+            bar.set_postfix(log.counts, refresh=False)
 
     async def _attempt_all(self, problem: Problem, writer: TraceWriter, log: Log) -> None:
         prompt = self.language.prompt(problem)
@@ -127,15 +126,20 @@ class Generation:
                 f"{self.language.max_len}; left out"
             )
             return
-        outcomes = log.outcomes(problem)
+        outcomes = log.outcomes(problem.id)
         sampling = replace(self.sampling, max_new_tokens=room)
-        while len(outcomes) < self.args.attempts and outcomes.count(RIGHT) < self.args.per_question:
+        while self._is_open(outcomes):
             completion = await self.endpoint.complete(prompt, sampling)
             outcome, trace = self.judge(problem, prompt, completion)
             if trace is not None and (trace.correct or self.args.keep_wrong):
                 writer.add(trace)
             log.add(Attempt(problem.id, outcome))
             outcomes.append(outcome)
+
+    def _is_open(self, outcomes: list[str]) -> bool:
+        """Whether a problem with these outcomes is to be asked once more."""
+        has_enough = outcomes.count(RIGHT) >= self.args.per_question
+        return len(outcomes) < self.args.attempts and not has_enough
 
     def judge(
         self, problem: Problem, prompt: list[int], completion: Completion
@@ -227,19 +231,19 @@ async def _generate(args: argparse.Namespace) -> None:
 
 def _forget_unlogged(path: Path, log: Log) -> None:
     """Log the traces whose run was stopped between writing them and logging them."""
-    logged = Counter((a.problem, a.outcome) for a in log.attempts if a.outcome in (RIGHT, WRONG))
+    written: Counter[Attempt] = Counter()
     for trace in read_traces(path, wrong_too=True):
         attempt = Attempt(trace.problem, RIGHT if trace.correct else WRONG)
-        logged[attempt.problem, attempt.outcome] -= 1
-        if logged[attempt.problem, attempt.outcome] < 0:
+        written[attempt] += 1
+        if written[attempt] > log.outcomes(attempt.problem).count(attempt.outcome):
             log.add(attempt)
 
 
 def _report(args: argparse.Namespace, log: Log, too_long: list[str]) -> None:
     for message in too_long:
         print(message, file=sys.stderr)
-    counts = Counter(attempt.outcome for attempt in log.attempts).most_common()
-    print(f"{args.out}: " + ", ".join(f"{count} {outcome}" for outcome, count in counts))
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in log.counts.most_common())
+    print(f"{args.out}: {counts}")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
