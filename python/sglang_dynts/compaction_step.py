@@ -305,10 +305,10 @@ def _compact(scheduler, batch, chosen: list[Chosen]) -> None:
 def _read_scores(cache: DynTSRadixCache, reqs: list, plan: CompactionPlan, before: torch.Tensor) -> None:
     """Let requests that asked for it know the scores they are judged by, before answers are marked."""
     scores = cache.capacity.runtime.scores.scores
-    for req, cut, slots in zip(reqs, plan.cuts, before, strict=True):
-        report = cache.report_of(req)
+    for index, report in enumerate(map(cache.report_of, reqs)):
         if report.tokens is not None and report.window is not None:
-            read_window(report.tokens, slots[: cut.window_len], scores, report.window.dropped)
+            slots = before[index, : plan.cuts[index].window_len]
+            read_window(report.tokens, slots, scores, report.window.dropped)
 
 
 def slots_of(table: torch.Tensor, plan: CompactionPlan) -> torch.Tensor:

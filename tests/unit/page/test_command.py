@@ -8,6 +8,7 @@ import time
 import httpx
 import pytest
 
+from benchmark.served import free_port
 from tests.unit.page.conftest import Running, Script, stand_in
 
 SECONDS_TO_START = 300
@@ -28,13 +29,6 @@ def command():
     process.terminate()
     process.communicate(timeout=60)
     sglang.stop()
-
-
-def free_port() -> int:
-    listener = Running(stand_in(Script()))
-    port = int(listener.url.rpartition(":")[2])
-    listener.stop()
-    return port
 
 
 def test_it_says_where_it_is_and_answers_there(command):
