@@ -153,7 +153,7 @@ def _demand(scheduler, cache: DynTSRadixCache, batch) -> Demand:
         step += len(chunked.full_untruncated_fill_ids) - chunked.extend_end
     wanted = cache.capacity.wanted
     free = scheduler.token_to_kv_pool_allocator.available_size()
-    if free < step + wanted:
+    if free <= step + wanted:
         free += cache.evictable_size()
     return Demand(free, step, wanted, waiting)
 

@@ -146,8 +146,9 @@ def test_hostile_options_over_http_get_200_or_400_and_harm_nobody(server, number
             return False
         return True
 
+    logged = len(server.log.read_text())
     tally = fuzz("custom_params.dynts over HTTP", options, act, num_examples=150)
     assert tally.accepted > 0
     assert tally.refused > 0
     assert server.request("/dynts/health")["healthy"]
-    assert "Traceback" not in server.log.read_text()
+    assert "Traceback" not in server.log.read_text()[logged:]

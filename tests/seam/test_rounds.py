@@ -54,6 +54,14 @@ def test_the_prefix_cache_gives_first(engine):
     assert lens(old) == [18]
 
 
+def test_the_prefix_cache_gives_before_a_request_alone_is_ended(engine):
+    engine.finish(engine.prefill(thoughts(600, 30)))
+    alone = running(engine, 100, 9)
+    leave_free(engine, 1)  # just enough for the step
+    engine.compact(alone)
+    assert alone.to_finish is None
+
+
 def test_nobody_is_pulled_below_what_a_compaction_leaves(engine):
     requests = [running(engine, 100 * i, 9) for i in range(1, 4)]
     leave_free(engine, 0)
