@@ -84,7 +84,7 @@ def save(figure, path: Path) -> None:
 
 
 def draw_iteration_cost(path: Path, results: list[dict[str, Any]]) -> None:
-    """Draw mean milliseconds per iteration, both sides, along each number that was swept.
+    """Draw milliseconds per iteration, both sides, along each number that was swept.
 
     Args:
         path: of the PNG.
@@ -106,15 +106,15 @@ def draw_bars(axis, name: str, swept: list[dict[str, Any]]) -> None:
     """Draw one sweep: two bars and their ratio for each value."""
     places = range(len(swept))
     for offset, side in ((-0.2, "stock"), (0.2, "dynts")):
-        heights = [result[f"{side}_mean_ms"] for result in swept]
+        heights = [result[f"{side}_ms"] for result in swept]
         bars = [place + offset for place in places]
         axis.bar(bars, heights, width=0.38, color=COLORS[side], label=NAMES[side])
     for place, result in zip(places, swept, strict=True):
-        top = max(result["stock_mean_ms"], result["dynts_mean_ms"])
-        axis.text(place, top, f"{result['mean_ratio']:.2f}x", ha="center", va="bottom", fontsize=9)
+        top = max(result["stock_ms"], result["dynts_ms"])
+        axis.text(place, top, f"{result['ratio']:.2f}x", ha="center", va="bottom", fontsize=9)
     axis.set_xticks(list(places), [f"{result[name]:,}" for result in swept])
     axis.margins(y=0.12)
-    tidy(axis, "host ms per iteration, mean", "{:g}")
+    tidy(axis, "host ms per iteration", "{:g}")
 
 
 def sweep_of(results: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:

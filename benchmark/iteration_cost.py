@@ -2,7 +2,8 @@
 
 The scheduler, the radix cache, the allocators and the plug-in's hooks are real and timed; the model's
 forward is a stand-in and is not. Timed is the processor time of the scheduler's thread. Both sides take
-turns, several times, so that a noisy machine does not decide; each number is the median of the turns.
+turns of a few iterations, so that a machine that runs now faster and now slower does not decide. Each
+number is the median of the turns; the ratio is that of each turn to the other side's beside it.
 Launching kernels and graphs, which a GPU server's host also does, is not in it, so the ratios are higher
 than there.
 
@@ -11,10 +12,12 @@ than there.
 
 import argparse
 import json
-from dataclasses import dataclass
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 from benchmark.charts import draw_iteration_cost
@@ -33,7 +36,9 @@ SPARE = 1.05
 """The pool over what the requests hold together; a long free list costs a CPU more than a GPU."""
 RESERVE_NOTHING = {"SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION": "1"}
 """SGLang admits what fits now, so that exactly the wanted number runs."""
-SETTINGS = ("running", "budget", "queue_len", "iterations", "repeats")
+SETTINGS = ("running", "budget", "queue_len", "iterations")
+TURN_LEN = 25
+"""Iterations of a turn."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,7 @@ def parse() -> argparse.Namespace:
     add("--usual-running", type=int, default=USUAL_RUNNING, help="while another number is swept")
     add("--usual-budget", type=int, default=USUAL_BUDGET, help="while another number is swept")
     add("--all", action="store_true", help="every combination instead of one sweep after the other")
-    add("--iterations", type=int, default=1500, help="timed iterations per turn")
-    add("--repeats", type=int, default=3, help="turns of each side")
+    add("--iterations", type=int, default=1500, help=f"timed iterations of each side, by {TURN_LEN}")
     add(
         "--out", type=Path, default=RESULTS / "iteration_cost.json", help="JSON list; its chart beside it"
     )
@@ -94,12 +98,11 @@ def cells(args: argparse.Namespace) -> list[Cell]:
 
 def run_cell(cell: Cell, args: argparse.Namespace, sides: dict[str, SideProcess]) -> dict[str, Any]:
     """Let the sides take turns in one cell; print and keep the result."""
-    turns: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
-    for _ in range(args.repeats):
-        for side in SIDES:
-            measures = sides[side].run(make_job(cell, side, args.iterations))
-            turns[side].append(timing(measures, cell.running))
-    result = summarize(cell, turns, args)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(len(SIDES)) as pool:
+        jobs = {side: replace(make_job(cell, side, args.iterations), turns=folder) for side in SIDES}
+        running = {side: pool.submit(sides[side].run, job) for side, job in jobs.items()}
+        both = {side: each.result() for side, each in running.items()}
+    result = summarize(cell, both, args)
     print_row(result)
     print(json.dumps(result), flush=True)
     keep(args.out, result, SETTINGS)
@@ -130,43 +133,31 @@ def make_job(cell: Cell, side: str, iterations: int) -> Job:
         spread_wave=cell.running,
         spread_seconds=0.6 * period * step,
     )
-    return Job(server, workload, max_iterations=skip + iterations, skip_iterations=skip)
+    return Job(
+        server, workload, max_iterations=skip + iterations, skip_iterations=skip, turn_len=TURN_LEN
+    )
 
 
-def timing(measures: dict[str, Any], running: int) -> dict[str, float]:
-    """Return median and mean milliseconds of the iterations with the wanted number running."""
-    groups = measures["host_ms"]
-    wanted = min(groups, key=lambda group: abs(int(group) - running))
-    return {**groups[wanted], "group": float(wanted), "compactions": measures["compactions"]}
-
-
-def summarize(
-    cell: Cell, turns: dict[str, list[dict[str, float]]], args: argparse.Namespace
-) -> dict[str, Any]:
+def summarize(cell: Cell, both: dict[str, dict[str, Any]], args: argparse.Namespace) -> dict[str, Any]:
     """Put both sides' turns into one object."""
-    result: dict[str, Any] = {
+    turns = {side: both[side]["turns_ms"] for side in SIDES}
+    ratios = [ours / stock for stock, ours in zip(turns[STOCK], turns[DYNTS], strict=True)]
+    lower, middle, upper = (round(each, 3) for each in quantiles(ratios, n=4))
+    return {
         "running": cell.running,
         "budget": cell.budget,
         "queue_len": cell.queue_len,
-    }
-    for kind in ("median", "mean"):
-        for side in SIDES:
-            result[f"{side}_{kind}_ms"] = median(turn[kind] for turn in turns[side])
-        ratio = result[f"{DYNTS}_{kind}_ms"] / result[f"{STOCK}_{kind}_ms"]
-        result[f"{kind}_ratio"] = round(ratio, 3)
-    return {
-        **result,
-        "turns": turns,
+        **{f"{side}_ms": round(median(turns[side]), 3) for side in SIDES},
+        "ratio": middle,
+        "ratio_quartiles": [lower, upper],
+        "compactions": both[DYNTS]["compactions"],
+        "turns": len(ratios),
         "iterations": args.iterations,
-        "repeats": args.repeats,
         **provenance(),
     }
 
 
-COLUMNS = (
-    *("stock_median_ms", "dynts_median_ms", "median_ratio"),
-    *("stock_mean_ms", "dynts_mean_ms", "mean_ratio"),
-)
+COLUMNS = ("stock_ms", "dynts_ms", "ratio")
 
 
 def print_head() -> None:

@@ -93,7 +93,8 @@ class Job:
     """One simulation of one side; ``max_wall_seconds`` of real time bound it.
 
     ``max_iterations`` ends it early, with requests unfinished: enough to time the scheduler. The first
-    ``skip_iterations`` are not timed.
+    ``skip_iterations`` are not timed. With ``turns``, a folder, both sides run at once until then, and
+    from there on by turns of ``turn_len`` iterations.
     """
 
     server: ServerSpec
@@ -101,6 +102,8 @@ class Job:
     max_wall_seconds: float = 3600
     max_iterations: int | None = None
     skip_iterations: int = 0
+    turns: str | None = None
+    turn_len: int = 25
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""

@@ -128,6 +128,7 @@ class Recorder:
         self._running = 0
         self._series = Series()
         self._iterations: dict[int, array] = {}
+        self._turns: list[array] = []
 
     def arrived(self, rid: str, moment: float) -> None:
         """Take note of a request that arrived at this virtual moment."""
@@ -154,6 +155,12 @@ class Recorder:
         """Take note of what one iteration that decoded cost the host, in processor time."""
         group = round(num_running / RUNNING_STEP) * RUNNING_STEP
         self._iterations.setdefault(group, array("d")).append(host_seconds)
+        if self._turns:
+            self._turns[-1].append(host_seconds)
+
+    def begin_turn(self) -> None:
+        """Take note that a turn begins, to which the iterations from here on belong."""
+        self._turns.append(array("d"))
 
     def result(self) -> dict[str, Any]:
         """Return all measures as plain values."""
@@ -180,6 +187,7 @@ class Recorder:
             "ttft": self._since_arrival(self._first_token),
             "latency": self._since_arrival({rid: each.moment for rid, each in self.finished.items()}),
             "host_ms": self._host_ms(),
+            "turns_ms": [round(1e3 * fmean(turn), 4) for turn in self._turns if turn],
             "series": self._series.columns(("seconds", "running", "held_tokens", "queue_len")),
         }
 

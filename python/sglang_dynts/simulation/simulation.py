@@ -25,6 +25,7 @@ from sglang_dynts.simulation.record import Finished, Load, Recorder
 from sglang_dynts.simulation.server import build_scheduler
 from sglang_dynts.simulation.stand_in import Forward, StandIn
 from sglang_dynts.simulation.tiny_model import WORDS
+from sglang_dynts.simulation.turns import Turns
 
 MOST_IDLE_ITERATIONS = 1000
 """So many iterations in a row without a forward, requests waiting, and the scheduler is stuck."""
@@ -43,7 +44,8 @@ def simulate(job: Job, side: str, folder: Path) -> dict[str, Any]:
         folder: an empty folder for the model.
     """
     torch.set_num_threads(1)
-    simulation = Simulation(job, build_scheduler(job.server, side, folder))
+    turns = Turns(Path(job.turns), side, job.max_wall_seconds) if job.turns else None
+    simulation = Simulation(job, build_scheduler(job.server, side, folder), turns)
     simulation.run()
     return simulation.result()
 
@@ -51,8 +53,9 @@ def simulate(job: Job, side: str, folder: Path) -> dict[str, Any]:
 class Simulation:
     """Wires a scheduler to the stand-ins; its loop calls :meth:`recv_requests` once per iteration."""
 
-    def __init__(self, job: Job, scheduler: Scheduler) -> None:
+    def __init__(self, job: Job, scheduler: Scheduler, turns: Turns | None = None) -> None:
         self._job = job
+        self._turns = turns
         self._scheduler = scheduler
         self._allocator = cast(BaseTokenToKVPoolAllocator, scheduler.token_to_kv_pool_allocator)
         self._cache = cast(UnifiedRadixCache, scheduler.tree_cache)
@@ -103,12 +106,17 @@ class Simulation:
     def run(self) -> None:
         """Run SGLang's event loop until every request is answered."""
         self._began, self._resumed = time.perf_counter(), time.thread_time()
-        self._scheduler.run_event_loop()
+        try:
+            self._scheduler.run_event_loop()
+        finally:
+            if self._turns is not None:
+                self._turns.leave()
 
     def recv_requests(self, local_reqs=None) -> list[TokenizedGenerateReqInput]:
         """Stand in for ``SchedulerRequestReceiver``: what has arrived since the last iteration."""
         self._end_iteration(time.thread_time())
         self._check_progress()
+        self._take_turns()
         due = self._arrived()
         self._clock.begin_iteration()
         self._decoded = 0
@@ -165,6 +173,14 @@ class Simulation:
             raise StuckError(f"nothing is scheduled: {self._state()}")
         if self._num_iterations == self._job.max_iterations:
             self._scheduler.gracefully_exit = True
+
+    def _take_turns(self) -> None:
+        """Wait for the other side where a turn ends."""
+        done = self._num_iterations - self._job.skip_iterations
+        at_end = self._num_iterations == self._job.max_iterations
+        if self._turns is not None and done >= 0 and done % self._job.turn_len == 0 and not at_end:
+            self._recorder.begin_turn()
+            self._turns.next()
 
     def _arrived(self) -> list[PlannedRequest]:
         """Requests that have arrived by now; while nothing runs, time passes until the next does."""
