@@ -11,7 +11,6 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from benchmark.charts import draw_capacity
@@ -41,7 +40,6 @@ REQUESTS_PER_CLIENT = 3
 LIVES = 6
 """A load with a rate lasts so many times as long as one request at 30 ms per token."""
 SECONDS_PER_TOKEN = 0.03
-LEAST_ITERATIONS = 50
 
 
 @dataclass(frozen=True)
@@ -191,7 +189,7 @@ def summarize(cell: Cell, stock: dict[str, Any], dynts: dict[str, Any]) -> dict[
         **{f"{side}_tokens_per_s": measures["tokens_per_s"] for side, measures in both.items()},
         **{f"{side}_retractions": measures["retractions"] for side, measures in both.items()},
         **{f"{side}_running": measures["running"] for side, measures in both.items()},
-        "host_overhead_ratio": host_overhead_ratio(stock["host_ms"], dynts["host_ms"]),
+        "host_overhead_ratio": dynts["hooks_ratio"],
         **{name: {side: measures[name] for side, measures in both.items()} for name in MEASURES},
         "clients": workload.clients,
         "n_requests": workload.num_requests,
@@ -214,16 +212,6 @@ MEASURES = (
     *("window_s", "prefilled_tokens", "generated_tokens", "output_tokens", "finished"),
     *("wrong_lengths", "lost_slots", "iterations", "wall_s", "host_ms"),
 )
-
-
-def host_overhead_ratio(stock: dict[str, Any], dynts: dict[str, Any]) -> float | None:
-    """DynTS's real host time per iteration over stock's, where both had as many running requests."""
-    ratios = [
-        dynts[group]["median"] / stock[group]["median"]
-        for group in stock.keys() & dynts.keys()
-        if min(stock[group]["iterations"], dynts[group]["iterations"]) >= LEAST_ITERATIONS
-    ]
-    return round(median(ratios), 3) if ratios else None
 
 
 ROWS = (
@@ -250,7 +238,7 @@ def print_table(result: dict[str, Any], stock: dict[str, Any], dynts: dict[str, 
     for title, measure in (("first token after", "ttft"), ("done after", "latency")):
         for name in ("mean", "p50", "p99"):
             print_row(f"{title}, s, {name}", stock[measure].get(name), dynts[measure].get(name))
-    print(f"host time per iteration, DynTS / stock at equal running: {result['host_overhead_ratio']}")
+    print(f"host time per iteration, with the hooks / without: {result['host_overhead_ratio']}")
 
 
 def print_row(title: str, stock: float | None, dynts: float | None) -> None:

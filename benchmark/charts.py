@@ -111,7 +111,7 @@ def draw_bars(axis, name: str, swept: list[dict[str, Any]]) -> None:
         axis.bar(bars, heights, width=0.38, color=COLORS[side], label=NAMES[side])
     for place, result in zip(places, swept, strict=True):
         top = max(result["stock_ms"], result["dynts_ms"])
-        axis.text(place, top, f"{result['ratio']:.2f}x", ha="center", va="bottom", fontsize=9)
+        axis.text(place, top, f"{result['hooks_ratio']:.2f}x", ha="center", va="bottom", fontsize=9)
     axis.set_xticks(list(places), [f"{result[name]:,}" for result in swept])
     axis.margins(y=0.12)
     tidy(axis, "host ms per iteration", "{:g}")

@@ -4,6 +4,9 @@ The scheduler, the radix cache, the allocators and the plug-in's hooks are real 
 forward is a stand-in and is not. Timed is the processor time of the scheduler's thread. Both sides take
 turns of a few iterations, so that a machine that runs now faster and now slower does not decide. Each
 number is the median of the turns; the ratio is that of each turn to the other side's beside it.
+``hooks_ratio`` is what the hooks take where they run: host time with them over host time without.
+``ratio`` is above it: tensor work that is a GPU's on a server evicts this core's caches, and there
+is more of it with DynTS.
 Launching kernels and graphs, which a GPU server's host also does, is not in it, so the ratios are higher
 than there.
 
@@ -148,6 +151,7 @@ def summarize(cell: Cell, both: dict[str, dict[str, Any]], args: argparse.Namesp
         "budget": cell.budget,
         "queue_len": cell.queue_len,
         **{f"{side}_ms": round(median(turns[side]), 3) for side in SIDES},
+        "hooks_ratio": both[DYNTS]["hooks_ratio"],
         "ratio": middle,
         "ratio_quartiles": [lower, upper],
         "compactions": both[DYNTS]["compactions"],
@@ -157,7 +161,7 @@ def summarize(cell: Cell, both: dict[str, dict[str, Any]], args: argparse.Namesp
     }
 
 
-COLUMNS = ("stock_ms", "dynts_ms", "ratio")
+COLUMNS = ("stock_ms", "dynts_ms", "ratio", "hooks_ratio")
 
 
 def print_head() -> None:

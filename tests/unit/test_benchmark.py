@@ -9,25 +9,12 @@ from benchmark import capacity, iteration_cost, one_target, target_memory
 from benchmark.provenance import keep
 from sglang_dynts.simulation.job import Windows
 
-TIMES = {"median": 2.0, "mean": 2.5, "iterations": 100}
-
 
 def test_a_result_takes_the_place_of_one_with_the_same_settings(tmp_path):
     path = tmp_path / "new" / "results.json"
     for shape, value in (("a", 1), ("b", 2), ("a", 3)):
         keep(path, {"shape": shape, "value": value}, ("shape",))
     assert json.loads(path.read_text()) == [{"shape": "b", "value": 2}, {"shape": "a", "value": 3}]
-
-
-def test_host_times_are_compared_at_equal_running_requests():
-    stock = {"64": TIMES, "96": TIMES | {"median": 4.0}, "256": TIMES}
-    dynts = {"64": TIMES | {"median": 3.0}, "96": TIMES | {"median": 4.0}, "512": TIMES}
-    assert capacity.host_overhead_ratio(stock, dynts) == 1.25
-
-
-def test_too_few_iterations_compare_nothing():
-    few = {"64": TIMES | {"iterations": 3}}
-    assert capacity.host_overhead_ratio(few, few) is None
 
 
 def test_a_poolful_is_what_fits_on_average():

@@ -15,6 +15,7 @@ import sglang.srt.models.registry  # noqa: F401  imports every model: once for a
 import torch
 from sglang.srt.plugins import load_plugins
 
+from sglang_dynts.simulation.hook_clock import CLOCK
 from sglang_dynts.simulation.job import DYNTS, SIDES, Job
 from sglang_dynts.simulation.simulation import simulate
 
@@ -22,6 +23,8 @@ from sglang_dynts.simulation.simulation import simulate
 def main(side: str) -> None:
     """Serve jobs until standard input ends."""
     torch.set_num_threads(1)
+    if side == DYNTS:
+        CLOCK.install()
     load_plugins()
     assert ("sglang_dynts.seams" in sys.modules) == (side == DYNTS), f"plug-ins do not fit {side=}"
     fork = multiprocessing.get_context("fork")

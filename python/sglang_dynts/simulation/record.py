@@ -129,6 +129,7 @@ class Recorder:
         self._series = Series()
         self._iterations: dict[int, array] = {}
         self._turns: list[array] = []
+        self._host_seconds = self._hook_seconds = 0.0
 
     def arrived(self, rid: str, moment: float) -> None:
         """Take note of a request that arrived at this virtual moment."""
@@ -151,8 +152,10 @@ class Recorder:
         if forward.decoded and self._series.is_due():
             self._series.add(sums.seconds, forward.decoded, load.used_tokens, load.queue_len)
 
-    def iteration(self, num_running: int, host_seconds: float) -> None:
-        """Take note of what one iteration that decoded cost the host, in processor time."""
+    def iteration(self, num_running: int, host_seconds: float, hook_seconds: float = 0.0) -> None:
+        """Take note of what an iteration that decoded cost the host, in processor time, hooks included."""
+        self._host_seconds += host_seconds
+        self._hook_seconds += hook_seconds
         group = round(num_running / RUNNING_STEP) * RUNNING_STEP
         self._iterations.setdefault(group, array("d")).append(host_seconds)
         if self._turns:
@@ -187,6 +190,7 @@ class Recorder:
             "ttft": self._since_arrival(self._first_token),
             "latency": self._since_arrival({rid: each.moment for rid, each in self.finished.items()}),
             "host_ms": self._host_ms(),
+            "hooks_ratio": self._hooks_ratio(),
             "turns_ms": [round(1e3 * fmean(turn), 4) for turn in self._turns if turn],
             "series": self._series.columns(("seconds", "running", "held_tokens", "queue_len")),
         }
@@ -198,6 +202,11 @@ class Recorder:
             return {}
         p99 = quantiles(waits, n=100, method="inclusive")[-1]
         return {"mean": round(fmean(waits), 6), "p50": round(median(waits), 6), "p99": round(p99, 6)}
+
+    def _hooks_ratio(self) -> float | None:
+        """Host time of all iterations over what it would be without the hooks; None without any."""
+        rest = self._host_seconds - self._hook_seconds
+        return round(self._host_seconds / rest, 4) if rest > 0 else None
 
     def _host_ms(self) -> dict[str, dict[str, float]]:
         """Milliseconds of processor time per decoding iteration, by running requests."""

@@ -20,6 +20,7 @@ from sgl_dynts.roofline import COMPACTION_LAUNCH_SECONDS, GPUS, SHAPES
 from sglang_dynts import compaction_step
 from sglang_dynts.compaction_step import slots_of
 from sglang_dynts.simulation.clock import VirtualClock
+from sglang_dynts.simulation.hook_clock import CLOCK
 from sglang_dynts.simulation.job import Job, PlannedRequest, Workload, plan_requests
 from sglang_dynts.simulation.record import Finished, Load, Recorder
 from sglang_dynts.simulation.server import build_scheduler
@@ -68,7 +69,7 @@ class Simulation:
         self._num_iterations = 0
         self._decoded = 0
         self._began, self._resumed = time.perf_counter(), time.thread_time()
-        self._not_host = 0.0
+        self._not_host, self._hooks_before = 0.0, 0.0
         self._stand_in = StandIn(
             scheduler.tp_worker.model_runner,
             GPUS[job.server.gpu],
@@ -76,6 +77,7 @@ class Simulation:
             {request.rid: request for request in plan},
             self._on_forward,
         )
+        CLOCK.elsewhere = lambda: self._stand_in.seconds
         self._plug_in()
 
     def _plug_in(self) -> None:
@@ -121,7 +123,7 @@ class Simulation:
         self._clock.begin_iteration()
         self._decoded = 0
         requests = [_tokenized(request, self._job.workload) for request in due]
-        self._not_host = self._stand_in.seconds
+        self._not_host, self._hooks_before = self._stand_in.seconds, CLOCK.seconds
         self._resumed = time.thread_time()
         return requests
 
@@ -162,7 +164,8 @@ class Simulation:
     def _end_iteration(self, now: float) -> None:
         if self._decoded and self._num_iterations >= self._job.skip_iterations:
             elsewhere = self._stand_in.seconds - self._not_host
-            self._recorder.iteration(self._decoded, now - self._resumed - elsewhere)
+            hooks = CLOCK.seconds - self._hooks_before
+            self._recorder.iteration(self._decoded, now - self._resumed - elsewhere, hooks)
         self._num_iterations += 1
         self._num_idle = 0 if self._clock.launched else self._num_idle + 1
 

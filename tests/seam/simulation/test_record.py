@@ -90,6 +90,26 @@ def test_host_times_are_grouped_by_running_requests():
     }
 
 
+def test_what_hooks_take_is_told_beside_the_rest():
+    record, _ = recorder(Workload(1, 10))
+    assert record.result()["hooks_ratio"] is None
+    record.iteration(65, 0.010)
+    record.iteration(65, 0.012, hook_seconds=0.002)
+    assert record.result()["hooks_ratio"] == 1.1
+
+
+def test_iterations_belong_to_the_turn_that_began_last():
+    record, _ = recorder(Workload(1, 10))
+    record.iteration(65, 0.5)
+    record.begin_turn()
+    record.iteration(65, 0.001)
+    record.iteration(65, 0.003)
+    record.begin_turn()
+    record.iteration(65, 0.004)
+    record.begin_turn()
+    assert record.result()["turns_ms"] == [2.0, 4.0]
+
+
 def test_a_series_stays_short_and_even():
     series = Series()
     for moment in range(10 * MOST_POINTS):

@@ -123,3 +123,13 @@ def test_virtual_time_is_the_rooflines(run, overlap):
 def test_a_job_that_takes_too_long_says_how_far_it_came(sides):
     with pytest.raises(SimulationError, match="0 of 120 requests finished"):
         sides[STOCK].run(replace(JOB, max_wall_seconds=0.0))
+
+
+def test_sides_that_take_turns_and_what_hooks_take(run, tmp_path):
+    job = replace(JOB, skip_iterations=300, max_iterations=340, turns=str(tmp_path), turn_len=10)
+    measures = run(job)
+    for side in SIDES:
+        assert len(measures[side]["turns_ms"]) == 4
+        assert min(measures[side]["turns_ms"]) > 0
+    assert measures[STOCK]["hooks_ratio"] == 1
+    assert 1 < measures[DYNTS]["hooks_ratio"] < 2
