@@ -153,7 +153,7 @@ class Recorder:
             self._series.add(sums.seconds, forward.decoded, load.used_tokens, load.queue_len)
 
     def iteration(self, num_running: int, host_seconds: float, hook_seconds: float = 0.0) -> None:
-        """Take note of what an iteration that decoded cost the host, in processor time, hooks included."""
+        """Take note of what an iteration that decoded cost the host in processor time, with its hooks."""
         self._host_seconds += host_seconds
         self._hook_seconds += hook_seconds
         group = round(num_running / RUNNING_STEP) * RUNNING_STEP
