@@ -23,6 +23,8 @@ FULL = "full"
 """The name of the policy that drops nothing; its requests have no window, so it has no class here."""
 ABOVE_ALL_POSITIONS = float(1 << 23)
 """Added to a position it outranks every bare one, and float32 still tells all of them apart."""
+QUERIES_AT_ONCE = 64
+"""Bounds what the attention of many queries takes at a time: query heads * 64 * held floats."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,24 @@ class LayerView:
         unseen = columns > columns[held - num :, None]
         return logits.masked_fill(unseen, -torch.inf).softmax(-1)
 
+    def received(self) -> torch.Tensor:
+        """Return [held] float32, what each key gets from all queries together, the mean over heads."""
+        total = torch.zeros(len(self.keys), device=self.keys.device)
+        before = len(self.keys) - len(self.queries)
+        for first in range(0, len(self.queries), QUERIES_AT_ONCE):
+            queries = self.queries[first : first + QUERIES_AT_ONCE]
+            seen = before + first + len(queries)
+            part = LayerView(queries, self.keys[:seen], self.scaling)
+            total[:seen] += part.attention().sum(2).mean((0, 1))
+        return total
+
 
 def _no_views() -> Iterable[LayerView]:
     return ()
+
+
+def _not_counted() -> torch.Tensor:
+    raise AssertionError("a policy that needs all attention was accepted where it is not counted")
 
 
 @dataclass(frozen=True)
@@ -70,6 +87,8 @@ class Candidates:
     """Token ids of the question."""
     views: Callable[[], Iterable[LayerView]] = _no_views
     """Gives the layers, where queries are recorded."""
+    received: Callable[[], torch.Tensor] = _not_counted
+    """Gives [n] float32, the attention each has got since it was computed, where it is counted."""
 
 
 class Policy(ABC):
@@ -77,6 +96,8 @@ class Policy(ABC):
 
     needs_predictor: ClassVar[bool] = False
     needs_queries: ClassVar[bool] = False
+    needs_all_queries: ClassVar[bool] = False
+    """Whether the attention of every query is to be counted, not that of the newest alone."""
 
     @abstractmethod
     def score(self, candidates: Candidates) -> torch.Tensor:
@@ -176,6 +197,25 @@ class Separators(ScoredOnce):
         return candidates.positions + ABOVE_ALL_POSITIONS * separates
 
 
+class HeavyHitters(Policy):
+    """H2O, the Heavy-Hitter Oracle (arXiv 2306.14048): the tokens that got most attention so far.
+
+    As in the paper a score is the attention a token has got, added up over every query since it was
+    computed, its own included; what was dropped got its last. The paper chooses in each layer and head by
+    itself; here these are averaged, for one choice. It drops one token per step and halves its budget
+    between heavy hitters and newest tokens; here the windows are those of all policies. It judges the
+    prompt too, which is the question here and stays. No kernel gives its attention out, so it is
+    computed a second time at every step, in plain torch: this is slow.
+    """
+
+    needs_queries = True
+    needs_all_queries = True
+
+    def score(self, candidates: Candidates) -> torch.Tensor:
+        """Return the sums."""
+        return candidates.received()
+
+
 class Observing(Policy):
     """A policy that asks what the newest tokens attend to, anew at every compaction.
 
@@ -212,9 +252,8 @@ class SnapKV(Observing):
 
     def score_layer(self, view: LayerView, chosen: slice) -> torch.Tensor:
         """Return attention summed over the window, the mean over heads, average-pooled."""
-        seen = view.attention()[..., chosen].sum(2).mean((0, 1))
         pool = torch.nn.functional.avg_pool1d
-        return pool(seen[None], self.kernel, 1, self.kernel // 2)[0]
+        return pool(view.received()[None, chosen], self.kernel, 1, self.kernel // 2)[0]
 
 
 @dataclass(frozen=True)
@@ -263,6 +302,7 @@ def build_policies(separators: Collection[int]) -> dict[str, Policy]:
         "streaming": Streaming(),
         "sepllm": Separators(frozenset(separators)),
         "bottom": Bottom(),
+        "h2o": HeavyHitters(),
         "snapkv": SnapKV(),
         "rkv": RKV(),
     }
@@ -270,6 +310,7 @@ def build_policies(separators: Collection[int]) -> dict[str, Policy]:
 
 NEED_PREDICTOR = tuple(name for name, policy in build_policies(()).items() if policy.needs_predictor)
 NEED_QUERIES = tuple(name for name, policy in build_policies(()).items() if policy.needs_queries)
+NEED_ALL_QUERIES = tuple(name for name, policy in build_policies(()).items() if policy.needs_all_queries)
 POLICIES = (*build_policies(()), FULL)
 """Names that a server or a request may choose."""
 

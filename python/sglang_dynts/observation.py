@@ -80,5 +80,10 @@ def create_recorder(model_runner, num_rows: int) -> QueryRecorder | None:
     num_kept = get_context().config_bag(BACKEND_NAME).dynts_observe_queries
     if not num_kept:
         return None
-    layers = [module for module in model_runner.model.modules() if isinstance(module, RadixAttention)]
+    layers = attention_layers(model_runner)
     return QueryRecorder(layers, num_rows, num_kept, model_runner.dtype, model_runner.device)
+
+
+def attention_layers(model_runner) -> list[RadixAttention]:
+    """Every attention layer of a model runner's model."""
+    return [module for module in model_runner.model.modules() if isinstance(module, RadixAttention)]

@@ -1,4 +1,7 @@
-"""Scores of requests that follow another policy than the predictor, rewritten before a compaction."""
+"""Scores of requests that follow another policy than the predictor, rewritten before a compaction.
+
+Also who of them needs every forward's attention for that.
+"""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -6,9 +9,31 @@ from functools import partial
 import numpy as np
 import torch
 
-from sgl_dynts.policies import PREDICTOR, Candidates, LayerView, Policy, rewrite_scores
+from sgl_dynts.policies import (
+    NEED_ALL_QUERIES,
+    PREDICTOR,
+    Candidates,
+    LayerView,
+    Policy,
+    rewrite_scores,
+)
 from sgl_dynts.window import Cut
 from sglang_dynts.radix_cache import DynTSRadixCache
+from sglang_dynts.request_options import policy_of_request
+from sglang_dynts.runtime import runtime_of
+
+
+def count_attention(forward_batch, cls, batch, model_runner, **_kwargs) -> None:
+    """AFTER ForwardBatch.init_new: name the requests whose attention this forward's layers count."""
+    runtime = runtime_of(model_runner)
+    if runtime is None or runtime.received is None or forward_batch.forward_mode.is_idle():
+        return
+    rows = {
+        index: (req.kv.req_pool_idx, len(req.origin_input_ids))
+        for index, req in enumerate(batch.reqs)
+        if policy_of_request(req.sampling_params) in NEED_ALL_QUERIES
+    }
+    runtime.received.begin(forward_batch, rows)
 
 
 def let_policies_score(
@@ -42,7 +67,10 @@ def _score_by(policy: Policy, cache: DynTSRadixCache, req, cut: Cut, row: torch.
     outputs = req.output_ids[positions[0] - cut.first : positions[-1] + 1 - cut.first]
     seq_len = window.seq_len(cut.window_len)
     views = partial(_views, cache, req.kv.req_pool_idx, seq_len, cut.local_window, held)
-    candidates = Candidates(pool[slots], positions, np.asarray(outputs), req.origin_input_ids, views)
+    received = partial(_received, cache, slots)
+    candidates = Candidates(
+        pool[slots], positions, np.asarray(outputs), req.origin_input_ids, views, received
+    )
     rewrite_scores(policy, candidates, pool, slots)
 
 
@@ -53,3 +81,9 @@ def _views(
     assert recorder is not None, "a policy that needs queries was accepted by a server without them"
     pool = cache.token_to_kv_pool_allocator.get_kvcache()
     return recorder.views(row, seq_len, local_window, held, pool)
+
+
+def _received(cache: DynTSRadixCache, slots: torch.Tensor) -> torch.Tensor:
+    received = cache.capacity.runtime.received
+    assert received is not None, "a policy that needs all queries was accepted by a server without them"
+    return received.read(slots)

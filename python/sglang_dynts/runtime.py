@@ -11,7 +11,8 @@ from sgl_dynts.score_pool import ScorePool
 from sgl_dynts.scoring import write_scores
 from sgl_dynts.window_table import WindowTable
 from sglang_dynts.names import BACKEND_NAME
-from sglang_dynts.observation import QueryRecorder, create_recorder
+from sglang_dynts.observation import QueryRecorder, attention_layers, create_recorder
+from sglang_dynts.received_attention import ReceivedAttention
 
 _RUNTIMES: "WeakKeyDictionary[object, DynTSRuntime]" = WeakKeyDictionary()
 
@@ -33,6 +34,8 @@ class DynTSRuntime:
         self.resumed: dict[object, int] = {}
         self.recorder: QueryRecorder | None = None
         """The newest queries, where the server records them."""
+        self.received: ReceivedAttention | None = None
+        """The attention of all queries, where the server records the newest."""
 
     def reset_rows(self, rows: list[int]) -> None:
         """Forget the earlier owners of newly allocated rows."""
@@ -77,6 +80,13 @@ def allocate_runtime(_result, model_runner) -> None:
         device=model_runner.device,
     )
     runtime.recorder = create_recorder(model_runner, rows.req_to_token.shape[0])
+    if runtime.recorder is not None:
+        runtime.received = ReceivedAttention(
+            attention_layers(model_runner),
+            num_slots=model_runner.token_to_kv_pool_allocator.size + 1,
+            kv_pool=model_runner.token_to_kv_pool,
+            req_to_token=rows.req_to_token,
+        )
     rows.register_on_alloc_rows(runtime.reset_rows)
     warm_up(model_runner.device)
     _RUNTIMES[model_runner] = runtime

@@ -81,8 +81,8 @@ def register() -> None:
 
 
 def scheduler_targets() -> list[str]:
-    """What is hooked in a scheduler process."""
-    return [seam.target for seam in _scheduler_seams()]
+    """What is hooked in a scheduler process, each once."""
+    return list(dict.fromkeys(seam.target for seam in _scheduler_seams()))
 
 
 def launcher_targets() -> list[str]:
@@ -94,7 +94,8 @@ def missing_scheduler_seams() -> list[str]:
     """What is not in place in this scheduler process."""
     from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 
-    missing = [seam.target for seam in _scheduler_seams() if not _is_applied(seam)]
+    lost = (seam.target for seam in _scheduler_seams() if not _is_applied(seam))
+    missing = list(dict.fromkeys(lost))  # a place may have two hooks
     if BACKEND_NAME not in ATTENTION_BACKENDS:
         missing.append(f"attention backend {BACKEND_NAME!r}")
     if BACKEND_NAME not in registered_radix_cache_backends():
@@ -169,6 +170,7 @@ def _scheduler_seams() -> list[Seam]:
         admission,
         compaction_step,
         health,
+        policy_scores,
         positions,
         predictor_runner,
         reporting,
@@ -180,6 +182,7 @@ def _scheduler_seams() -> list[Seam]:
         Seam(LOAD_MODEL, predictor_runner.install_predictor, HookType.AFTER),
         Seam(POOLS_READY, runtime.allocate_runtime, HookType.AFTER),
         Seam(FORWARD_BATCH, positions.restore_positions, HookType.AFTER),
+        Seam(FORWARD_BATCH, policy_scores.count_attention, HookType.AFTER),
         Seam(INIT_OUTPUT_STREAMER, compaction_step.start, HookType.BEFORE),
         Seam(OUTPUT_STREAMER_CLASS, reporting.choose_streamer, HookType.AFTER),
         Seam(BEFORE_ADMISSION, compaction_step.compact_requests, HookType.BEFORE),

@@ -15,7 +15,7 @@ from sglang.srt.server_args import ServerArgs
 
 from sgl_dynts.checkpoint import PredictorHeader
 from sgl_dynts.config import DynTSConfig
-from sgl_dynts.policies import NEED_PREDICTOR, NEED_QUERIES, POLICIES, PREDICTOR
+from sgl_dynts.policies import NEED_ALL_QUERIES, NEED_PREDICTOR, NEED_QUERIES, POLICIES, PREDICTOR
 from sglang_dynts.check_seams import check_release
 from sglang_dynts.names import BACKEND_NAME, BASE_BACKENDS, SOURCE
 from sglang_dynts.predictor_runner import check_hidden_size, find_for_policy
@@ -65,9 +65,11 @@ class DynTSServerArgs(ServerArgs, dict=True):  # pyright: ignore  a msgspec.Stru
     dynts_observe_queries: Annotated[
         int,
         Arg(
-            help="Keep so many of each request's newest queries in every layer (32 is usual): "
-            f"{' and '.join(NEED_QUERIES)} need them. For comparisons, not for speed; needs --tp-size 1, "
-            "no CUDA graphs and --dynts-host-memory-gb 0. 0 keeps none.",
+            help="Keep so many of each request's newest queries in every layer (32 is usual), and let "
+            f"policies read attention: {', '.join(NEED_QUERIES)} need it. "
+            f"{' and '.join(NEED_ALL_QUERIES)} reads that of every step, which is computed a second time "
+            "in plain torch. For comparisons, not for speed; needs --tp-size 1, no CUDA graphs and "
+            "--dynts-host-memory-gb 0. 0 keeps none.",
         ),
         _NAMESPACE,
     ] = 0

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from tests.e2e.models import END_THINK, SEPARATORS, THINK
 
 OBSERVING = ("snapkv", "rkv")
+H2O = "h2o"
 NUM_QUERIES = 8
 
 
@@ -73,6 +74,7 @@ class Reference:
         scores: list[float] = []
         held: list[int] = []
         seen: dict[int, list[torch.Tensor]] = {}
+        received: dict[int, float] = {}
         output: list[int] = []
         logprobs: list[float] = []
         compactions = dropped = 0
@@ -84,13 +86,17 @@ class Reference:
                 position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
-                output_attentions=policy in OBSERVING,
+                output_attentions=policy in (*OBSERVING, H2O),
             )
             if policy in OBSERVING:
                 seen[len(scores) + len(new) - 1] = [layer[0, :, -1] for layer in out.attentions]
             hidden = out.last_hidden_state[0]
             scores += self.score(hidden)
             held += positions[0].tolist()
+            if policy == H2O:
+                by_head = torch.cat([layer[0].sum(1) for layer in out.attentions])
+                for position, more in zip(held, by_head.mean(0).tolist(), strict=True):
+                    received[position] = received.get(position, 0.0) + more
             logits = self.model.lm_head(hidden[-1])
             choice = allowed or range(len(logits))
             output.append(choice[int(logits[choice.start : choice.stop].argmax())])
@@ -111,6 +117,8 @@ class Reference:
                 if policy in OBSERVING:
                     layers = observe(policy, held, len(prompt), seen, cache, windows)
                     judged = [layers.get(position, 0.0) for position in range(len(scores))]
+                elif policy == H2O:
+                    judged = [received[position] for position in range(len(scores))]
                 else:
                     judged = judge(policy, scores, prompt, output)
                 kept = keep(held, judged, len(prompt), answers, windows)

@@ -7,7 +7,9 @@ from tests.e2e.hf_reference import NUM_QUERIES, Reference, Windows
 from tests.e2e.server import Server
 
 WINDOWS = Windows(96, 16, 0.4)
-NAMES = ("predictor", "window", "snapkv", "random", "full", "streaming", "rkv", "bottom", "sepllm")
+NAMES = (
+    *("predictor", "window", "snapkv", "h2o", "random", "full", "streaming", "rkv", "bottom", "sepllm"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +23,11 @@ def server(models, start):
 def test_tokens_equal_the_reference_with_the_same_rule(models, server):
     names = NAMES * 2
     jobs = [
-        {"prompt": prompt(12 + 2 * n, 300 + n), "length": 200, "dynts": {"policy": name}}
+        {
+            "prompt": prompt(12 + 2 * n, 300 + n),
+            "length": 200,
+            "dynts": {"policy": name, "return_tokens": True},
+        }
         for n, name in enumerate(names)
     ]
     replies = server.generate_all(jobs)
@@ -33,3 +39,6 @@ def test_tokens_equal_the_reference_with_the_same_rule(models, server):
         assert numbers["policy"] == name
         assert numbers["dropped_tokens"] == sum(numbers["dropped_then"])
         assert (expected.num_compactions >= 2) == (name != "full")
+        dropped = {position for drop in numbers["tokens"]["dropped"] for position in drop["positions"]}
+        assert sorted(dropped.union(expected.kept)) == list(range(len(job["prompt"]) + 199))
+        assert not dropped.intersection(expected.kept)

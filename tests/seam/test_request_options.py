@@ -41,7 +41,7 @@ BAD = [
     (
         {"policy": "best"},
         "custom_params.dynts.policy='best' must be one of predictor, random, window, streaming, "
-        "sepllm, bottom, snapkv, rkv, full",
+        "sepllm, bottom, h2o, snapkv, rkv, full",
     ),
     (
         {"enabled": False, "keep_ratio": 9},
@@ -153,15 +153,17 @@ def test_a_predictor_that_is_there_serves_whatever_the_servers_policy(serve):
     params({"policy": "predictor"}).verify(256)
 
 
-def test_a_server_that_keeps_no_queries_refuses_who_reads_attention(serve):
+@pytest.mark.parametrize("policy", ["h2o", "snapkv", "rkv"])
+def test_a_server_that_keeps_no_queries_refuses_who_reads_attention(serve, policy):
     serve("--attention-backend", "dynts")
     with refuses(
-        "custom_params.dynts.policy='snapkv' needs a server that was started with "
+        f"custom_params.dynts.policy={policy!r} needs a server that was started with "
         "--dynts-observe-queries; choose another policy"
     ):
-        params({"policy": "snapkv"}).verify(256)
+        params({"policy": policy}).verify(256)
 
 
-def test_a_server_that_keeps_queries_accepts_who_reads_attention(serve):
+@pytest.mark.parametrize("policy", ["h2o", "snapkv", "rkv"])
+def test_a_server_that_keeps_queries_accepts_who_reads_attention(serve, policy):
     serve("--attention-backend", "dynts", "--dynts-observe-queries", "8", "--dynts-host-memory-gb", "0")
-    params({"policy": "snapkv"}).verify(256)
+    params({"policy": policy}).verify(256)

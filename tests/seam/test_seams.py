@@ -12,7 +12,7 @@ from sglang.srt.plugins.hook_registry import HookRegistry
 from sglang_dynts import seams
 from sglang_dynts.server_args import DynTSServerArgs
 
-SCHEDULER_TARGETS = [seam.target for seam in seams._scheduler_seams()]
+SCHEDULER_TARGETS = seams.scheduler_targets()
 LAUNCHER_TARGETS = [seam.target for seam in seams._tokenizer_seams()]
 
 
@@ -52,6 +52,15 @@ def test_another_plug_ins_hook_in_the_place_of_ours_is_noticed(monkeypatch):
     monkeypatch.setitem(HookRegistry._hooks, seams.FORWARD_BATCH, [])
     with refuses(seams.FORWARD_BATCH):
         seams.check_scheduler_seams()
+
+
+def test_one_of_two_hooks_in_a_place_that_was_not_applied_is_noticed(monkeypatch):
+    both = HookRegistry._hooks[seams.FORWARD_BATCH]
+    assert len(both) == 2
+    for one in both:
+        monkeypatch.setitem(HookRegistry._hooks, seams.FORWARD_BATCH, [one])
+        with refuses(seams.FORWARD_BATCH):
+            seams.check_scheduler_seams()
 
 
 def test_everything_that_is_missing_is_named(monkeypatch):

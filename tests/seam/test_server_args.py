@@ -135,12 +135,17 @@ def refuses(message: str):
             "--dynts-policy",
             "best",
             "--dynts-policy best is not known; choose one of predictor, random, window, streaming, "
-            "sepllm, bottom, snapkv, rkv, full",
+            "sepllm, bottom, h2o, snapkv, rkv, full",
         ),
         (
             "--dynts-policy",
             "snapkv",
             "--dynts-policy snapkv needs --dynts-observe-queries 32 or another number",
+        ),
+        (
+            "--dynts-policy",
+            "h2o",
+            "--dynts-policy h2o needs --dynts-observe-queries 32 or another number",
         ),
         (
             "--dynts-observe-queries",

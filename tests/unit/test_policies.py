@@ -14,6 +14,7 @@ from sgl_dynts.policies import (
     FULL,
     NEED_QUERIES,
     POLICIES,
+    QUERIES_AT_ONCE,
     RKV,
     Candidates,
     LayerView,
@@ -164,6 +165,23 @@ def test_attention_is_the_softmax_of_scaled_products_over_what_came_before():
     for head in range(4):
         for row in range(3):
             assert found[head, row].tolist() == pytest.approx(seen_by_hand(one, head, row), abs=1e-6)
+
+
+@pytest.mark.parametrize("queries", [1, 3, QUERIES_AT_ONCE + 2])
+def test_what_a_key_receives_is_the_sum_over_queries_and_the_mean_over_heads(queries):
+    one = view(queries, held=queries + 5)
+    rows = [seen_by_hand(one, head, row) for head in range(4) for row in range(queries)]
+    expected = [sum(column) / 4 for column in zip(*rows, strict=True)]
+    assert one.received().tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_h2o_keeps_what_received_most_whatever_the_predictor_says():
+    some = replace(
+        candidates([9.0, 0.1, INF, 0.3, 0.2], tokens=[9] * 3),
+        received=lambda: torch.tensor([1.0, 3.0, 0.0, 2.0, 3.0]),
+    )
+    assert kept("h2o", some, 2) == [1, 2]
+    assert kept("h2o", some, 3) == [1, 2, 4]
 
 
 def test_snapkv_sums_attention_over_the_window_and_averages_neighbours():
