@@ -21,6 +21,31 @@ from tests.e2e.server import SGLANG_SERVE, STRICT, Server
 EXAMPLES = Path(__file__).parents[2] / "python" / "examples"
 
 
+def run_example(name: str, *arguments: str, **environment: str) -> str:
+    """What an example of ours prints, run as its document says."""
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *arguments],
+        env=os.environ | STRICT | environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("ranks", [[], ["--tp-size", "2"], ["--dp-size", "2"]], ids=" ".join)
+def test_the_offline_engine(ranks):
+    cores = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"} if ranks else {}
+    printed = run_example("offline_engine.py", *ranks, **cores)
+    lines = [line for line in printed.splitlines() if "compactions" in line]
+    assert len(lines) == 3
+    for line in lines:
+        assert line.startswith("budget 200: held ")
+        assert int(line.split("compactions ")[1]) >= 2
+
+
 @pytest.fixture(scope="module")
 def server(start):
     server: Server = start(
@@ -156,20 +181,6 @@ def dropped_positions(parts: list[dict]) -> set[int]:
     return {position for drop in drops for position in drop["positions"]}
 
 
-def run_example(name: str, *arguments: str) -> str:
-    """What an example of ours prints, run as its document says."""
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *arguments],
-        env=os.environ | STRICT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 def test_a_frontend_program_with_two_generations_and_a_fork(server, problem):
     printed = run_example("frontend_program.py", "--url", server.url(""), "--question", problem.question)
     assert int(printed.split("compactions:")[1].split()[0]) >= 3
@@ -183,11 +194,3 @@ def test_the_openai_example_streams_and_reports(server, problem):
     answer, reported = printed.split("\nreported:")
     assert ledger.is_correct(problem, f"</think> {answer}")
     assert "'budget': 308" in reported
-
-
-def test_the_offline_engine():
-    lines = [line for line in run_example("offline_engine.py").splitlines() if "compactions" in line]
-    assert len(lines) == 3
-    for line in lines:
-        assert line.startswith("budget 200: held ")
-        assert int(line.split("compactions ")[1]) >= 2
