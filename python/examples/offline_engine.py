@@ -1,6 +1,8 @@
 """``sgl.Engine`` without a server: a batch of prompts, and what each held.
 
 python python/examples/offline_engine.py
+python python/examples/offline_engine.py --tp-size 2    # the model's weights on two devices
+python python/examples/offline_engine.py --dp-size 2    # two replicas that share the requests
 """
 
 import argparse
@@ -17,6 +19,8 @@ def main() -> None:
     parser.add_argument("--model-path", default=str(demo_model_path()))
     parser.add_argument("--budget", type=int, default=200, help="KV tokens of question and thinking")
     parser.add_argument("--max-total-tokens", type=int, default=3000, help="KV tokens of the pool")
+    parser.add_argument("--tp-size", type=int, default=1, help="devices that hold one model")
+    parser.add_argument("--dp-size", type=int, default=1, help="replicas of it")
     args = parser.parse_args()
     engine = sgl.Engine(
         model_path=args.model_path,
@@ -24,6 +28,8 @@ def main() -> None:
         dynts_budget=args.budget,
         dtype="float32",
         max_total_tokens=args.max_total_tokens,
+        tp_size=args.tp_size,
+        dp_size=args.dp_size,
         mem_fraction_static=0.1,
     )
     problems = [ledger.make_problem(seed) for seed in ledger.TEST_SEEDS[:3]]

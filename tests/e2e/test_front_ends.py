@@ -1,14 +1,19 @@
 """Every way into SGLang serves DynTS by installation alone, here with the demo model."""
 
+import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
+from benchmark.served import end, free_port
 from sgl_dynts import demo_model_path
 from sgl_dynts.checkpoint import find_predictor
 from sgl_dynts.demo import ledger
@@ -16,6 +21,31 @@ from sgl_dynts.training.trace_file import read_traces
 from tests.e2e.server import SGLANG_SERVE, STRICT, Server
 
 EXAMPLES = Path(__file__).parents[2] / "python" / "examples"
+
+
+def run_example(name: str, *arguments: str, **environment: str) -> str:
+    """What an example of ours prints, run as its document says."""
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *arguments],
+        env=os.environ | STRICT | environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("ranks", [[], ["--tp-size", "2"], ["--dp-size", "2"]], ids=" ".join)
+def test_the_offline_engine(ranks):
+    cores = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"} if ranks else {}
+    printed = run_example("offline_engine.py", *ranks, **cores)
+    lines = [line for line in printed.splitlines() if "compactions" in line]
+    assert len(lines) == 3
+    for line in lines:
+        assert line.startswith("budget 200: held ")
+        assert int(line.split("compactions ")[1]) >= 2
 
 
 @pytest.fixture(scope="module")
@@ -126,18 +156,59 @@ def test_a_bad_field_in_a_chat_gets_http_400(server):
         )
 
 
-def run_example(name: str, *arguments: str) -> str:
-    """What an example of ours prints, run as its document says."""
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *arguments],
-        env=os.environ | STRICT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+@pytest.fixture
+def page_url(server) -> Iterator[str]:
+    """The address of ``python -m sgl_dynts.page`` before the server."""
+    port = free_port()
+    words = [sys.executable, "-m", "sgl_dynts.page", "--url", server.url(""), "--port", str(port)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout is not None
+    yield process.stdout.readline().split()[-1]
+    end(process)
+
+
+def test_the_page_streams_scores_and_dropped_positions_of_a_real_trace(page_url, problem):
+    with httpx.Client(base_url=page_url, timeout=300, trust_env=False) as browser:
+        wait_until_it_listens(browser)
+        assert browser.get("/server").json()["windows"]["budget"] == 308
+        with browser.stream("POST", "/ask", json={"question": problem.question}) as reply:
+            parts = [json.loads(line) for line in reply.iter_lines()]
+    *growing, last = parts
+    assert last["finish"]["type"] == "stop"
+    assert all(part["finish"] is None for part in growing)
+    assert ledger.is_correct(problem, "".join(part["text"] for part in parts))
+    whole = last["tokens"]
+    assert whole["first"] == 0
+    assert len(whole["scores"]) >= last["end"] - 1
+    streamed: dict[int, float | None] = {}
+    for part in growing:
+        streamed |= enumerate(part["tokens"]["scores"], start=part["tokens"]["first"])
+    assert len(streamed) >= 300
+    assert streamed == {position: whole["scores"][position] for position in streamed}
+    fallen = dropped_positions([last])
+    assert last["end"] - last["held"] - len(fallen) in (0, 1)  # the newest may never have been computed
+    assert last["compactions"] == len(whole["dropped"]) >= 3
+    shown = dropped_positions(growing)
+    assert shown <= fallen
+    assert len(shown) >= 100
+
+
+def wait_until_it_listens(browser: httpx.Client) -> None:
+    """The page says its address before it listens there."""
+    deadline = time.monotonic() + 300
+    while True:
+        try:
+            browser.get("/")
+        except httpx.TransportError:
+            assert time.monotonic() < deadline, "the page does not answer"
+            time.sleep(0.2)
+        else:
+            return
+
+
+def dropped_positions(parts: list[dict]) -> set[int]:
+    drops = [drop for part in parts for drop in part["tokens"]["dropped"]]
+    return {position for drop in drops for position in drop["positions"]}
 
 
 def test_a_frontend_program_with_two_generations_and_a_fork(server, problem):
@@ -153,11 +224,3 @@ def test_the_openai_example_streams_and_reports(server, problem):
     answer, reported = printed.split("\nreported:")
     assert ledger.is_correct(problem, f"</think> {answer}")
     assert "'budget': 308" in reported
-
-
-def test_the_offline_engine():
-    lines = [line for line in run_example("offline_engine.py").splitlines() if "compactions" in line]
-    assert len(lines) == 3
-    for line in lines:
-        assert line.startswith("budget 200: held ")
-        assert int(line.split("compactions ")[1]) >= 2
