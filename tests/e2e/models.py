@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers import AddedToken, Tokenizer, decoders
+from tokenizers.models import BPE, WordLevel
+from tokenizers.pre_tokenizers import ByteLevel, WhitespaceSplit
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -21,6 +21,7 @@ from sgl_dynts.predictor import ImportancePredictor
 
 VOCAB_SIZE = 256
 HIDDEN_SIZE = 64
+SPECIAL = ["<unk>", "<bos>", "<eos>", "<think>", "</think>"]
 THINK, END_THINK = 3, 4
 FIRST_WORD = 8
 SEPARATORS = {250: ".", 251: ",", 252: "?", 253: "!", 254: ";", 255: ":"}
@@ -62,7 +63,21 @@ def build_model(kind: str, folder: Path) -> Path:
     return write_model(CONFIGS[kind](), sorted(CONFIGS).index(kind), folder, often)
 
 
-def write_model(config: Any, seed: int, folder: Path, often: tuple[int, ...] = ()) -> Path:
+def write_speller(folder: Path, seed: int) -> Path:
+    """Write a random llama whose tokens are bytes, so that it can spell anything, and that closes its
+    thinking now and then.
+    """
+    shape: dict[str, Any] = SHAPE | {"vocab_size": 256 + len(SPECIAL)}
+    return write_model(LlamaConfig(**shape), seed, folder, (END_THINK,), _byte_tokenizer())
+
+
+def write_model(
+    config: Any,
+    seed: int,
+    folder: Path,
+    often: tuple[int, ...] = (),
+    tokenizer: PreTrainedTokenizerFast | None = None,
+) -> Path:
     """Write a random model with tokenizer and predictor; ``often`` are markers that it generates."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config).float()
@@ -71,7 +86,7 @@ def write_model(config: Any, seed: int, folder: Path, often: tuple[int, ...] = (
         if often:
             model.lm_head.weight[list(often)] = torch.randn(len(often), config.hidden_size) * 0.3
     model.save_pretrained(folder)
-    _tokenizer().save_pretrained(folder)
+    (tokenizer or _word_tokenizer()).save_pretrained(folder)
     write_predictor(folder / PREDICTOR_FILE, config.hidden_size)
     return folder
 
@@ -84,11 +99,24 @@ def write_predictor(path: Path, hidden_size: int = HIDDEN_SIZE) -> None:
     save_predictor(path, predictor, header)
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
-    special = ["<unk>", "<bos>", "<eos>", "<think>", "</think>"]
-    words = special + [SEPARATORS.get(i, f"w{i}") for i in range(len(special), VOCAB_SIZE)]
+def _word_tokenizer() -> PreTrainedTokenizerFast:
+    words = SPECIAL + [SEPARATORS.get(i, f"w{i}") for i in range(len(SPECIAL), VOCAB_SIZE)]
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
+    return _wrap(tokenizer)
+
+
+def _byte_tokenizer() -> PreTrainedTokenizerFast:
+    words = SPECIAL + sorted(ByteLevel.alphabet())
+    tokenizer = Tokenizer(BPE({word: i for i, word in enumerate(words)}, [], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    wrapped = _wrap(tokenizer)
+    wrapped.chat_template = "{{ bos_token }}{{ messages[-1].content }}<think>"
+    return wrapped
+
+
+def _wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     # Added tokens, since transformers reads a Qwen2 folder with its own class, which keeps only these.
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in ("<think>", "</think>")])
     return PreTrainedTokenizerFast(

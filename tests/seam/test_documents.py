@@ -33,6 +33,7 @@ RUN_BY = {
     "python python/examples/frontend_program.py": "tests/e2e/test_front_ends.py",
     "python python/examples/openai_client.py": "tests/e2e/test_front_ends.py",
     "python python/examples/offline_engine.py": "tests/e2e/test_front_ends.py",
+    "python python/examples/json_after_thinking.py": "tests/e2e/test_json_answer.py",
     "curl": "tests/e2e/test_operating.py",  # what it asks for is asked there
     "pip install": ".ci/run",  # by sgl_dynts.environment
 }
