@@ -7,11 +7,12 @@ what the stand-in computes evicts the host's caches on one side more than on the
 import time
 from collections.abc import Callable
 
-from sglang_dynts import compaction_step, positions, reporting
+from sglang_dynts import compaction_step, policy_scores, positions, reporting
 
 HOOKS: tuple[tuple[object, str], ...] = (
     (compaction_step, "compact_requests"),
     (positions, "restore_positions"),
+    (policy_scores, "count_attention"),
     (reporting.DynTSOutputStreamer, "build_additional_customized_info"),
 )
 
