@@ -18,7 +18,6 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from sgl_dynts.compaction import apply_compaction
 from sgl_dynts.roofline import COMPACTION_LAUNCH_SECONDS, GPUS, SHAPES
 from sglang_dynts import compaction_step
-from sglang_dynts.compaction_step import slots_of
 from sglang_dynts.simulation.clock import VirtualClock
 from sglang_dynts.simulation.hook_clock import CLOCK
 from sglang_dynts.simulation.job import Job, PlannedRequest, Workload, plan_requests
@@ -87,17 +86,16 @@ class Simulation:
         scheduler.request_receiver = self  # pyright: ignore  only recv_requests is asked of it
         scheduler.output_streamer.send_to_detokenizer = self  # pyright: ignore  only send_output
         compaction_step.apply_compaction = self._on_device(apply_compaction, COMPACTION_LAUNCH_SECONDS)
-        compaction_step.slots_of = self._on_device(slots_of, launch_seconds=0)  # counted with the above
+        for owner, name in ((compaction_step, "slots_of"), (self._allocator, "free")):
+            setattr(owner, name, self._on_device(getattr(owner, name), launch_seconds=0))
 
-    def _on_device(
-        self, work: Callable[..., torch.Tensor], launch_seconds: float
-    ) -> Callable[..., torch.Tensor]:
-        """Stand in for the device in a compaction round: its tensors' work is not the host's.
+    def _on_device(self, work: Callable[..., Any], launch_seconds: float) -> Callable[..., Any]:
+        """Stand in for the device: work on tensors as long as windows or the pool is not the host's.
 
-        Launching it is, and counts what the roofline takes for that.
+        Launching it is; of a whole compaction round it counts as the roofline has it, with the rewriting.
         """
 
-        def run(*args, **kwargs) -> torch.Tensor:
+        def run(*args, **kwargs) -> Any:
             started = time.thread_time()
             result = work(*args, **kwargs)
             self._stand_in.seconds += time.thread_time() - started - launch_seconds
