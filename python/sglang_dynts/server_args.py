@@ -247,6 +247,9 @@ def _check_observation(cfg) -> None:
         f"--dynts-host-memory-gb {cfg.dynts_host_memory_gb:g}: host copies hold no queries; give 0": (
             cfg.dynts_host_memory_gb > 0
         ),
+        f"--kv-cache-dtype {cfg.kv_cache_dtype}: keys are read without their scale; give auto": str(
+            cfg.kv_cache_dtype
+        ).startswith("fp8"),
         "CUDA graphs do not record them; give --cuda-graph-backend-decode disabled and "
         "--cuda-graph-backend-prefill disabled": cfg.device == "cuda" and _captures_graphs(cfg),
     }

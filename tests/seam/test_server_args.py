@@ -372,8 +372,16 @@ def test_a_policy_that_reads_attention_is_served_where_queries_are_kept(view):
     assert view(*DYNTS, *OBSERVE, "--dynts-policy", "rkv").dynts_observe_queries == 8
 
 
-def test_queries_are_not_kept_where_they_would_be_wrong(resolve):
-    with refuses(
-        "--dynts-observe-queries cannot be served: --tp-size 2: each rank sees its own heads alone; use 1"
-    ):
-        resolve(*DYNTS, *OBSERVE, "--tp-size", "2")
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (("--tp-size", "2"), "--tp-size 2: each rank sees its own heads alone; use 1"),
+        (
+            ("--kv-cache-dtype", "fp8_e4m3"),
+            "--kv-cache-dtype fp8_e4m3: keys are read without their scale; give auto",
+        ),
+    ],
+)
+def test_queries_are_not_kept_where_they_would_be_wrong(resolve, flags, reason):
+    with refuses(f"--dynts-observe-queries cannot be served: {reason}"):
+        resolve(*DYNTS, *OBSERVE, *flags)
