@@ -5,7 +5,7 @@ pool is full only when all its windows are that short. Everything here is arithm
 """
 
 from collections import deque
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,8 +22,7 @@ STEP_SHARE = 32
 """To avoid a retraction, at least 1/32: no request compacts more than 32 times in a period."""
 
 
-@dataclass(frozen=True)
-class Demand:
+class Demand(NamedTuple):
     """What the pool must provide, in slots.
 
     ``free`` counts slots that are free or that the prefix cache can evict; ``step`` those that the

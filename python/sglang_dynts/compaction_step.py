@@ -182,25 +182,43 @@ class Round:
         """Compact what must be, or find out for how many rounds nothing will have to be."""
         if not self.capacity.knows(self.batch.req_pool_indices_cpu):
             self._meet_batch()
-        remaining = self.table.due[self.rows] - self.lens
+        remaining = self._remaining()
+        calm, presses = self._outlook(remaining, demand.waiting)
+        freed = 0
+        if demand.is_tight or presses:
+            freed = self._compact_some(remaining, demand)
+            calm, _ = self._outlook(self._remaining(), demand.waiting)
+        self.capacity.expect_calm(calm, demand.waiting)
+        _reopen_admission(self.capacity, self.batch, demand.free + freed)
+        if demand.is_tight:
+            self._finish_what_cannot_grow(demand.free + freed)
+
+    def _remaining(self) -> np.ndarray:
+        """[n] int64, tokens until each request is due; 0 or below is due."""
+        return self.table.due[self.rows] - self.lens
+
+    def _outlook(self, remaining: np.ndarray, waiting: bool) -> tuple[int, bool]:
+        """For how many more rounds nothing must be compacted, and whether something must be now."""
+        if (remaining <= 0).any():
+            return -1, True
         calm = calm_rounds(remaining, self.capacity.rate)
-        presses = calm < 0 and self._is_pressing(remaining)
-        if demand.waiting:
+        presses = calm < 0 and self._is_crowded(remaining)
+        if waiting:
             half = rounds_until_half(self._give(), self.table.period[self.rows])
             calm, presses = min(calm, half), presses or half < 0
-        self.capacity.expect_calm(calm, demand.waiting)
-        if not demand.is_tight and not presses:
-            _reopen_admission(self.capacity, self.batch, demand.free)
-            return
+        return calm, presses
+
+    def _compact_some(self, remaining: np.ndarray, demand: Demand) -> int:
+        """Compact whom the policy names; the tokens that this frees."""
         began = time.perf_counter()
         chosen = self._choose(remaining, demand)
-        if chosen:
-            with self.cache.meter.on_device():
-                _compact(self.scheduler, self.batch, chosen)
-            self.cache.meter.round_took(time.perf_counter() - began)
-        freed = sum(one.cut.num_dropped for one in chosen)
-        _reopen_admission(self.capacity, self.batch, demand.free + freed)
-        self._finish_what_cannot_grow(demand.free + freed)
+        if not chosen:
+            return 0
+        with self.cache.meter.on_device():
+            _compact(self.scheduler, self.batch, chosen)
+        self.cache.meter.round_took(time.perf_counter() - began)
+        self.lens = self.batch.seq_lens_cpu.numpy()[: len(self.rows)]
+        return sum(one.cut.num_dropped for one in chosen)
 
     def _meet_batch(self) -> None:
         """Look at requests that joined the batch, and set the pace that their number asks for."""
@@ -219,10 +237,8 @@ class Round:
         """[n] int64, tokens that a compaction of each request frees, as of the last look at it."""
         return self.lens - self.table.retained[self.rows]
 
-    def _is_pressing(self, remaining: np.ndarray) -> bool:
-        """Whether a request is due, or those near it are too many to wait for it."""
-        if (remaining <= 0).any():
-            return True
+    def _is_crowded(self, remaining: np.ndarray) -> bool:
+        """Whether those that will soon be due are too many to wait for it."""
         if not self.capacity.elastic:
             return False
         near = are_near_due(remaining, self.table.period[self.rows])
