@@ -35,7 +35,7 @@ LOAD_SECONDS = 10
 SERVING_LIMIT = 595
 """Of whole servers that are tested."""
 TINY_LIMIT = 1795
-"""Of a step with the tiny shape: four servers on two slow cores that do other work take over ten minutes."""
+"""Of a step with the tiny shape, whose servers may start on slow cores that do other work."""
 SECONDS_TO_END = 60
 QUESTION_LEN = 200
 TIMED_OUT = 124

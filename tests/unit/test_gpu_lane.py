@@ -271,7 +271,7 @@ def test_a_known_gpu_brings_predictions(monkeypatch):
     assert times.prediction["stock"] / times.prediction["dynts"] == pytest.approx(1.41, abs=0.01)
     assert compaction.prediction is not None
     assert scoring.prediction is not None
-    assert compaction.prediction["dynts"] == pytest.approx(0.037, abs=0.005)
+    assert compaction.prediction["dynts"] == pytest.approx(0.0154, abs=0.0005)
     assert scoring.prediction["dynts"] == pytest.approx(0.36, abs=0.02)
 
 
