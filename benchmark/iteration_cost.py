@@ -40,8 +40,6 @@ SPARE = 1.05
 RESERVE_NOTHING = {"SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION": "1"}
 """SGLang admits what fits now, so that exactly the wanted number runs."""
 SETTINGS = ("running", "budget", "queue_len", "iterations")
-TURN_LEN = 25
-"""Iterations of a turn."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def parse() -> argparse.Namespace:
     add("--usual-running", type=int, default=USUAL_RUNNING, help="while another number is swept")
     add("--usual-budget", type=int, default=USUAL_BUDGET, help="while another number is swept")
     add("--all", action="store_true", help="every combination instead of one sweep after the other")
-    add("--iterations", type=int, default=1500, help=f"timed iterations of each side, by {TURN_LEN}")
+    add("--iterations", type=int, default=1500, help=f"timed iterations of each side, by {Job.turn_len}")
     add(
         "--out", type=Path, default=RESULTS / "iteration_cost.json", help="JSON list; its chart beside it"
     )
@@ -136,9 +134,7 @@ def make_job(cell: Cell, side: str, iterations: int) -> Job:
         spread_wave=cell.running,
         spread_seconds=0.6 * period * step,
     )
-    return Job(
-        server, workload, max_iterations=skip + iterations, skip_iterations=skip, turn_len=TURN_LEN
-    )
+    return Job(server, workload, max_iterations=skip + iterations, skip_iterations=skip)
 
 
 def summarize(cell: Cell, both: dict[str, dict[str, Any]], args: argparse.Namespace) -> dict[str, Any]:

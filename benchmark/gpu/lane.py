@@ -32,10 +32,8 @@ START_SECONDS = 45
 """Of one server on a GPU: imports, dummy weights, CUDA graphs."""
 LOAD_SECONDS = 10
 """Of one start of the load generator, which imports SGLang."""
-SERVING_LIMIT = 595
-"""Of whole servers that are tested."""
-TINY_LIMIT = 1795
-"""Of a step with the tiny shape, whose servers may start on slow cores that do other work."""
+TINY_LIMIT = 595
+"""Of a step with the tiny shape, whose servers start on a slow CPU."""
 SECONDS_TO_END = 60
 QUESTION_LEN = 200
 TIMED_OUT = 124
@@ -224,7 +222,7 @@ def ready_steps(install_limit: int, tests_limit: int) -> list[Step]:
     return [
         Step("install", ("benchmark.gpu.install",), install_limit),
         gpu_tests("tests", ("kernels", "attention"), tests_limit),
-        gpu_tests("serving_tests", ("serving",), SERVING_LIMIT, on_request=True),
+        gpu_tests("serving_tests", ("serving",), TINY_LIMIT, on_request=True),
     ]
 
 

@@ -187,6 +187,7 @@ class Round:
         freed = 0
         if demand.is_tight or presses:
             freed = self._compact_some(remaining, demand)
+        if freed:
             calm, _ = self._outlook(self._remaining(), demand.waiting)
         self.capacity.expect_calm(calm, demand.waiting)
         _reopen_admission(self.capacity, self.batch, demand.free + freed)

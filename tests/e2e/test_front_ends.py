@@ -25,8 +25,13 @@ EXAMPLES = Path(__file__).parents[2] / "python" / "examples"
 
 def run_example(name: str, *arguments: str, **environment: str) -> str:
     """What an example of ours prints, run as its document says."""
+    return run_python(str(EXAMPLES / name), *arguments, **environment)
+
+
+def run_python(*words: str, **environment: str) -> str:
+    """What a program of ours prints."""
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *arguments],
+        [sys.executable, *words],
         env=os.environ | STRICT | environment,
         capture_output=True,
         text=True,
@@ -118,19 +123,13 @@ def test_openai_streaming_with_the_request_s_own_budget(server, problem):
     assert sum(len(getattr(delta, "reasoning_content", None) or "") for delta in deltas) > 100
 
 
-def run_module(name: str, *arguments: str) -> str:
-    """What a command of ours prints."""
-    command = [sys.executable, "-m", name, *arguments]
-    done = subprocess.run(command, env=os.environ | STRICT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 def test_from_problems_to_a_predictor_that_the_server_s_loader_takes(server, tmp_path):
     model, problems, traces = demo_model_path(), tmp_path / "problems.jsonl", tmp_path / "traces.jsonl"
-    problems.write_text(run_module("sgl_dynts.tasks", "ledger", "--size", "10", "--num-problems", "12"))
+    problems.write_text(
+        run_python("-m", "sgl_dynts.tasks", "ledger", "--size", "10", "--num-problems", "12")
+    )
     asked = ("--url", server.url(""), "--model", str(model), "--problems", str(problems))
-    run_module("sgl_dynts.training.traces", *asked, "--out", str(traces), "--temperature", "0")
+    run_python("-m", "sgl_dynts.training.traces", *asked, "--out", str(traces), "--temperature", "0")
     kept = list(read_traces(traces))
     assert len(kept) >= 10  # the model solves 95 of 100
     assert all(trace.correct and trace.critical for trace in kept)
@@ -138,8 +137,8 @@ def test_from_problems_to_a_predictor_that_the_server_s_loader_takes(server, tmp
     fitted = tmp_path / "predictor.safetensors"
     windows = ("--budget", "300", "--local-window", "90", "--keep-ratio", "0.9")
     recipe = ("--target", "future", "--held-out", "0.2", "--epochs", "2", "--batch-size", "4")
-    run_module(
-        "sgl_dynts.training.fit_predictor", str(model), str(traces), str(fitted), *windows, *recipe
+    run_python(
+        "-m", "sgl_dynts.training.fit_predictor", str(model), str(traces), str(fitted), *windows, *recipe
     )
     header = find_predictor(model, fitted).header
     assert header is not None

@@ -487,6 +487,7 @@ def test_the_targets_of_fixed_batches_are_measured_on_an_h200():
 def test_the_tiny_plan_has_the_same_steps():
     tiny = lane.tiny_steps([])
     assert [step.name for step in tiny] == [step.name for step in lane.gpu_steps("qwen-7b", H200)]
+    assert all(step.limit < 600 for step in tiny)
 
 
 COMMON = ["--out", "o", "--commit", "abc1234"]
