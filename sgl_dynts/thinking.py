@@ -1,7 +1,13 @@
 """Which generated tokens are thinking, decided from token ids alone."""
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
+
+FIRST_STRETCH, GROWTH = 64, 8
+"""Tokens that are searched at once, and how much more each time: markers may be near or far."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +100,22 @@ class ThinkingTracker:
 
 def _find(tokens: Sequence[int], token: int, start: int) -> int:
     """Index of the first ``token`` from ``start`` on, or the length of ``tokens``."""
+    if isinstance(tokens, array):  # whose own index() makes an object of every element
+        return _find_in_array(tokens, token, start)
     try:
         return tokens.index(token, start)
     except ValueError:
         return len(tokens)
+
+
+def _find_in_array(tokens: array, token: int, start: int) -> int:
+    stretch = FIRST_STRETCH
+    while start < len(tokens):
+        found = np.flatnonzero(np.frombuffer(tokens, tokens.typecode)[start : start + stretch] == token)
+        if len(found):
+            return start + int(found[0])
+        start, stretch = start + stretch, stretch * GROWTH
+    return len(tokens)
 
 
 def _last_index(tokens: Sequence[int], marker: tuple[int, ...]) -> int:

@@ -357,8 +357,9 @@ def _record(cache: DynTSRadixCache, req, one: Chosen, slots: torch.Tensor) -> No
 def _shorten(batch, chosen: list[Chosen]) -> None:
     """Shorten the batch's lengths in new tensors: a forward in flight still reads the old ones."""
     delta = torch.zeros_like(batch.seq_lens_cpu)
+    dropped = delta.numpy()
     for one in chosen:
-        delta[one.index] = one.cut.num_dropped
+        dropped[one.index] = one.cut.num_dropped
     batch.seq_lens_cpu = batch.seq_lens_cpu - delta
     batch.seq_lens = batch.seq_lens - to_device(delta.to(batch.seq_lens.dtype), batch.seq_lens.device)
     batch.seq_lens_sum = None

@@ -102,14 +102,14 @@ class DynTSRadixCache(UnifiedRadixCache):
 
     def report_now(self, req) -> Numbers:
         """Return what a client is told of a request, read up to the newest token it was sent."""
-        if not req.kv.holds_kv:
-            return self.report_of(req).as_dict(0, req.finished())
-        self._read_scores(req)
-        return self.report_of(req).as_dict(req.kv.kv_allocated_len, req.finished())
-
-    def _read_scores(self, req) -> None:
-        """Bring a request's log up to the newest token whose forward is done, if it keeps one."""
         report = self.report_of(req)
+        if not req.kv.holds_kv:
+            return report.as_dict(0, req.finished())
+        self._read_scores(req, report)
+        return report.as_dict(req.kv.kv_allocated_len, req.finished())
+
+    def _read_scores(self, req, report: RequestReport) -> None:
+        """Bring a request's log up to the newest token whose forward is done, if it keeps one."""
         if report.tokens is None or req.beam_group is not None:
             return
         dropped = 0 if report.window is None else report.window.dropped
@@ -200,7 +200,7 @@ class DynTSRadixCache(UnifiedRadixCache):
         report = self.report_of(req)
         report.close(req.kv.kv_allocated_len)
         if req.finished():
-            self._read_scores(req)
+            self._read_scores(req, report)
             self._learn_answer(req, report.window)
         elif req not in self.capacity.copies:
             report.restart()

@@ -23,10 +23,14 @@ class DynTSOutputStreamer(SchedulerOutputStreamer):
     has_additional_customized_info = True
 
     def build_additional_customized_info(self, reqs: list) -> dict[str, list]:
-        """Return one object of numbers per request."""
+        """Return one object of numbers per request, None for a client that is sent nothing yet."""
         cache = self.tree_cache
         assert isinstance(cache, DynTSRadixCache), type(cache)
-        return {BACKEND_NAME: [cache.report_now(req) for req in reqs]}
+        return {
+            BACKEND_NAME: [
+                cache.report_now(req) if req.stream or req.finished() else None for req in reqs
+            ]
+        }
 
 
 def choose_streamer(streamer_class, _scheduler):
@@ -41,7 +45,9 @@ def report_one_object(manager, meta_info, state, customized_info, index, finish_
     """
     if BACKEND_NAME not in customized_info:
         return None
-    meta_info[BACKEND_NAME] = customized_info[BACKEND_NAME][index]
+    numbers = customized_info[BACKEND_NAME][index]
+    if numbers is not None:
+        meta_info[BACKEND_NAME] = numbers
     rest = {key: values for key, values in customized_info.items() if key != BACKEND_NAME}
     return (manager, meta_info, state, rest, index, finish_reason), {}
 

@@ -1,6 +1,7 @@
 """The numbers one request reports: ``meta_info.dynts``."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from sgl_dynts.policies import FULL, PREDICTOR
 from sgl_dynts.window import RequestWindow
@@ -84,30 +85,34 @@ class RequestReport:
             finished: whether this is the last report, which tells of all tokens and not of the newest.
         """
         now = window_len or self.end_len
-        numbers: Numbers = {
-            "enabled": self.window is not None,
-            "policy": self.policy if self.window is not None else FULL,
-            "question_len": self.question_len,
-            "compactions": self.num_compactions,
-            "early_compactions": self.num_early,
-            "resumptions": self.num_resumptions,
-            "dropped_tokens": self.num_dropped,
-            "window_len": now,
-            "peak_window_len": max(self.peak_len, now),
-        }
+        numbers = self._settings.copy()
+        numbers["compactions"] = self.num_compactions
+        numbers["early_compactions"] = self.num_early
+        numbers["resumptions"] = self.num_resumptions
+        numbers["dropped_tokens"] = self.num_dropped
+        numbers["window_len"] = now
+        numbers["peak_window_len"] = max(self.peak_len, now)
         if self.detailed:
             numbers["compacted_at"] = list(self.compacted_at)
             numbers["dropped_then"] = list(self.dropped_then)
         if self.tokens is not None:
             numbers["tokens"] = self.tokens.whole() if finished else self.tokens.newest()
+        return numbers
+
+    @cached_property
+    def _settings(self) -> Numbers:
+        """What of the numbers never changes."""
+        settings: Numbers = {
+            "enabled": self.window is not None,
+            "policy": self.policy if self.window is not None else FULL,
+            "question_len": self.question_len,
+        }
         if self.window is not None:
             config = self.window.config
-            numbers |= {
-                "budget": self.window.budget,
-                "local_window": config.local_window,
-                "keep_ratio": config.keep_ratio,
-            }
-        return numbers
+            settings["budget"] = self.window.budget
+            settings["local_window"] = config.local_window
+            settings["keep_ratio"] = config.keep_ratio
+        return settings
 
 
 @dataclass

@@ -50,6 +50,26 @@ def test_meta_info_gets_the_newest_numbers_and_sglang_the_rest():
     assert set(info) == {"dynts", "other"}
 
 
+def test_a_client_that_is_sent_nothing_yet_costs_no_report():
+    cache = DynTSRadixCache.__new__(DynTSRadixCache)
+    cache.report_now = lambda req: {"of": req.rid}
+    streamer = DynTSOutputStreamer.__new__(DynTSOutputStreamer)
+    streamer.tree_cache = cache
+    reqs = [
+        SimpleNamespace(rid="streams", stream=True, finished=lambda: False),
+        SimpleNamespace(rid="waits", stream=False, finished=lambda: False),
+        SimpleNamespace(rid="is done", stream=False, finished=lambda: True),
+    ]
+    info = streamer.build_additional_customized_info(reqs)
+    assert info == {"dynts": [{"of": "streams"}, None, {"of": "is done"}]}
+    meta = {}
+    assert report_one_object("manager", meta, "state", info, 1, None) == (
+        ("manager", meta, "state", {}, 1, None),
+        {},
+    )
+    assert meta == {}
+
+
 def test_meta_info_of_a_server_without_dynts_is_left_alone():
     meta = {}
     assert report_one_object("manager", meta, "state", {"other": ["a"]}, 0, None) is None

@@ -1,5 +1,7 @@
 """Which generated tokens think, from token ids alone."""
 
+from array import array
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -102,6 +104,19 @@ def test_it_does_not_matter_in_which_pieces_tokens_arrive(output, cuts, markers)
     for step in [*cuts, len(output)]:
         pieces.advance(output[pieces.num_seen : pieces.num_seen + step])
     assert pieces == whole
+
+
+@given(st.lists(st.integers(0, 700), max_size=3), st.lists(st.integers(0, 700), max_size=3), MARKERS)
+def test_an_array_of_tokens_is_read_like_a_list(closings, openings, markers):
+    markers, output = ThinkMarkers(*markers), [9] * 700
+    for place in closings:
+        output[place : place + len(markers.closing)] = markers.closing
+    for place in openings:
+        output[place : place + len(markers.opening)] = markers.opening
+    by_list, by_array = ThinkingTracker(markers, True), ThinkingTracker(markers, True)
+    by_list.advance(output)
+    by_array.advance(array("q", output))
+    assert by_array == by_list
 
 
 @given(TOKENS, MARKERS)
