@@ -145,13 +145,13 @@ def compact_requests(scheduler, running_batch) -> None:
 
 def _demand(scheduler, cache: DynTSRadixCache, batch) -> Demand:
     """What the next step takes, in slots; the prefix cache is only asked when it matters."""
-    step = len(batch.reqs)
+    capacity, step = cache.capacity, len(batch.reqs)
     waiting = batch.batch_is_full and len(scheduler.waiting_queue) > 0
-    waiting = waiting and cache.capacity.elastic and step < scheduler.max_running_requests
+    waiting = waiting and capacity.elastic and step < scheduler.max_running_requests
     chunked = scheduler.chunked_req
     if chunked is not None:
         step += len(chunked.full_untruncated_fill_ids) - chunked.extend_end
-    wanted = cache.capacity.wanted
+    wanted = capacity.wanted
     free = scheduler.token_to_kv_pool_allocator.available_size()
     if free <= step + wanted:
         free += cache.evictable_size()
@@ -312,6 +312,7 @@ def _compact(scheduler, batch, chosen: list[Chosen]) -> None:
     let_policies_score(cache, reqs, plan.cuts, before)
     _read_scores(cache, reqs, plan, before)
     freed = apply_compaction(plan, table, runtime.scores, runtime.dropped)
+    runtime.dropped_changed()
     runtime.rows_with_drops.update(rows)
     _shorten(batch, chosen)
     for one, slots in zip(chosen, before, strict=True):

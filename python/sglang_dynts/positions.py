@@ -14,7 +14,7 @@ def restore_positions(forward_batch, cls, batch, model_runner, **_kwargs):
         runtime.resume_rows(batch.reqs)
     if not runtime.rows_with_drops:
         return
-    shift = runtime.dropped.index_select(0, forward_batch.req_pool_indices)
+    shift = runtime.dropped_of(forward_batch.req_pool_indices)
     if not forward_batch.forward_mode.is_decode():
         shift = torch.repeat_interleave(
             shift, forward_batch.extend_seq_lens, output_size=forward_batch.extend_num_tokens

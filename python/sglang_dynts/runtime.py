@@ -30,12 +30,31 @@ class DynTSRuntime:
         self.scores = ScorePool(num_slots, device)
         self.dropped = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self.rows_with_drops: set[int] = set()
+        self._asked: torch.Tensor | None = None
+        self._answer = self.dropped[:0]
         self.windows = WindowTable(num_rows)
         self.resumed: dict[object, int] = {}
         self.recorder: QueryRecorder | None = None
         """The newest queries, where the server records them."""
         self.received: ReceivedAttention | None = None
         """The attention of all queries, where the server records the newest."""
+
+    def dropped_of(self, rows: torch.Tensor) -> torch.Tensor:
+        """Tokens dropped by each row's request; looked up once while the same batch decodes.
+
+        Args:
+            rows: [n] int64 on the device, bound anew by SGLang whenever its contents change.
+
+        Returns:
+            [n] int64, not to be written to.
+        """
+        if rows is not self._asked:
+            self._asked, self._answer = rows, self.dropped.index_select(0, rows)
+        return self._answer
+
+    def dropped_changed(self) -> None:
+        """Take note that ``dropped`` was written."""
+        self._asked = None
 
     def reset_rows(self, rows: list[int]) -> None:
         """Forget the earlier owners of newly allocated rows."""
@@ -44,6 +63,7 @@ class DynTSRuntime:
         if stale:
             indices = torch.tensor(sorted(stale), dtype=torch.int64)
             self.dropped.index_fill_(0, to_device(indices, self.dropped.device), 0)
+            self.dropped_changed()
             self.rows_with_drops -= stale
 
     def resume_rows(self, reqs: list) -> None:
@@ -53,6 +73,7 @@ class DynTSRuntime:
             torch.tensor(back, dtype=torch.int64).view(-1, 2).T, self.dropped.device
         )
         self.dropped.index_copy_(0, rows, dropped)
+        self.dropped_changed()
         self.rows_with_drops.update(row for row, _ in back)
 
 

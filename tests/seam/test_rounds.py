@@ -1,6 +1,7 @@
 """A round over the running requests: who is compacted early, and what else it sees to."""
 
 import pytest
+import torch
 from sglang.srt.managers.schedule_batch import FINISH_LENGTH, Req
 
 from sglang_dynts.compaction_step import compact_requests
@@ -44,6 +45,15 @@ def test_before_the_step_fails_to_fit_the_largest_gives(engine):
     assert engine.slots.available_size() == 1 + 5
     assert engine.cache.report_of(old).as_dict(0)["early_compactions"] == 1
     assert engine.cache.totals.num_early == 1
+
+
+def test_a_batch_s_positions_are_looked_up_again_after_its_compaction(engine):
+    young, old = running(engine, 100, 12), running(engine, 300, 14)
+    rows = torch.tensor([req.kv.req_pool_idx for req in (young, old)])
+    assert engine.runtime.dropped_of(rows).tolist() == [0, 0]
+    leave_free(engine, 1)
+    engine.compact(young, old)
+    assert engine.runtime.dropped_of(rows).tolist() == [0, 5]
 
 
 def test_the_prefix_cache_gives_first(engine):

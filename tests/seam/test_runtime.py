@@ -1,5 +1,7 @@
 """The device state of one model runner."""
 
+from types import SimpleNamespace
+
 import torch
 
 from sgl_dynts.predictor import ImportancePredictor
@@ -8,6 +10,12 @@ from sglang_dynts.runtime import _RUNTIMES, DynTSRuntime, runtime_of, score_toke
 
 class Runner:
     """What the runtime's table of model runners is keyed by."""
+
+
+class Resumed:
+    """A request whose KV came back in row 2."""
+
+    kv = SimpleNamespace(req_pool_idx=2)
 
 
 def runtime(dropped: list[int]) -> DynTSRuntime:
@@ -35,6 +43,30 @@ def test_the_counters_stay_where_a_captured_graph_expects_them():
     address = state.dropped.data_ptr()
     state.reset_rows([1])
     assert state.dropped.data_ptr() == address
+
+
+def test_the_same_batch_is_looked_up_once():
+    state, rows = runtime([0, 5, 6]), torch.tensor([2, 1])
+    first = state.dropped_of(rows)
+    assert first.tolist() == [6, 5]
+    assert state.dropped_of(rows) is first
+    assert state.dropped_of(torch.tensor([1])).tolist() == [5]
+    assert state.dropped_of(rows).tolist() == [6, 5]
+
+
+def test_a_batch_is_looked_up_again_once_a_row_has_a_new_owner():
+    state, rows = runtime([0, 5, 6]), torch.tensor([2, 1])
+    state.dropped_of(rows)
+    state.reset_rows([2])
+    assert state.dropped_of(rows).tolist() == [0, 5]
+
+
+def test_a_batch_is_looked_up_again_once_a_request_is_resumed():
+    state, rows = runtime([0, 5, 0]), torch.tensor([2, 1])
+    state.dropped_of(rows)
+    state.resumed[req := Resumed()] = 9
+    state.resume_rows([req])
+    assert state.dropped_of(rows).tolist() == [9, 5]
 
 
 def test_scores_of_a_forward_land_in_its_slots():

@@ -31,9 +31,10 @@ class HookClock:
 
     def _timed(self, hook: Callable) -> Callable:
         def run(*args, **kwargs):
-            started = time.thread_time() - self.elsewhere()
+            elsewhere, started = self.elsewhere(), time.thread_time()
             result = hook(*args, **kwargs)
-            self.seconds += time.thread_time() - self.elsewhere() - started
+            took = time.thread_time() - started
+            self.seconds += took - (self.elsewhere() - elsewhere)
             return result
 
         return run
