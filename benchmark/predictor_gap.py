@@ -138,7 +138,7 @@ def parse() -> argparse.Namespace:
     parser = parser_of("predictor_gap", __doc__)
     add = parser.add_argument
     add("--ways", nargs="+", choices=(*FITTED, "oracle", "delayed_oracle"), default=None)
-    add("--budgets", nargs="+", type=int, default=[185, 308], help="tokens; 30 and 50 % of a trace")
+    add("--budgets", nargs="+", type=int, default=[185, 308], help="tokens; 30 and 50 %% of a trace")
     add("--num-training", type=int, default=160)
     add("--num-validation", type=int, default=100)
     add("--num-test", type=int, default=500)
