@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from sgl_dynts.tasks.problems import SPLITS, Problem
 from sgl_dynts.training.language import Language
 
 SETTINGS = (
-    *("task", "model", "seed", "policy", "target", "budget_fraction", "n"),
+    *("task", "model", "seed", "policy", "target", "budget_fraction", "keep_ratio", "n"),
     *("split", "temperature", "samples"),
 )
 HEAD = (
@@ -64,7 +64,7 @@ class Run:
         jobs = [problem for problem in cell.task.problems for _ in range(cell.task.samples)]
         full = None if cell.policy == FULL else self.find(Cell(cell.task, FULL, 1.0))
         full_len = None if full is None else full["mean_output_len"]
-        windows = cell.task.windows_of(cell.budget_fraction, self.header.config, full_len)
+        windows = self._windows(cell, full_len)
         with ThreadPoolExecutor(self.args.concurrency) as pool:
             answers = list(pool.map(lambda problem: self._ask(cell, windows, problem), jobs))
         replies = [self._judge(cell, *pair) for pair in zip(jobs, answers, strict=True)]
@@ -74,7 +74,6 @@ class Run:
             self._settings(cell)
             | summarize(by_problem, full_len)
             | {"budget": windows.budget, "local_window": windows.local_window}
-            | {"keep_ratio": windows.keep_ratio}
             | provenance()
             | {"device": self.device}
         )
@@ -86,6 +85,13 @@ class Run:
         wanted = self._settings(cell)
         return next((old for old in results if wanted.items() <= old.items()), None)
 
+    def _windows(self, cell: Cell, full_len: float | None) -> DynTSConfig:
+        """Return a cell's windows; without a full length their keep ratio alone is meant."""
+        recommended = self.header.config
+        if cell.policy != FULL and self.args.keep_ratio is not None:
+            recommended = replace(recommended, keep_ratio=self.args.keep_ratio)
+        return cell.task.windows_of(cell.budget_fraction, recommended, full_len)
+
     def _settings(self, cell: Cell) -> dict[str, Any]:
         return {
             "task": cell.task.name,
@@ -94,6 +100,7 @@ class Run:
             "policy": cell.policy,
             "target": self.header.target if cell.policy in NEED_PREDICTOR else None,
             "budget_fraction": cell.budget_fraction,
+            "keep_ratio": self._windows(cell, None).keep_ratio,
             "n": len(cell.task.problems),
             "split": cell.task.split,
             "temperature": cell.task.sampling.temperature,
@@ -196,6 +203,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--run-programs", action="store_true", help=RUN_PROGRAMS_HELP)
     add("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
     add("--budget-fraction", nargs="+", type=float, default=[0.3, 0.4, 0.5, 0.7], help=FRACTION_HELP)
+    add("--keep-ratio", type=float, help="of ledgers and files; default: the predictor's own")
     add("--num-problems", type=int, default=500)
     add("--split", choices=SPLITS, default="test")
     add("--temperature", type=float, help="default: the preset's, else greedy")
@@ -205,7 +213,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--samples", type=int, help="per problem; default: the preset's 5, else 1")
     add("--concurrency", type=int, default=64, help="requests in flight")
     add("--out", type=Path, default=RESULTS / "accuracy.json", help="a plot is put beside it")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.keep_ratio is not None and not 0 < args.keep_ratio < 1:
+        parser.error(f"--keep-ratio {args.keep_ratio:g} must lie between 0 and 1")
+    return args
 
 
 FRACTION_HELP = (

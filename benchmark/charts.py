@@ -165,8 +165,10 @@ def draw_accuracy(path: Path, results: list[dict[str, Any]]) -> None:
             axis.axhline(share(full), color="black", linewidth=0.9, linestyle=":", label="full cache")
         for number, policy in enumerate(POLICY_COLORS):
             cells = [result for result in own if result["policy"] == policy]
-            if cells:
-                draw_policy(axis, policy, number, cells)
+            ratios = sorted({cell["keep_ratio"] for cell in cells})
+            for ratio in ratios:
+                label = policy if len(ratios) == 1 else f"{policy}, keep ratio {ratio:g}"
+                draw_policy(axis, number, label, [cell for cell in cells if cell["keep_ratio"] == ratio])
         tidy(axis, "answered right, %", "{:g}")
         axis.set_ylim(-3, 104)
         axis.set_xlabel("budget, share of the trace's tokens")
@@ -175,8 +177,8 @@ def draw_accuracy(path: Path, results: list[dict[str, Any]]) -> None:
     save(figure, path)
 
 
-def draw_policy(axis, policy: str, number: int, cells: list[dict[str, Any]]) -> None:
-    """Draw one policy's line with its intervals."""
+def draw_policy(axis, number: int, label: str, cells: list[dict[str, Any]]) -> None:
+    """Draw one policy's line with its intervals, in the color and with the mark of its number."""
     cells = sorted(cells, key=lambda cell: cell["budget_fraction"])
     places = [cell["budget_fraction"] + 0.003 * (number - 4) for cell in cells]
     shares = [share(cell) for cell in cells]
@@ -186,12 +188,12 @@ def draw_policy(axis, policy: str, number: int, cells: list[dict[str, Any]]) -> 
         places,
         shares,
         yerr=[below, above],
-        color=POLICY_COLORS[policy],
+        color=list(POLICY_COLORS.values())[number],
         marker=MARKS[number],
         markersize=5,
         linewidth=1.2,
         capsize=2,
-        label=policy,
+        label=label,
     )
 
 

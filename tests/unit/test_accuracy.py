@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from benchmark.accuracy import Cell, Run, cells, parse
+from benchmark.accuracy import SETTINGS, Cell, Run, cells, parse
 from benchmark.accuracy_tasks import choose_tasks
 from benchmark.presets import PRESETS
+from benchmark.provenance import keep
 from benchmark.served import Client
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.demo.ledger import Vocabulary, make_problem
@@ -74,6 +75,33 @@ def test_a_ledgers_budget_is_a_share_of_its_reference_traces(args):
     windows = tasks[0].windows_of(0.5, DynTSConfig(308, 96, 0.9), None)
     assert windows == DynTSConfig(round(0.5 * mean), round(96 * round(0.5 * mean) / 308), 0.9)
     assert [cell.policy for cell in cells(options, tasks)][:3] == ["full", "predictor", "window"]
+
+
+def test_a_keep_ratio_of_ones_own_is_another_cell_and_leaves_the_full_cache_alone(args):
+    words = ("--steps", "10", "--num-problems", "2", "--policies", "predictor")
+    client, results = FakeClient(10, 2), []
+    for more in ((), ("--keep-ratio", "0.95")):
+        run = Run(args(*words, *more), client)
+        for cell in cells(run.args, choose_tasks(run.args)):
+            if run.find(cell) is None:
+                results.append(run.measure(cell))
+                keep(run.args.out, results[-1], SETTINGS)
+    found = [(each["policy"], each["budget_fraction"], each["keep_ratio"]) for each in results]
+    fractions = (0.3, 0.4, 0.5, 0.7)
+    assert found == [
+        ("full", 1.0, 0.9),
+        *[("predictor", fraction, 0.9) for fraction in fractions],
+        *[("predictor", fraction, 0.95) for fraction in fractions],
+    ]
+    served = [body["sampling_params"]["custom_params"]["dynts"]["keep_ratio"] for body in client.asked]
+    assert served == [0.9] * 10 + [0.95] * 8
+    assert json.loads(run.args.out.read_text()) == results
+
+
+def test_a_keep_ratio_that_cannot_be_is_refused(args, capsys):
+    with pytest.raises(SystemExit):
+        args("--keep-ratio", "1")
+    assert "--keep-ratio 1 must lie between 0 and 1" in capsys.readouterr().err
 
 
 def write(path, problems):
