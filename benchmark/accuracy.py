@@ -31,8 +31,8 @@ from sgl_dynts.tasks.problems import SPLITS, Problem
 from sgl_dynts.training.language import Language
 
 SETTINGS = (
-    *("task", "model", "seed", "policy", "target", "budget_fraction", "keep_ratio", "n"),
-    *("split", "temperature", "samples"),
+    *("task", "model", "seed", "policy", "target", "budget_fraction", "local_share", "keep_ratio"),
+    *("n", "split", "temperature", "samples"),
 )
 HEAD = (
     f"{'task':<11}{'policy':<11}{'budget':>7}{'n':>6}{'right %':>9}  {'95 % interval':<15}{'mean KV':>8}"
@@ -64,7 +64,8 @@ class Run:
         jobs = [problem for problem in cell.task.problems for _ in range(cell.task.samples)]
         full = None if cell.policy == FULL else self.find(Cell(cell.task, FULL, 1.0))
         full_len = None if full is None else full["mean_output_len"]
-        windows = self._windows(cell, full_len)
+        proportions = self._proportions(cell)
+        windows = cell.task.windows_of(cell.budget_fraction, proportions, full_len)
         with ThreadPoolExecutor(self.args.concurrency) as pool:
             answers = list(pool.map(lambda problem: self._ask(cell, windows, problem), jobs))
         replies = [self._judge(cell, *pair) for pair in zip(jobs, answers, strict=True)]
@@ -85,14 +86,22 @@ class Run:
         wanted = self._settings(cell)
         return next((old for old in results if wanted.items() <= old.items()), None)
 
-    def _windows(self, cell: Cell, full_len: float | None) -> DynTSConfig:
-        """Return a cell's windows; without a full length their keep ratio alone is meant."""
-        recommended = self.header.config
-        if cell.policy != FULL and self.args.keep_ratio is not None:
-            recommended = replace(recommended, keep_ratio=self.args.keep_ratio)
-        return cell.task.windows_of(cell.budget_fraction, recommended, full_len)
+    def _proportions(self, cell: Cell) -> DynTSConfig:
+        """Return what a cell's windows are scaled from: the predictor's own, but for what was asked."""
+        config = self.header.config
+        if cell.task.windows is not None:
+            return cell.task.windows
+        if cell.policy == FULL:
+            return config
+        ratio, share = self.args.keep_ratio, self.args.local_share
+        return replace(
+            config,
+            keep_ratio=config.keep_ratio if ratio is None else ratio,
+            local_window=config.local_window if share is None else round(share * config.budget),
+        )
 
     def _settings(self, cell: Cell) -> dict[str, Any]:
+        proportions = self._proportions(cell)
         return {
             "task": cell.task.name,
             "model": self.header.base_model,
@@ -100,7 +109,8 @@ class Run:
             "policy": cell.policy,
             "target": self.header.target if cell.policy in NEED_PREDICTOR else None,
             "budget_fraction": cell.budget_fraction,
-            "keep_ratio": self._windows(cell, None).keep_ratio,
+            "local_share": round(proportions.local_window / proportions.budget, 3),
+            "keep_ratio": proportions.keep_ratio,
             "n": len(cell.task.problems),
             "split": cell.task.split,
             "temperature": cell.task.sampling.temperature,
@@ -203,7 +213,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--run-programs", action="store_true", help=RUN_PROGRAMS_HELP)
     add("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
     add("--budget-fraction", nargs="+", type=float, default=[0.3, 0.4, 0.5, 0.7], help=FRACTION_HELP)
-    add("--keep-ratio", type=float, help="of ledgers and files; default: the predictor's own")
+    add("--local-share", type=float, help=f"local window over budget; {PROPORTIONS_HELP}")
+    add("--keep-ratio", type=float, help=PROPORTIONS_HELP)
     add("--num-problems", type=int, default=500)
     add("--split", choices=SPLITS, default="test")
     add("--temperature", type=float, help="default: the preset's, else greedy")
@@ -214,14 +225,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--concurrency", type=int, default=64, help="requests in flight")
     add("--out", type=Path, default=RESULTS / "accuracy.json", help="a plot is put beside it")
     args = parser.parse_args(arguments)
-    if args.keep_ratio is not None and not 0 < args.keep_ratio < 1:
-        parser.error(f"--keep-ratio {args.keep_ratio:g} must lie between 0 and 1")
+    for name in ("local_share", "keep_ratio"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < 1:
+            parser.error(f"--{name.replace('_', '-')} {value:g} must lie between 0 and 1")
     return args
 
 
 FRACTION_HELP = (
     "budgets, as shares of a trace's tokens, the question counted in; a preset has its own budget"
 )
+PROPORTIONS_HELP = "of ledgers and files; default: as the predictor recommends"
 PRESET_HELP = "benchmarks with the paper's settings, problems from files"
 
 if __name__ == "__main__":

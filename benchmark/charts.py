@@ -165,10 +165,12 @@ def draw_accuracy(path: Path, results: list[dict[str, Any]]) -> None:
             axis.axhline(share(full), color="black", linewidth=0.9, linestyle=":", label="full cache")
         for number, policy in enumerate(POLICY_COLORS):
             cells = [result for result in own if result["policy"] == policy]
-            ratios = sorted({cell["keep_ratio"] for cell in cells})
-            for ratio in ratios:
-                label = policy if len(ratios) == 1 else f"{policy}, keep ratio {ratio:g}"
-                draw_policy(axis, number, label, [cell for cell in cells if cell["keep_ratio"] == ratio])
+            proportions = sorted({proportions_of(cell) for cell in cells})
+            for pair in proportions:
+                label = (
+                    policy if len(proportions) == 1 else f"{policy}, local {pair[0]:g}, keep {pair[1]:g}"
+                )
+                draw_policy(axis, number, label, [cell for cell in cells if proportions_of(cell) == pair])
         tidy(axis, "answered right, %", "{:g}")
         axis.set_ylim(-3, 104)
         axis.set_xlabel("budget, share of the trace's tokens")
@@ -195,6 +197,11 @@ def draw_policy(axis, number: int, label: str, cells: list[dict[str, Any]]) -> N
         capsize=2,
         label=label,
     )
+
+
+def proportions_of(cell: dict[str, Any]) -> tuple[float, float]:
+    """Return the local window's share of the budget, and the keep ratio."""
+    return cell["local_share"], cell["keep_ratio"]
 
 
 def share(cell: dict[str, Any]) -> float:

@@ -77,31 +77,33 @@ def test_a_ledgers_budget_is_a_share_of_its_reference_traces(args):
     assert [cell.policy for cell in cells(options, tasks)][:3] == ["full", "predictor", "window"]
 
 
-def test_a_keep_ratio_of_ones_own_is_another_cell_and_leaves_the_full_cache_alone(args):
+def test_proportions_of_ones_own_are_another_cell_and_leave_the_full_cache_alone(args):
     words = ("--steps", "10", "--num-problems", "2", "--policies", "predictor")
     client, results = FakeClient(10, 2), []
-    for more in ((), ("--keep-ratio", "0.95")):
+    for more in ((), ("--keep-ratio", "0.95"), ("--local-share", "0.2")):
         run = Run(args(*words, *more), client)
         for cell in cells(run.args, choose_tasks(run.args)):
             if run.find(cell) is None:
                 results.append(run.measure(cell))
                 keep(run.args.out, results[-1], SETTINGS)
-    found = [(each["policy"], each["budget_fraction"], each["keep_ratio"]) for each in results]
-    fractions = (0.3, 0.4, 0.5, 0.7)
+    found = [(each["policy"], each["local_share"], each["keep_ratio"]) for each in results]
     assert found == [
-        ("full", 1.0, 0.9),
-        *[("predictor", fraction, 0.9) for fraction in fractions],
-        *[("predictor", fraction, 0.95) for fraction in fractions],
+        ("full", 0.312, 0.9),
+        *[("predictor", 0.312, 0.9)] * 4,
+        *[("predictor", 0.312, 0.95)] * 4,
+        *[("predictor", 0.201, 0.9)] * 4,  # 62 of the 308 tokens recommended
     ]
+    assert [each["local_window"] / each["budget"] < 0.22 for each in results] == [False] * 9 + [True] * 4
     served = [body["sampling_params"]["custom_params"]["dynts"]["keep_ratio"] for body in client.asked]
-    assert served == [0.9] * 10 + [0.95] * 8
+    assert served == [0.9] * 10 + [0.95] * 8 + [0.9] * 8
     assert json.loads(run.args.out.read_text()) == results
 
 
-def test_a_keep_ratio_that_cannot_be_is_refused(args, capsys):
+@pytest.mark.parametrize("name", ["--keep-ratio", "--local-share"])
+def test_proportions_that_cannot_be_are_refused(args, capsys, name):
     with pytest.raises(SystemExit):
-        args("--keep-ratio", "1")
-    assert "--keep-ratio 1 must lie between 0 and 1" in capsys.readouterr().err
+        args(name, "1")
+    assert f"{name} 1 must lie between 0 and 1" in capsys.readouterr().err
 
 
 def write(path, problems):
