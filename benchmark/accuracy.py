@@ -21,7 +21,7 @@ from benchmark.charts import draw_accuracy
 from benchmark.grading import Reply, ends_in_loop, mean_held, summarize
 from benchmark.presets import LLAMA, QWEN
 from benchmark.provenance import RESULTS, keep, parser_of, provenance
-from benchmark.served import Client, served
+from benchmark.served import Client, served, unwind_on_sigterm
 from sgl_dynts import demo_model_path
 from sgl_dynts.checkpoint import PredictorHeader, find_predictor
 from sgl_dynts.config import DynTSConfig
@@ -162,6 +162,7 @@ def main() -> None:
         tasks = choose_tasks(args)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    unwind_on_sigterm()
     print(HEAD, flush=True)
     with served(args.url, args.model, args.server_args) as client:
         run = Run(args, client)

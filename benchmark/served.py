@@ -76,6 +76,11 @@ def served(url: str | None, model: Path, flags: str) -> Iterator[Client]:
         yield client
 
 
+def unwind_on_sigterm() -> None:
+    """Let a termination signal leave this process through its ``with`` blocks, which end servers."""
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+
+
 @contextmanager
 def running(
     words: Sequence[str], log: Path, environment: Mapping[str, str], seconds: float

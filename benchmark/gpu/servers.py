@@ -2,8 +2,6 @@
 
 import argparse
 import os
-import signal
-import sys
 import tempfile
 import threading
 import time
@@ -18,7 +16,7 @@ import torch
 
 from benchmark.gpu.models import THINK_END, THINK_START, TOKENIZER_FOLDER, write_model
 from benchmark.gpu.shapes import CONFIGS, TINY, WINDOWS
-from benchmark.served import Client, running
+from benchmark.served import Client, running, unwind_on_sigterm
 from sgl_dynts.config import DynTSConfig
 from sglang_dynts.simulation.job import SIDES, STOCK, Windows
 from sglang_dynts.simulation.launch import PLUGINS
@@ -206,7 +204,7 @@ def run_sides(setup: Setup, measure: Callable[[RunningServer], Measured]) -> dic
 
     A termination signal ends the server too.
     """
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    unwind_on_sigterm()
     with tempfile.TemporaryDirectory(prefix="dynts-gpu-") as folder:
         measured = {}
         for side in SIDES:

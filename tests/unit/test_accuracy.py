@@ -1,9 +1,13 @@
 """The accuracy benchmark against a client that answers from a table: tasks, windows, grading."""
 
 import json
+import os
+import signal
+from contextlib import contextmanager
 
 import pytest
 
+from benchmark import accuracy
 from benchmark.accuracy import SETTINGS, Cell, Run, cells, parse
 from benchmark.accuracy_tasks import choose_tasks
 from benchmark.presets import PRESETS
@@ -97,6 +101,28 @@ def test_proportions_of_ones_own_are_another_cell_and_leave_the_full_cache_alone
     served = [body["sampling_params"]["custom_params"]["dynts"]["keep_ratio"] for body in client.asked]
     assert served == [0.9] * 10 + [0.95] * 8 + [0.9] * 8
     assert json.loads(run.args.out.read_text()) == results
+
+
+def test_a_run_that_is_ended_ends_its_server(monkeypatch, tmp_path):
+    ended = []
+
+    @contextmanager
+    def served(*_arguments):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield FakeClient(10, 1)
+        finally:
+            ended.append("server")
+
+    monkeypatch.setattr(accuracy, "served", served)
+    monkeypatch.setattr("sys.argv", ["accuracy", "--out", str(tmp_path / "accuracy.json")])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit, match="143"):
+            accuracy.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended == ["server"]
 
 
 @pytest.mark.parametrize("name", ["--keep-ratio", "--local-share"])
