@@ -150,37 +150,51 @@ MARKS = "osD^vP*X<"
 def draw_accuracy(path: Path, results: list[dict[str, Any]]) -> None:
     """Draw the share answered right against the budget: a panel for each task, a line for each policy.
 
-    Bars are 95 % Wilson intervals; policies are shifted sideways a little so that bars stay apart.
+    A policy that ran with several proportions of its windows has a line for each. Bars are 95 % Wilson
+    intervals; policies are shifted sideways a little so that bars stay apart. What choices were made on
+    is left out.
 
     Args:
         path: of the PNG.
         results: the cells' objects.
     """
-    tasks = sorted({result["task"] for result in results}, key=lambda task: (len(task), task))
-    size = (1.5 + 4.8 * len(tasks), 4.4)
+    judged = [result for result in results if result["split"] != "validation"] or results
+    tasks = sorted({result["task"] for result in judged}, key=lambda task: (len(task), task))
+    size = (2.5 + 4.8 * len(tasks), 4.4)
     figure, axes = plt.subplots(1, len(tasks), figsize=size, layout="constrained", squeeze=False)
     for axis, task in zip(axes[0], tasks, strict=True):
-        own = [result for result in results if result["task"] == task]
+        own = [result for result in judged if result["task"] == task]
         for full in (result for result in own if result["policy"] == "full"):
             axis.axhline(share(full), color="black", linewidth=0.9, linestyle=":", label="full cache")
         for number, policy in enumerate(POLICY_COLORS):
-            cells = [result for result in own if result["policy"] == policy]
-            proportions = sorted({proportions_of(cell) for cell in cells})
-            for pair in proportions:
-                label = (
-                    policy if len(proportions) == 1 else f"{policy}, local {pair[0]:g}, keep {pair[1]:g}"
-                )
-                draw_policy(axis, number, label, [cell for cell in cells if proportions_of(cell) == pair])
+            draw_policy(axis, number, [result for result in own if result["policy"] == policy])
         tidy(axis, "answered right, %", "{:g}")
         axis.set_ylim(-3, 104)
+        axis.set_xticks(sorted({cell["budget_fraction"] for cell in own if cell["policy"] != "full"}))
+        axis.margins(x=0.2)
         axis.set_xlabel("budget, share of the trace's tokens")
         axis.set_title(f"{task}, n = {own[0]['n']}", fontsize=11)
-    axes[0][-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    lines = {}
+    for axis in axes[0]:
+        handles, labels = axis.get_legend_handles_labels()
+        lines |= dict(zip(labels, handles, strict=True))
+    figure.legend(lines.values(), lines, frameon=False, loc="outside right center")
     save(figure, path)
 
 
-def draw_policy(axis, number: int, label: str, cells: list[dict[str, Any]]) -> None:
-    """Draw one policy's line with its intervals, in the color and with the mark of its number."""
+def draw_policy(axis, number: int, cells: list[dict[str, Any]]) -> None:
+    """Draw one policy, with the color and the mark of its number, a line for each proportions."""
+    proportions = sorted({proportions_of(cell) for cell in cells}, reverse=True)
+    for pair, style in zip(proportions, ("-", "--", "-.", ":"), strict=False):
+        own = [cell for cell in cells if proportions_of(cell) == pair]
+        label = own[0]["policy"]
+        if len(proportions) > 1:
+            label += f", local window {pair[0]:.2f}, keep {pair[1]:g}"
+        draw_line(axis, number, label, style, own)
+
+
+def draw_line(axis, number: int, label: str, style: str, cells: list[dict[str, Any]]) -> None:
+    """Draw one line with its intervals."""
     cells = sorted(cells, key=lambda cell: cell["budget_fraction"])
     places = [cell["budget_fraction"] + 0.003 * (number - 4) for cell in cells]
     shares = [share(cell) for cell in cells]
@@ -193,6 +207,7 @@ def draw_policy(axis, number: int, label: str, cells: list[dict[str, Any]]) -> N
         color=list(POLICY_COLORS.values())[number],
         marker=MARKS[number],
         markersize=5,
+        linestyle=style,
         linewidth=1.2,
         capsize=2,
         label=label,
