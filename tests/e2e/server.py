@@ -112,7 +112,7 @@ class Server:
     def stream(
         self, prompt: list[int], length: int, dynts: dict | None = None, **extra
     ) -> Iterator[dict]:
-        """What :meth:`generate` gives, as it grows: one object per token."""
+        """What :meth:`generate` gives, as it grows: an object per token, fewer if read slowly."""
         body = self._body(prompt, length, dynts, {"stream": True} | extra)
         with self._open("/generate", body, timeout=300) as reply:
             for line in reply:

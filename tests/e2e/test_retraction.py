@@ -42,7 +42,7 @@ def test_without_host_memory_left_a_request_longer_than_the_pool_ends_with_its_r
     with start(models["qwen3"], *DYNTS, *flags) as server, ThreadPoolExecutor(2) as pool:
         jobs = [pool.submit(outcome, server, job) for job in (lost | {"dynts": wide}, copied)]
         grown = server.stream(**pace)
-        next(reply for reply in grown if reply["meta_info"]["completion_tokens"] == 900)
+        next(reply for reply in grown if reply["meta_info"]["completion_tokens"] >= 900)
         server.request("/pause_generation", {"mode": "retract"})
         server.request("/continue_generation", {})
         *_, last = grown
