@@ -1,13 +1,9 @@
 """Which generated tokens are thinking, decided from token ids alone."""
 
+import sys
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-import numpy as np
-
-FIRST_STRETCH, GROWTH = 64, 8
-"""Tokens that are searched at once, and how much more each time: markers may be near or far."""
 
 
 @dataclass(frozen=True)
@@ -109,13 +105,12 @@ def _find(tokens: Sequence[int], token: int, start: int) -> int:
 
 
 def _find_in_array(tokens: array, token: int, start: int) -> int:
-    stretch = FIRST_STRETCH
-    while start < len(tokens):
-        found = np.flatnonzero(np.frombuffer(tokens, tokens.typecode)[start : start + stretch] == token)
-        if len(found):
-            return start + int(found[0])
-        start, stretch = start + stretch, stretch * GROWTH
-    return len(tokens)
+    size = tokens.itemsize
+    memory, wanted = tokens.tobytes(), token.to_bytes(size, sys.byteorder)
+    at = memory.find(wanted, start * size)
+    while at > 0 and at % size:  # the same bytes across two tokens
+        at = memory.find(wanted, at + 1)
+    return len(tokens) if at < 0 else at // size
 
 
 def _last_index(tokens: Sequence[int], marker: tuple[int, ...]) -> int:

@@ -119,6 +119,13 @@ def test_an_array_of_tokens_is_read_like_a_list(closings, openings, markers):
     assert by_array == by_list
 
 
+def test_a_token_whose_bytes_lie_across_two_others_is_not_found_there():
+    output = array("q", [1 << 56, 1, 256, 5])  # 256 begins with a byte that is 0, as do the others
+    tracker = ThinkingTracker(ThinkMarkers((7,), (256,)), True)
+    tracker.advance(output)
+    assert (tracker.answer_spans, tracker.thinking) == ([(2, 4)], False)
+
+
 @given(TOKENS, MARKERS)
 def test_a_tokens_kind_never_changes_once_it_is_seen(output, markers):
     pair = ThinkMarkers(*markers)
