@@ -145,6 +145,7 @@ POLICY_COLORS = {
     "rkv": "#a0522d",
 }
 MARKS = "osD^vP*X<"
+LINE_STYLES = ("-", "--", "-.", ":")
 
 
 def draw_accuracy(path: Path, results: list[dict[str, Any]]) -> None:
@@ -166,8 +167,8 @@ def draw_accuracy(path: Path, results: list[dict[str, Any]]) -> None:
         own = [result for result in judged if result["task"] == task]
         for full in (result for result in own if result["policy"] == "full"):
             axis.axhline(share(full), color="black", linewidth=0.9, linestyle=":", label="full cache")
-        for number, policy in enumerate(POLICY_COLORS):
-            draw_policy(axis, number, [result for result in own if result["policy"] == policy])
+        for policy in POLICY_COLORS:
+            draw_policy(axis, policy, [result for result in own if result["policy"] == policy])
         tidy(axis, "answered right, %", "{:g}")
         axis.set_ylim(-3, 104)
         axis.set_xticks(sorted({cell["budget_fraction"] for cell in own if cell["policy"] != "full"}))
@@ -182,19 +183,19 @@ def draw_accuracy(path: Path, results: list[dict[str, Any]]) -> None:
     save(figure, path)
 
 
-def draw_policy(axis, number: int, cells: list[dict[str, Any]]) -> None:
-    """Draw one policy, with the color and the mark of its number, a line for each proportions."""
+def draw_policy(axis, policy: str, cells: list[dict[str, Any]]) -> None:
+    """Draw one policy, a line for each proportions of its windows."""
     proportions = sorted({proportions_of(cell) for cell in cells}, reverse=True)
-    for pair, style in zip(proportions, ("-", "--", "-.", ":"), strict=False):
-        own = [cell for cell in cells if proportions_of(cell) == pair]
-        label = own[0]["policy"]
-        if len(proportions) > 1:
-            label += f", local window {pair[0]:.2f}, keep {pair[1]:g}"
-        draw_line(axis, number, label, style, own)
+    for number, (local_share, keep_ratio) in enumerate(proportions):
+        own = [cell for cell in cells if proportions_of(cell) == (local_share, keep_ratio)]
+        named = f"{policy}, local window {local_share:.2f}, keep {keep_ratio:g}"
+        label = named if len(proportions) > 1 else policy
+        draw_line(axis, policy, label, LINE_STYLES[number % len(LINE_STYLES)], own)
 
 
-def draw_line(axis, number: int, label: str, style: str, cells: list[dict[str, Any]]) -> None:
-    """Draw one line with its intervals."""
+def draw_line(axis, policy: str, label: str, style: str, cells: list[dict[str, Any]]) -> None:
+    """Draw one line with its intervals, in its policy's color and with its mark."""
+    number = list(POLICY_COLORS).index(policy)
     cells = sorted(cells, key=lambda cell: cell["budget_fraction"])
     places = [cell["budget_fraction"] + 0.003 * (number - 4) for cell in cells]
     shares = [share(cell) for cell in cells]
@@ -204,7 +205,7 @@ def draw_line(axis, number: int, label: str, style: str, cells: list[dict[str, A
         places,
         shares,
         yerr=[below, above],
-        color=list(POLICY_COLORS.values())[number],
+        color=POLICY_COLORS[policy],
         marker=MARKS[number],
         markersize=5,
         linestyle=style,

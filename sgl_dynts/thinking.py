@@ -105,12 +105,12 @@ def _find(tokens: Sequence[int], token: int, start: int) -> int:
 
 
 def _find_in_array(tokens: array, token: int, start: int) -> int:
-    size = tokens.itemsize
-    memory, wanted = tokens.tobytes(), token.to_bytes(size, sys.byteorder)
-    at = memory.find(wanted, start * size)
-    while at > 0 and at % size:  # the same bytes across two tokens
-        at = memory.find(wanted, at + 1)
-    return len(tokens) if at < 0 else at // size
+    lowest_byte = 0 if sys.byteorder == "little" else tokens.itemsize - 1
+    lowest = tokens.tobytes()[lowest_byte :: tokens.itemsize]
+    at = lowest.find(token & 255, start)
+    while at >= 0 and tokens[at] != token:
+        at = lowest.find(token & 255, at + 1)
+    return len(tokens) if at < 0 else at
 
 
 def _last_index(tokens: Sequence[int], marker: tuple[int, ...]) -> int:

@@ -312,8 +312,7 @@ def _compact(scheduler, batch, chosen: list[Chosen]) -> None:
     let_policies_score(cache, reqs, plan.cuts, before)
     _read_scores(cache, reqs, plan, before)
     freed = apply_compaction(plan, table, runtime.scores, runtime.dropped)
-    runtime.dropped_changed()
-    runtime.rows_with_drops.update(rows)
+    runtime.note_drops(rows)
     _shorten(batch, chosen)
     for one, slots in zip(chosen, before, strict=True):
         _record(cache, batch.reqs[one.index], one, slots)

@@ -85,13 +85,14 @@ class RequestReport:
             finished: whether this is the last report, which tells of all tokens and not of the newest.
         """
         now = window_len or self.end_len
-        numbers = self._settings.copy()
-        numbers["compactions"] = self.num_compactions
-        numbers["early_compactions"] = self.num_early
-        numbers["resumptions"] = self.num_resumptions
-        numbers["dropped_tokens"] = self.num_dropped
-        numbers["window_len"] = now
-        numbers["peak_window_len"] = max(self.peak_len, now)
+        numbers: Numbers = self._settings | {
+            "compactions": self.num_compactions,
+            "early_compactions": self.num_early,
+            "resumptions": self.num_resumptions,
+            "dropped_tokens": self.num_dropped,
+            "window_len": now,
+            "peak_window_len": max(self.peak_len, now),
+        }
         if self.detailed:
             numbers["compacted_at"] = list(self.compacted_at)
             numbers["dropped_then"] = list(self.dropped_then)
@@ -109,9 +110,11 @@ class RequestReport:
         }
         if self.window is not None:
             config = self.window.config
-            settings["budget"] = self.window.budget
-            settings["local_window"] = config.local_window
-            settings["keep_ratio"] = config.keep_ratio
+            settings |= {
+                "budget": self.window.budget,
+                "local_window": config.local_window,
+                "keep_ratio": config.keep_ratio,
+            }
         return settings
 
 

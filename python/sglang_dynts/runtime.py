@@ -1,5 +1,6 @@
 """DynTS on one model runner: the score pool and the per-row counters on its device."""
 
+from collections.abc import Iterable
 from weakref import WeakKeyDictionary
 
 import torch
@@ -30,8 +31,8 @@ class DynTSRuntime:
         self.scores = ScorePool(num_slots, device)
         self.dropped = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self.rows_with_drops: set[int] = set()
-        self._asked: torch.Tensor | None = None
-        self._answer = self.dropped[:0]
+        self._looked_up: tuple[torch.Tensor, torch.Tensor] | None = None
+        """Rows that were asked for last, and what their requests have dropped."""
         self.windows = WindowTable(num_rows)
         self.resumed: dict[object, int] = {}
         self.recorder: QueryRecorder | None = None
@@ -48,13 +49,14 @@ class DynTSRuntime:
         Returns:
             [n] int64, not to be written to.
         """
-        if rows is not self._asked:
-            self._asked, self._answer = rows, self.dropped.index_select(0, rows)
-        return self._answer
+        if self._looked_up is None or self._looked_up[0] is not rows:
+            self._looked_up = rows, self.dropped.index_select(0, rows)
+        return self._looked_up[1]
 
-    def dropped_changed(self) -> None:
-        """Take note that ``dropped`` was written."""
-        self._asked = None
+    def note_drops(self, rows: Iterable[int]) -> None:
+        """Take note that ``dropped`` was raised in these rows."""
+        self.rows_with_drops.update(rows)
+        self._looked_up = None
 
     def reset_rows(self, rows: list[int]) -> None:
         """Forget the earlier owners of newly allocated rows."""
@@ -63,8 +65,8 @@ class DynTSRuntime:
         if stale:
             indices = torch.tensor(sorted(stale), dtype=torch.int64)
             self.dropped.index_fill_(0, to_device(indices, self.dropped.device), 0)
-            self.dropped_changed()
             self.rows_with_drops -= stale
+            self._looked_up = None
 
     def resume_rows(self, reqs: list) -> None:
         """Restore what resumed requests had dropped, now that they have rows."""
@@ -73,8 +75,7 @@ class DynTSRuntime:
             torch.tensor(back, dtype=torch.int64).view(-1, 2).T, self.dropped.device
         )
         self.dropped.index_copy_(0, rows, dropped)
-        self.dropped_changed()
-        self.rows_with_drops.update(row for row, _ in back)
+        self.note_drops(row for row, _ in back)
 
 
 def is_enabled() -> bool:

@@ -11,7 +11,6 @@ import argparse
 import http.client
 import json
 import random
-import signal
 import sys
 import tempfile
 import threading
@@ -27,6 +26,7 @@ from typing import TextIO
 
 import psutil
 
+from benchmark.served import unwind_on_sigterm
 from tests.e2e.conftest import prompt
 from tests.e2e.models import build_model
 from tests.e2e.server import Server
@@ -276,7 +276,7 @@ def main() -> int:
     parser.add_argument("--longest", type=int, default=300, help="tokens of an output, at most (300)")
     parser.add_argument("--log", type=Path, help="file for the server's log; default: a temporary one")
     args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))  # end the server too
+    unwind_on_sigterm()
     with tempfile.TemporaryDirectory() as folder:
         model = build_model("qwen2", Path(folder) / "model")
         log = args.log or Path(folder) / "server.log"
