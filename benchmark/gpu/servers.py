@@ -7,7 +7,8 @@ import threading
 import time
 import urllib.error
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +27,10 @@ SAMPLE_SECONDS = 0.25
 FLUSH_SECONDS = 30
 TINY_POOL = 4000
 TINY_MEMORY_FRACTION = 0.1
+SHARED_MEMORY_FRACTION = 0.8
+"""Of the memory that is free when a server starts; the other takes its part of that. It must not refuse
+the pool, whose size is given."""
+MODEL_FOLDER = "model"
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
 """All files are here; a machine without a network would wait for each that is asked for elsewhere."""
 
@@ -45,6 +50,8 @@ class Setup:
     start_seconds: float
     on_gpu: bool
     stock_attention: str | None = None
+    side_by_side: bool = False
+    """Whether both servers share the device; ``pool_tokens`` is then needed."""
 
     @property
     def config(self) -> DynTSConfig:
@@ -148,6 +155,8 @@ def arguments_of(setup: Setup, side: str, model: Path) -> list[str]:
     }
     if setup.pool_tokens:
         values["max-total-tokens"] = setup.pool_tokens
+    if setup.side_by_side:
+        values["mem-fraction-static"] = SHARED_MEMORY_FRACTION
     words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
     return [*words, *side_flags(setup, side), *cpu_flags(setup), *setup.flags]
 
@@ -188,29 +197,53 @@ def serve(setup: Setup, side: str, folder: Path) -> Iterator[RunningServer]:
     Args:
         setup: of both sides.
         side: ``stock`` or ``dynts``.
-        folder: for the model and the log.
+        folder: of :func:`workplace`; the log goes there.
 
     Raises:
         ServerError: it ended, or did not answer in time.
     """
-    model = write_model(setup.shape, folder / "model")
+    model = folder / MODEL_FOLDER
     words, environment = arguments_of(setup, side, model), environment_of(setup, side)
     with running(words, folder / f"{side}.log", environment, setup.start_seconds) as client:
         yield RunningServer(side, setup, model, client)
 
 
-def run_sides(setup: Setup, measure: Callable[[RunningServer], Measured]) -> dict[str, Measured]:
-    """Measure stock, then DynTS, each on a server of its own with the device to itself.
-
-    A termination signal ends the server too.
-    """
+@contextmanager
+def workplace(setup: Setup) -> Iterator[Path]:
+    """Give a folder with the model for as long as the block, which a termination signal ends properly."""
     unwind_on_sigterm()
     with tempfile.TemporaryDirectory(prefix="dynts-gpu-") as folder:
+        write_model(setup.shape, Path(folder) / MODEL_FOLDER)
+        yield Path(folder)
+
+
+def run_sides(setup: Setup, measure: Callable[[RunningServer], Measured]) -> dict[str, Measured]:
+    """Measure stock, then DynTS, each on a server of its own with the device to itself."""
+    with workplace(setup) as folder:
         measured = {}
         for side in SIDES:
-            with serve(setup, side, Path(folder)) as server:
+            with serve(setup, side, folder) as server:
                 measured[side] = measure(server)
         return measured
+
+
+@contextmanager
+def side_by_side(setup: Setup) -> Iterator[dict[str, RunningServer]]:
+    """Start both sides' servers at once and end them afterwards; only one may be given work at a time.
+
+    Args:
+        setup: of both, with pools that fit the device together.
+
+    Raises:
+        ServerError: one ended, or did not answer in time.
+    """
+    with (
+        workplace(setup) as folder,
+        ExitStack() as stack,
+        ThreadPoolExecutor(len(SIDES)) as pool,
+    ):
+        servers = [serve(setup, side, folder) for side in SIDES]
+        yield dict(zip(SIDES, pool.map(stack.enter_context, servers), strict=True))
 
 
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,15 +1,16 @@
 """Load on a server, by SGLang's own ``sglang.benchmark.serving``, and what it measured."""
 
+import io
 import json
-import os
-import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from benchmark.gpu.models import TOKENIZER_FOLDER
-from benchmark.gpu.servers import OFFLINE, RunningServer, Watch
+from benchmark.gpu.servers import RunningServer, Watch
 
 LINES_OF_A_FAILURE = 30
 
@@ -111,15 +112,39 @@ def parse(text: str) -> Served:
     )
 
 
-def command_of(server: RunningServer, load: RandomLoad | SharedPrefixLoad, out: Path) -> list[str]:
-    """Return the load generator's command."""
+def arguments_of(server: RunningServer, load: RandomLoad | SharedPrefixLoad, out: Path) -> list[str]:
+    """Return the load generator's arguments."""
     return [
-        *(sys.executable, "-m", "sglang.benchmark.serving", "--backend", "sglang"),
+        *("--backend", "sglang"),
         *("--base-url", server.client.url, "--model", str(server.model)),
         *("--tokenizer", str(server.model / TOKENIZER_FOLDER), "--tokenize-prompt"),
         *("--output-file", str(out), "--flush-cache", "--cache-report", "--disable-tqdm"),
         *load.flags(),
     ]
+
+
+def generate(arguments: list[str]) -> None:
+    """Run the load generator in this process, since importing it for every load takes seconds.
+
+    Args:
+        arguments: of its command line.
+
+    Raises:
+        ServingError: it failed; with the end of what it printed.
+    """
+    from sglang.benchmark import serving
+
+    printed, program = io.StringIO(), serving.__spec__.name
+    try:
+        with (
+            patch.object(sys, "argv", [program, *arguments]),
+            redirect_stdout(printed),
+            redirect_stderr(printed),
+        ):
+            serving.cli_main()
+    except (Exception, SystemExit) as error:
+        tail = "\n".join(printed.getvalue().splitlines()[-LINES_OF_A_FAILURE:])
+        raise ServingError(f"{program} ended by {error!r}:\n{tail}") from error
 
 
 def run_load(server: RunningServer, load: RandomLoad | SharedPrefixLoad) -> tuple[Served, Watch]:
@@ -131,16 +156,9 @@ def run_load(server: RunningServer, load: RandomLoad | SharedPrefixLoad) -> tupl
     out = server.model.parent / f"{server.side}.jsonl"
     out.unlink(missing_ok=True)
     with server.watched() as watch:
-        done = subprocess.run(
-            command_of(server, load, out),
-            env=os.environ | OFFLINE,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    if done.returncode or not out.exists():
-        tail = "\n".join((done.stdout + done.stderr).splitlines()[-LINES_OF_A_FAILURE:])
-        raise ServingError(f"sglang.benchmark.serving ended with {done.returncode}:\n{tail}")
+        generate(arguments_of(server, load, out))
+    if not out.exists():
+        raise ServingError("sglang.benchmark.serving wrote no result")
     served = parse(out.read_text())
     expected = load.num_prompts * load.output_len
     if (served.completed, served.output_tokens) != (load.num_prompts, expected):

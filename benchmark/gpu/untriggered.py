@@ -33,6 +33,10 @@ HOLDING_SECONDS = 0.05
 Tokens = list[list[int]]
 
 
+class DifferenceError(RuntimeError):
+    """DynTS gave other tokens than stock where it compacted nothing."""
+
+
 @dataclass(frozen=True)
 class Measured:
     """One side.
@@ -51,19 +55,38 @@ def main() -> None:
     args = parse()
     setup = setup_of(args)
     check_length(setup, args.question_len, args.output_len)
-    loads = [RandomLoad(args.question_len, args.output_len, batch, batch) for batch in args.batch]
+    sides = run_sides(setup, lambda server: measure(server, args))
+    try:
+        report_sides(args, setup, sides, f"gpu.{BENCH}")
+    except DifferenceError as error:
+        raise SystemExit(str(error)) from error
 
-    def measure(server: RunningServer) -> Measured:
-        tokens, again = (tokens_of(server, args) for _ in range(2))
-        return Measured(tokens, again, [run_load(server, load)[0] for load in loads])
 
-    sides = run_sides(setup, measure)
+def measure(server: RunningServer, args: argparse.Namespace) -> Measured:
+    """Ask one side's server for its greedy tokens, twice, then send the loads."""
+    tokens, again = (tokens_of(server, args) for _ in range(2))
+    return Measured(tokens, again, [run_load(server, load)[0] for load in loads_of(args)])
+
+
+def loads_of(args: argparse.Namespace) -> list[RandomLoad]:
+    """Return a load for each batch."""
+    return [RandomLoad(args.question_len, args.output_len, batch, batch) for batch in args.batch]
+
+
+def report_sides(
+    args: argparse.Namespace, setup: Setup, sides: dict[str, Measured], program: str
+) -> None:
+    """Report both sides' tokens and times.
+
+    Raises:
+        DifferenceError: a token differs; everything is reported before.
+    """
     same = [identity_cell(setup.shape, batch, args.output_len, sides) for batch in args.batch]
     times = [
         time_cell(setup, load, {side: sides[side].served[index].tpot_ms for side in SIDES})
-        for index, load in enumerate(loads)
+        for index, load in enumerate(loads_of(args))
     ]
-    report(args, [*same, *times], f"gpu.{BENCH}")
+    report(args, [*same, *times], program)
     refuse_differences(same)
 
 
@@ -158,11 +181,11 @@ def refuse_differences(cells: Sequence[Cell]) -> None:
     """Fail where DynTS gave fewer requests stock's tokens than stock itself.
 
     Raises:
-        SystemExit: naming the batches.
+        DifferenceError: naming the batches.
     """
     worse = [str(cell.batch) for cell in cells if (cell.dynts or 0) < (cell.stock or 0)]
     if worse:
-        raise SystemExit(f"DynTS gives other tokens than stock at batch {', '.join(worse)}")
+        raise DifferenceError(f"DynTS gives other tokens than stock at batch {', '.join(worse)}")
 
 
 if __name__ == "__main__":

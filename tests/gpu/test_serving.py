@@ -41,7 +41,7 @@ ALL = {
 }
 EXACT = {"triton": under("triton", environment={"TRITON_F32_DEFAULT": "ieee"})}
 HALF = ("--dtype", "bfloat16")
-POOL = ("--max-total-tokens", "20000")
+POOL = ("--max-total-tokens", "20000", "--mem-fraction-static", "0.6")
 MIXED = ("--enable-mixed-chunk", "--chunked-prefill-size", "64")
 WINDOWS = Windows(96, 16, 0.4)
 LENGTHS = (5, 12, 20, 31, 40, 47, 60, 75, 90, 110, 130, 150)

@@ -1,12 +1,14 @@
 """Whole commands of the GPU lane, with a stand-in for SGLang's server and load generator."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from benchmark import served
-from benchmark.gpu import capacity_run, fixed_batch, shared_prefix, untriggered
+from benchmark.gpu import capacity_run, fixed_batch, serving, shared_prefix, short, untriggered
 from benchmark.gpu.servers import RunningServer
 
 STAND_IN = Path(__file__).parent / "stand_in"
@@ -14,8 +16,13 @@ STAND_IN = Path(__file__).parent / "stand_in"
 
 @pytest.fixture(autouse=True)
 def stand_in(monkeypatch):
-    """Processes that are started find it before the real SGLang."""
+    """Processes that are started find it before the real SGLang; the load generator is one too."""
     monkeypatch.setenv("PYTHONPATH", str(STAND_IN))
+
+    def generate(arguments: list[str]) -> None:
+        subprocess.run([sys.executable, "-m", "sglang.benchmark.serving", *arguments], check=True)
+
+    monkeypatch.setattr(serving, "generate", generate)
 
 
 @pytest.fixture
@@ -45,6 +52,13 @@ def test_a_fixed_batch_is_compared_reported_and_drawn(run, tmp_path):
     assert len(cells) == 10
     names = {path.name for path in tmp_path.glob("*.png")}
     assert {"gpu-fixed_batch-tiny-1x150.png", "gpu-fixed_batch-tiny-4x150.png"} < names
+
+
+def test_both_servers_run_at_once_where_time_is_short(run):
+    line = "--batch 1 4 --output-len 150 --question-len 20 --untriggered-len 40"
+    cells = run(short, line)
+    assert [cell["bench"] for cell in cells] == ["untriggered"] * 4 + ["fixed_batch"] * 10
+    assert {cell["output_len"] for cell in cells} == {40, 150}
 
 
 def test_the_stock_servers_pool_decides_a_capacity_run(run):

@@ -160,7 +160,7 @@ def test_an_empty_serving_result_is_an_error():
 
 def test_the_load_generators_flags():
     server = RunningServer("stock", SETUP, Path("model"), Client("http://127.0.0.1:3000"))
-    command = serving.command_of(server, RandomLoad(20, 150, 4, 2, rate=0.5), Path("out"))
+    command = serving.arguments_of(server, RandomLoad(20, 150, 4, 2, rate=0.5), Path("out"))
     text = " ".join(command)
     assert "--random-input-len 20 --random-output-len 150 --num-prompts 4 --seed 0" in text
     assert text.endswith("--max-concurrency 2 --request-rate 0.5")
@@ -309,7 +309,7 @@ def test_requests_with_tokens_of_stocks_are_counted_on_both_sides():
     assert (cell.batch, cell.stock, cell.dynts) == (32, 2, 2)
     assert cell.prediction == {"stock": 3, "dynts": 3}
     untriggered.refuse_differences([cell])
-    with pytest.raises(SystemExit, match="other tokens than stock at batch 32"):
+    with pytest.raises(untriggered.DifferenceError, match="other tokens than stock at batch 32"):
         untriggered.refuse_differences([replace(cell, dynts=1)])
 
 
