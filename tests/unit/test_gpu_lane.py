@@ -164,9 +164,9 @@ def test_the_load_generators_flags():
     text = " ".join(command)
     assert "--random-input-len 20 --random-output-len 150 --num-prompts 4 --seed 0" in text
     assert text.endswith("--max-concurrency 2 --request-rate 0.5")
-    assert "--request-rate" not in serving.command_of(server, RandomLoad(20, 150, 4), Path("out"))
+    assert "--request-rate" not in serving.arguments_of(server, RandomLoad(20, 150, 4), Path("out"))
     shared = SharedPrefixLoad(2, 3, 32, 8, 80, max_concurrency=2)
-    text = " ".join(serving.command_of(server, shared, Path("out")))
+    text = " ".join(serving.arguments_of(server, shared, Path("out")))
     assert "--gsp-num-groups 2 --gsp-prompts-per-group 3 --gsp-system-prompt-len 32" in text
     assert "--num-prompts 6 --max-concurrency 2" in text
 
