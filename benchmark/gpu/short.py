@@ -1,6 +1,6 @@
 """What a device that is lent for minutes has time for: both servers started at once, asked in turn.
 
-    python -m benchmark.gpu.short --shape qwen-7b --batch 1 32 --output-len 16384
+    python -m benchmark.gpu.short --shape qwen-7b --batch 32 1 --output-len 16384
 
 First what ``untriggered`` measures, at --untriggered-len, then what ``fixed_batch`` does, the first batch
 first; each is reported as soon as it is measured. The server that is not asked anything holds memory and
@@ -40,17 +40,19 @@ def parse() -> argparse.Namespace:
     parser = parser_with_out(PROGRAM, __doc__)
     add_server_arguments(parser)
     add = parser.add_argument
-    add("--batch", nargs="+", type=int, default=[1, 32], help="requests that run at once")
+    add("--batch", nargs="+", type=int, default=[32, 1], help="requests that run at once, in this order")
     add("--output-len", type=int, default=16384, help="tokens each of fixed_batch generates")
     add("--question-len", type=int, default=200, help="prompt tokens")
     add("--untriggered-len", type=int, default=512, help="tokens each of untriggered generates; 0: none")
+    add("--untriggered-batch", nargs="+", type=int, default=[1, 32], help="requests that run at once")
     add("--requests", type=int, default=2, help="of untriggered, one after the other")
     return parser.parse_args()
 
 
 def run_untriggered(args: argparse.Namespace, setup: Setup, servers: dict[str, RunningServer]) -> None:
     """Measure and report ``untriggered``; other tokens than stock's are printed, not raised."""
-    asked = argparse.Namespace(**{**vars(args), "output_len": args.untriggered_len})
+    own = {"output_len": args.untriggered_len, "batch": args.untriggered_batch}
+    asked = argparse.Namespace(**{**vars(args), **own})
     untriggered.check_length(setup, asked.question_len, asked.output_len)
     sides = {side: untriggered.measure(servers[side], asked) for side in SIDES}
     try:

@@ -55,7 +55,7 @@ def test_a_fixed_batch_is_compared_reported_and_drawn(run, tmp_path):
 
 
 def test_both_servers_run_at_once_where_time_is_short(run):
-    line = "--batch 1 4 --output-len 150 --question-len 20 --untriggered-len 40"
+    line = "--batch 4 1 --output-len 150 --question-len 20 --untriggered-len 40 --untriggered-batch 1 4"
     cells = run(short, line)
     assert [cell["bench"] for cell in cells] == ["untriggered"] * 4 + ["fixed_batch"] * 10
     assert {cell["output_len"] for cell in cells} == {40, 150}
