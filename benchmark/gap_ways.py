@@ -13,7 +13,7 @@ from sgl_dynts.demo.forced import Reading, causal, read
 from sgl_dynts.demo.ledger import END_THINK, Problem, Vocabulary
 from sgl_dynts.demo.model import DemoModel
 from sgl_dynts.demo.oracle import FAR_DISTANCE
-from sgl_dynts.demo.rollout import DynTSPolicy
+from sgl_dynts.demo.rollout import DynTSPolicy, ScoreFn
 from sgl_dynts.predictor import ImportancePredictor
 from sgl_dynts.training.fit import FitRecipe, Split, fit_predictor
 from sgl_dynts.training.metrics import Ranking
@@ -144,16 +144,16 @@ class Ways:
         if way == "delayed_oracle":
             judge = SeeFuture(batch.whole.attention)
             return DelayedPolicy(
-                windows, _scores_at(torch.zeros(batch.tokens.shape)), [], 0, reading, judge
+                windows, scores_at(torch.zeros(batch.tokens.shape)), [], 0, reading, judge
             )
         if way == "oracle":
-            return DynTSPolicy(windows, _scores_at(far_attention(batch.whole.attention, FAR_DISTANCE)))
+            return DynTSPolicy(windows, scores_at(far_attention(batch.whole.attention, FAR_DISTANCE)))
         if way == "delayed":
             born = self.fitted["future"].predictor(reading.states[-1])
             judge = Rejudge(self.fitted["delayed"].predictor)
-            return DelayedPolicy(windows, _scores_at(born), [], 0, reading, judge)
+            return DelayedPolicy(windows, scores_at(born), [], 0, reading, judge)
         inputs = torch.cat(reading.states, -1) if way == "layers" else reading.states[-1]
-        return DynTSPolicy(windows, _scores_at(self.fitted[way].predictor(inputs)))
+        return DynTSPolicy(windows, scores_at(self.fitted[way].predictor(inputs)))
 
 
 def fit_ways(training: Sequence[Batch], seed: int, epochs: int) -> Ways:
@@ -162,8 +162,8 @@ def fit_ways(training: Sequence[Batch], seed: int, epochs: int) -> Ways:
     last, layers, answer = [], [], []
     for batch in training:
         reading = batch.whole
-        last += _far_states(batch, reading.states[-1], reading.attention)
-        layers += _far_states(batch, torch.cat(reading.states, -1), reading.attention)
+        last += far_states(batch, reading.states[-1], reading.attention, FAR_DISTANCE)
+        layers += far_states(batch, torch.cat(reading.states, -1), reading.attention, FAR_DISTANCE)
         answer += _answer_states(batch, reading)
     fitted = {
         "answer": InMemory(answer).fit(recipe),
@@ -206,9 +206,10 @@ def _moments(training: Sequence[Batch], predictor: ImportancePredictor) -> list[
     return moments
 
 
-def _far_states(batch: Batch, states: Tensor, attention: Tensor) -> list[TraceStates]:
-    counted = slice(batch.question_len, batch.tokens.shape[1] - FAR_DISTANCE - 1)
-    return _each(states[:, counted], far_attention(attention, FAR_DISTANCE)[:, counted])
+def far_states(batch: Batch, states: Tensor, attention: Tensor, distance: int) -> list[TraceStates]:
+    """Return each trace's tokens that can be read from more than a distance, and the most that does."""
+    counted = slice(batch.question_len, batch.tokens.shape[1] - distance - 1)
+    return _each(states[:, counted], far_attention(attention, distance)[:, counted])
 
 
 def _answer_states(batch: Batch, reading: Reading) -> list[TraceStates]:
@@ -222,5 +223,6 @@ def _each(states: Tensor, targets: Tensor) -> list[TraceStates]:
     return [TraceStates(*pair, none_known) for pair in zip(states, targets, strict=True)]
 
 
-def _scores_at(scores: Tensor):
+def scores_at(scores: Tensor) -> ScoreFn:
+    """Return what a policy asks at each position, of scores [b, s] that are known before."""
     return lambda hidden, position: scores[:, min(position, scores.shape[1] - 1)]

@@ -10,6 +10,7 @@ once, with them.
 
 import argparse
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -22,14 +23,17 @@ from benchmark.provenance import RESULTS, keep, parser_of, provenance
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.demo.evaluate import SHIPPED_MODEL, held_out, wilson_interval
 from sgl_dynts.demo.export import load_model_folder
-from sgl_dynts.demo.forced import num_right, read_held
+from sgl_dynts.demo.forced import Reading, num_right, read_held
 from sgl_dynts.demo.ledger import DEFAULT_STEPS, TRAIN_SEEDS, Problem, make_problem
 from sgl_dynts.demo.model import DemoModel
+from sgl_dynts.demo.rollout import DynTSPolicy
 
 BATCH = 20
 LOCAL_SHARES = (0.22, 0.31)
 KEEP_RATIOS = (0.9, 0.95)
 SETTINGS = ("way", "budget", "n", "seed")
+PolicyOf = Callable[[Batch, DynTSConfig, Reading], DynTSPolicy]
+"""Makes the policy of a batch under some windows, from what was read of it before."""
 
 
 def main() -> None:
@@ -45,7 +49,7 @@ def main() -> None:
     for budget in args.budgets:
         for way in args.ways:
             windows, found = choose(model, ways, way, budget, validation)
-            right, held = judge(model, ways, way, windows, test)
+            right, held = judge(model, partial(ways.policy, way), windows, test)
             result = row(args, ways, way, windows, found, right)
             print(
                 f"{way:<16}{budget:>5}  validation {found:.2f}  test {right}/{args.num_test}  "
@@ -65,19 +69,20 @@ def choose(
     for share in LOCAL_SHARES:
         for ratio in KEEP_RATIOS:
             windows = DynTSConfig(budget, round(share * budget), ratio)
-            tried[windows] = judge(model, ways, way, windows, validation)[0] / num_problems
+            right, _ = judge(model, partial(ways.policy, way), windows, validation)
+            tried[windows] = right / num_problems
             print(f"  {way:<16}{windows}  {tried[windows]:.3f}", flush=True)
     best = max(tried, key=lambda windows: tried[windows])
     return best, tried[best]
 
 
 def judge(
-    model: DemoModel, ways: Ways, way: str, windows: DynTSConfig, judged: list[Batch]
+    model: DemoModel, policy_of: PolicyOf, windows: DynTSConfig, judged: list[Batch]
 ) -> tuple[int, float]:
-    """Return how many problems a way reads right, and the mean tokens held while thinking."""
+    """Return how many problems are read right under a policy, and the mean tokens held while thinking."""
     right, held = 0, []
     for batch in judged:
-        make_policy = partial(ways.policy, way, batch, windows)
+        make_policy = partial(policy_of, batch, windows)
         reading, mask = read_held(model, batch.tokens, batch.question_len, make_policy, batch.whole)
         right += num_right(batch.problems, reading)
         held.append(mask[:, batch.question_len : batch.thinking_end].sum(-1).float().mean().item())

@@ -15,6 +15,7 @@ from sgl_dynts.demo.model import DemoModel, ModelShape
 
 WEIGHTS_FILE = "model.safetensors"
 MINUTES_KEY = "training_minutes"
+ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -60,8 +61,8 @@ def load_model_folder(folder: Path, dtype: torch.dtype = torch.float32) -> DemoM
 def _config(shape: ModelShape) -> dict[str, object]:
     words = ledger.Vocabulary().ids
     return {
-        "architectures": ["Qwen3ForCausalLM"],
-        "model_type": "qwen3",
+        "architectures": [ARCHITECTURES[shape.family]],
+        "model_type": shape.family,
         "attention_bias": False,
         "attention_dropout": 0.0,
         "bos_token_id": words[ledger.BOS],
@@ -90,6 +91,7 @@ def _config(shape: ModelShape) -> dict[str, object]:
 def _shape(config: dict) -> ModelShape:
     return ModelShape(
         vocab_size=config["vocab_size"],
+        family=config["model_type"],
         hidden_size=config["hidden_size"],
         intermediate_size=config["intermediate_size"],
         num_layers=config["num_hidden_layers"],

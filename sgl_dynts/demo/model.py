@@ -1,7 +1,8 @@
-"""The demo model: a small Qwen3 decoder in plain torch, quick on one CPU thread.
+"""The demo model: a small decoder in plain torch, quick on one CPU thread; Qwen3, or Qwen2 or Llama.
 
-Parameter names and arithmetic are those of ``Qwen3ForCausalLM`` in transformers, so that a state dict
-moves between the two unchanged. `sgl_dynts.demo.export` writes it as a Hugging Face folder.
+Parameter names and arithmetic are those of ``Qwen3ForCausalLM``, ``Qwen2ForCausalLM`` and
+``LlamaForCausalLM`` in transformers, so that a state dict moves between the two unchanged.
+`sgl_dynts.demo.export` writes it as a Hugging Face folder.
 """
 
 # Submodules are attributes that torch types as Tensor or Module, and nothing narrower.
@@ -17,14 +18,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 SHARPNESS = 1.6
-"""Initial weight of the query and key norms; attention logits reach up to 8 times its square."""
+"""Initial weight of the query and key norms; attention logits reach up to 8 times its square. Without
+norms the projections begin that much larger."""
+FAMILIES = ("qwen3", "qwen2", "llama")
+"""Qwen3 norms each head of queries and keys, Qwen2 adds biases to queries, keys and values."""
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of the decoder; ``num_heads`` query heads share ``num_kv_heads`` key/value heads."""
+    """Sizes of the decoder; ``num_heads`` query heads share ``num_kv_heads`` key/value heads.
+
+    ``family``: one of `FAMILIES`.
+    """
 
     vocab_size: int
+    family: str = "qwen3"
     hidden_size: int = 128
     intermediate_size: int = 256
     num_layers: int = 3
@@ -73,18 +81,18 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with normed queries and keys."""
+    """Grouped-query attention; what is done to queries, keys and values beside it is the family's."""
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         self.shape = shape
         queries, keys = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-        self.q_proj = nn.Linear(shape.hidden_size, queries, bias=False)
-        self.k_proj = nn.Linear(shape.hidden_size, keys, bias=False)
-        self.v_proj = nn.Linear(shape.hidden_size, keys, bias=False)
+        biased = shape.family == "qwen2"
+        self.q_proj = nn.Linear(shape.hidden_size, queries, bias=biased)
+        self.k_proj = nn.Linear(shape.hidden_size, keys, bias=biased)
+        self.v_proj = nn.Linear(shape.hidden_size, keys, bias=biased)
         self.o_proj = nn.Linear(queries, shape.hidden_size, bias=False)
-        self.q_norm = RMSNorm(shape.head_dim, shape.norm_eps)
-        self.k_norm = RMSNorm(shape.head_dim, shape.norm_eps)
+        self.q_norm, self.k_norm = _head_norm(shape), _head_norm(shape)
 
     def project(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return rotated queries, rotated keys and values: [b, heads or kv heads, s, head_dim]."""
@@ -109,6 +117,10 @@ class Attention(nn.Module):
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.shape.head_dim))
+
+
+def _head_norm(shape: ModelShape) -> nn.Module:
+    return RMSNorm(shape.head_dim, shape.norm_eps) if shape.family == "qwen3" else nn.Identity()
 
 
 class FeedForward(nn.Module):
@@ -241,10 +253,20 @@ def _initialize(model: DemoModel) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     for layer in model.model.layers:
         for projection in (layer.self_attn.o_proj, layer.mlp.down_proj):
             nn.init.normal_(projection.weight, std=0.2 * projection.in_features**-0.5)
-        for norm in (layer.self_attn.q_norm, layer.self_attn.k_norm):
-            nn.init.constant_(norm.weight, SHARPNESS)
+        _sharpen(layer.self_attn)
     nn.init.normal_(model.model.embed_tokens.weight, std=0.5)
     nn.init.constant_(model.model.norm.weight, 0.2)
+
+
+def _sharpen(attention: Attention) -> None:
+    if attention.shape.family == "qwen3":
+        for norm in (attention.q_norm, attention.k_norm):
+            nn.init.constant_(norm.weight, SHARPNESS)
+        return
+    for projection in (attention.q_proj, attention.k_proj):
+        nn.init.normal_(projection.weight, std=SHARPNESS * projection.in_features**-0.5)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,8 +30,9 @@ from sgl_dynts.demo.export import load_model_folder, read_training_minutes, save
 from sgl_dynts.demo.fit_importance import DEMO_RECIPE, DEMO_TARGET, train_predictor
 from sgl_dynts.demo.fit_model import Progress, Recipe, train
 from sgl_dynts.demo.ledger import Vocabulary
-from sgl_dynts.demo.model import DemoModel, ModelShape
+from sgl_dynts.demo.model import FAMILIES, DemoModel, ModelShape
 from sgl_dynts.predictor import ImportancePredictor
+from sgl_dynts.training.fit import FitRecipe
 
 BASE_MODEL = "sgl-dynts-demo-ledger"
 DEMO_CONFIG = DynTSConfig(budget=308, local_window=96, keep_ratio=0.9)
@@ -43,20 +45,21 @@ def main(arguments: list[str] | None = None) -> None:
     """Train, fit, measure on the test split, and write the folder."""
     args = _parse(arguments)
     torch.set_num_threads(args.threads)
-    recipe = Recipe(total_steps=args.steps)
+    recipe = Recipe(seed=args.seed, total_steps=args.steps)
+    importance_recipe = replace(DEMO_RECIPE, seed=args.seed)
     started = time.monotonic()
     if not args.keep_model:
-        model = _train_model(recipe)
+        model = _train_model(recipe, args.family)
         save_model_folder(args.output, model, _minutes_since(started))
     fit_started = time.monotonic()
     # What is measured and read from here on is the rounded model that ships.
-    predictor = _fit_predictor(args.output)
+    predictor = _fit_predictor(args.output, importance_recipe)
     _save_predictor(args.output / PREDICTOR_FILE, predictor)
     predictor_minutes = _minutes_since(fit_started)
     float32, bfloat16 = _measure(args, predictor)
     figures = Figures(
         recipe,
-        DEMO_RECIPE,
+        importance_recipe,
         NUM_PREDICTOR_PROBLEMS,
         DEMO_CONFIG,
         read_training_minutes(args.output),
@@ -68,10 +71,10 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"wrote {args.output} after {_minutes_since(started):.1f} minutes")
 
 
-def _train_model(recipe: Recipe) -> DemoModel:
+def _train_model(recipe: Recipe, family: str) -> DemoModel:
     torch.manual_seed(recipe.seed)
     vocabulary = Vocabulary()
-    model = DemoModel(ModelShape(len(vocabulary.words)))
+    model = DemoModel(ModelShape(len(vocabulary.words), family))
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"model: {num_parameters} parameters, {recipe.total_steps} steps", flush=True)
     train(model, vocabulary, recipe, _print_progress)
@@ -88,10 +91,10 @@ def _print_progress(progress: Progress) -> None:
         )
 
 
-def _fit_predictor(folder: Path) -> ImportancePredictor:
+def _fit_predictor(folder: Path, recipe: FitRecipe) -> ImportancePredictor:
     print(f"predictor: {NUM_PREDICTOR_PROBLEMS} training traces", flush=True)
     seeds = ledger.TRAIN_SEEDS[:NUM_PREDICTOR_PROBLEMS]
-    return train_predictor(folder, [ledger.make_problem(seed) for seed in seeds])
+    return train_predictor(folder, [ledger.make_problem(seed) for seed in seeds], recipe)
 
 
 def _save_predictor(path: Path, predictor: ImportancePredictor) -> None:
@@ -129,6 +132,8 @@ def _minutes_since(started: float) -> float:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m sgl_dynts.demo.train", description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--family", default=FAMILIES[0], choices=FAMILIES, help="of the model")
+    parser.add_argument("--seed", type=int, default=Recipe.seed, help="of model and predictor")
     parser.add_argument("--steps", type=int, default=Recipe.total_steps, help="optimizer steps")
     parser.add_argument(
         "--keep-model", action="store_true", help="fit and measure anew the model that is in FOLDER"

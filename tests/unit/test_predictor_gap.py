@@ -1,5 +1,7 @@
 """Forced traces say what generation says, and every way of scoring can be fitted and judged."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -85,7 +87,7 @@ def test_every_way_is_fitted_and_judged(model, batch, monkeypatch):
     ways = fit_ways([batch], seed=1, epochs=1)
     assert set(ways.fitted) == set(FITTED)
     for way in (*FITTED, "oracle", "delayed_oracle"):
-        right, held = judge(model, ways, way, WINDOWS, [batch])
+        right, held = judge(model, partial(ways.policy, way), WINDOWS, [batch])
         assert 0 <= right <= 4
         assert batch.question_len < held <= WINDOWS.budget_for(batch.question_len)
     assert ways.fitted["layers"].predictor.hidden_size == 3 * 128
