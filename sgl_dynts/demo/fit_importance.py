@@ -34,7 +34,10 @@ NUM_HELD_OUT = 40
 
 
 def train_predictor(
-    folder: Path, problems: Sequence[Problem], recipe: FitRecipe = DEMO_RECIPE
+    folder: Path,
+    problems: Sequence[Problem],
+    recipe: FitRecipe = DEMO_RECIPE,
+    target: Target = DEMO_TARGET,
 ) -> ImportancePredictor:
     """Return a predictor fitted to all `problems` but the last 40, which are measured only.
 
@@ -44,8 +47,8 @@ def train_predictor(
     keys = [trace_key(trace) for trace in traces]
     model = Model.open(folder, torch.float32)
     with tempfile.TemporaryDirectory() as work:
-        store = StateStore(Path(work), model.settings(DEMO_TARGET))
-        for _ in collect(store, traces, model.load("cpu"), DEMO_TARGET):
+        store = StateStore(Path(work), model.settings(target))
+        for _ in collect(store, traces, model.load("cpu"), target):
             pass
         split = Split(tuple(keys[:-NUM_HELD_OUT]), tuple(keys[-NUM_HELD_OUT:]))
         return fit_predictor(store, split, recipe)[0]

@@ -16,6 +16,8 @@ from sgl_dynts.config import DynTSConfig
 from sgl_dynts.demo.model import DemoModel, KVCache
 from sgl_dynts.selection import select_kept
 
+FREE = -1
+"""In place of a token that is not forced."""
 ScoreFn = Callable[[Tensor, int], Tensor]
 """(hidden [b, d] of the token just read, its position) -> scores [b] float32."""
 
@@ -117,6 +119,7 @@ def generate(
     end_think: int,
     eos: int,
     max_new_tokens: int,
+    forced: Tensor | None = None,
 ) -> Rollout:
     """Continue prompts greedily.
 
@@ -127,6 +130,8 @@ def generate(
         end_think: token id after which nothing is dropped.
         eos: token id that ends a request.
         max_new_tokens: where requests that do not end are cut.
+        forced: [b, f] int64 with f <= max_new_tokens, tokens to write first in place of the model's own;
+            FREE where the model writes.
     """
     batch, question_len = prompts.shape
     capacity = question_len + max_new_tokens
@@ -140,6 +145,9 @@ def generate(
     written: list[Tensor] = []
     for position in range(question_len, capacity):
         token = torch.where(running, model.logits(hidden).argmax(-1), eos)
+        if forced is not None and position - question_len < forced.shape[1]:
+            given = forced[:, position - question_len]
+            token = torch.where(given == FREE, token, given)
         written.append(token)
         running = running & (token != eos)
         if not running.any():

@@ -2,7 +2,11 @@
 
 import json
 
+import torch
+
 from benchmark import transfer
+from benchmark.gap_ways import Batch
+from sgl_dynts.demo.forced import Reading
 
 
 def test_every_kind_is_judged_on_every_kind(monkeypatch, tmp_path, capsys):
@@ -21,9 +25,8 @@ def test_every_kind_is_judged_on_every_kind(monkeypatch, tmp_path, capsys):
 
 
 def test_windows_hold_the_question_and_a_share_of_the_trace():
-    class Batch:
-        question_len, thinking_end = 50, 250
-
-    windows = transfer.windows_of(Batch, 0.3)
+    nothing = torch.zeros(0)
+    batch = Batch([], nothing, 50, 250, Reading([], nothing, nothing))
+    windows = transfer.windows_of(batch, 0.3)
     assert (windows.budget, windows.local_window, windows.keep_ratio) == (110, 24, 0.95)
-    assert transfer.distance_of(Batch) == 40
+    assert transfer.distance_of(batch) == 40

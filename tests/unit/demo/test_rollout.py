@@ -7,6 +7,7 @@ from sgl_dynts.config import DynTSConfig
 from sgl_dynts.demo.evaluate import wilson_interval
 from sgl_dynts.demo.model import DemoModel, ModelShape
 from sgl_dynts.demo.rollout import (
+    FREE,
     DynTSPolicy,
     FullPolicy,
     Policy,
@@ -41,6 +42,20 @@ def test_holding_everything_equals_recomputing_everything(model: DemoModel) -> N
         next_token = model(sequence)[0, -1].argmax()
         assert next_token == expected
         sequence = torch.cat((sequence, next_token[None, None]), dim=1)
+
+
+def test_forced_tokens_are_written_and_the_rest_follows_from_them(model: DemoModel) -> None:
+    prompts = torch.arange(3 * QUESTION_LEN).view(3, QUESTION_LEN)
+    given = torch.tensor([[7, 8], [9, FREE], [FREE, FREE]])
+    found, free = (
+        generate(
+            model, prompts, FullPolicy(), end_think=NEVER, eos=NEVER, max_new_tokens=9, forced=forced
+        ).tokens
+        for forced in (given, None)
+    )
+    assert (found[0][:2], found[1][0], found[2]) == ([7, 8], 9, free[2])
+    sequence = torch.cat((prompts[0], torch.tensor([7, 8])))[None]
+    assert found[0][2] == model(sequence)[0, -1].argmax()
 
 
 @pytest.mark.parametrize("policy", [RecentPolicy(24), DynTSPolicy(CONFIG, lambda h, p: h[:, 0])])
