@@ -4,6 +4,7 @@
     python3 -m benchmark.gpu.lane
     python3 -m benchmark.gpu.lane --step fixed_batch
     python3 -m benchmark.gpu.lane --step serving_tests   # whole servers; not among the 25 minutes
+    python3 -m benchmark.gpu.lane --step install kernels attention short   # what 10 minutes have room for
     python3 -m benchmark.gpu.lane --tiny --step untriggered
 
 Any Python 3.11 starts it; each step runs by the one that ``benchmark.gpu.install`` prepared. A step that
@@ -140,8 +141,17 @@ def gpu_steps(shape: str, gpu: Gpu, common: Sequence[str] = ()) -> list[Step]:
         fixed_batch_step(forecast, model),
         shared_prefix_step(forecast, model),
         capacity_step(forecast, model),
+        short_step(forecast, model),
         summary_step(common),
     ]
+
+
+def short_step(forecast: Forecast, model: Sequence[str]) -> Step:
+    """Untriggered, and 32 outputs of 16,384 tokens, on servers that start at once."""
+    spent = forecast.seconds(512, 1, waves=5) + forecast.seconds(512, 32, waves=3)
+    spent += forecast.seconds(16384, 32)
+    flags = "--stock-attention-backend flashinfer --batch 32"
+    return bench("short", model, 480, starts(3) / len(SIDES) + spent, flags, on_request=True)
 
 
 def untriggered_step(forecast: Forecast, model: Sequence[str]) -> Step:
@@ -213,6 +223,13 @@ def tiny_steps(common: Sequence[str]) -> list[Step]:
             "--output-len 80 --batch 2",
         ),
         bench("capacity_run", served, TINY_LIMIT, flags=f"{lengths} --output-len 200 --pool-tokens 600"),
+        bench(
+            "short",
+            served,
+            TINY_LIMIT,
+            flags=f"{lengths} --batch 4 --output-len 150 --untriggered-len 40 --untriggered-batch 1 4",
+            on_request=True,
+        ),
         summary_step(common),
     ]
 
@@ -238,10 +255,17 @@ def summary_step(common: Sequence[str]) -> Step:
 
 
 def bench(
-    name: str, arguments: Sequence[str], limit: int, estimate: float | None = None, flags: str = ""
+    name: str,
+    arguments: Sequence[str],
+    limit: int,
+    estimate: float | None = None,
+    flags: str = "",
+    *,
+    on_request: bool = False,
 ) -> Step:
     """Return a bench's step."""
-    return Step(name, (f"benchmark.gpu.{name}", *arguments, *flags.split()), limit, estimate)
+    words = (f"benchmark.gpu.{name}", *arguments, *flags.split())
+    return Step(name, words, limit, estimate, on_request)
 
 
 def print_plan(steps: Sequence[Step]) -> None:

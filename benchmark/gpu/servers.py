@@ -52,6 +52,8 @@ class Setup:
     stock_attention: str | None = None
     side_by_side: bool = False
     """Whether both servers share the device; ``pool_tokens`` is then needed."""
+    graph_batch: int | None = None
+    """Largest batch of a CUDA graph, None for SGLang's own; fewer graphs are sooner captured."""
 
     @property
     def config(self) -> DynTSConfig:
@@ -157,6 +159,8 @@ def arguments_of(setup: Setup, side: str, model: Path) -> list[str]:
         values["max-total-tokens"] = setup.pool_tokens
     if setup.side_by_side:
         values["mem-fraction-static"] = SHARED_MEMORY_FRACTION
+    if setup.graph_batch:
+        values["cuda-graph-max-bs-decode"] = setup.graph_batch
     words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
     return [*words, *side_flags(setup, side), *cpu_flags(setup), *setup.flags]
 

@@ -4,8 +4,8 @@
 
 First what ``untriggered`` measures, at --untriggered-len, then what ``fixed_batch`` does, the first batch
 first; each is reported as soon as it is measured. The server that is not asked anything holds memory and
-launches nothing. Both pools hold the largest batch at its full length, no more, and the device must have
-room for both and for both sides' weights.
+launches nothing. Both pools hold the largest batch at its full length, no more, CUDA graphs are captured
+up to that batch, and the device must have room for both sides' pools and weights.
 """
 
 import argparse
@@ -28,7 +28,8 @@ def main() -> None:
     args = parse()
     setup = setup_of(args)
     pool = args.pool_tokens or max(args.batch) * (args.question_len + args.output_len) + SLACK_TOKENS
-    setup = replace(setup, side_by_side=True, pool_tokens=pool)
+    largest = max(*args.batch, *args.untriggered_batch)
+    setup = replace(setup, side_by_side=True, pool_tokens=pool, graph_batch=largest)
     with side_by_side(setup) as servers:
         if args.untriggered_len:
             run_untriggered(args, setup, servers)

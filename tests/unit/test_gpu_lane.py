@@ -27,6 +27,7 @@ from benchmark.gpu import (
     servers,
     serving,
     shared_prefix,
+    short,
     summary,
     targets,
     timing,
@@ -471,7 +472,7 @@ def test_the_plan_ends_in_time(gpu, shape):
     every = lane.gpu_steps(shape, GPUS[gpu])
     assert all(step.limit < 600 for step in every)
     steps = lane.chosen(every, None)
-    assert {step.name for step in every} - {step.name for step in steps} == {"serving_tests"}
+    assert {step.name for step in every} - {step.name for step in steps} == {"serving_tests", "short"}
     assert [step.name for step in lane.chosen(every, ["serving_tests"])] == ["serving_tests"]
     assert all(step.estimate is None or step.estimate < step.limit for step in steps)
     assert sum(step.limit for step in steps) < 25 * 60
@@ -482,6 +483,12 @@ def test_the_targets_of_fixed_batches_are_measured_on_an_h200():
     assert " ".join(step.words).endswith("--batch 1 32 --output-len 16384")
     (step,) = lane.chosen(lane.gpu_steps("llama-8b", H100), ["fixed_batch"])
     assert " ".join(step.words).endswith("--batch 1 32 --output-len 8192")
+
+
+def test_what_a_short_lease_has_room_for_is_done_in_time_on_an_h200():
+    (step,) = lane.chosen(lane.gpu_steps("qwen-7b", H200), ["short"])
+    assert step.estimate is not None
+    assert step.estimate < step.limit
 
 
 def test_the_tiny_plan_has_the_same_steps():
@@ -497,7 +504,10 @@ COMMON = ["--out", "o", "--commit", "abc1234"]
     "steps", [lane.gpu_steps("llama-8b", H200, COMMON), lane.tiny_steps(COMMON)], ids=["gpu", "tiny"]
 )
 def test_every_benchs_parser_takes_its_step(steps, monkeypatch):
-    modules = (attention, capacity_run, fixed_batch, kernels, shared_prefix, summary, untriggered)
+    modules = (
+        *(attention, capacity_run, fixed_batch, kernels),
+        *(shared_prefix, short, summary, untriggered),
+    )
     parsers = {module.__name__: module.parse for module in modules}
     parsed = [step for step in steps if step.words[0] in parsers]
     assert len(parsed) == len(modules)
