@@ -49,6 +49,38 @@ class Cell:
     budget_fraction: float
 
 
+def proportions_of(args: argparse.Namespace, header: PredictorHeader, cell: Cell) -> DynTSConfig:
+    """Return what a cell's windows are scaled from: the predictor's own, but for what was asked."""
+    config = header.config
+    if cell.task.windows is not None:
+        return cell.task.windows
+    if cell.policy == FULL:
+        return config
+    ratio, share = args.keep_ratio, args.local_share
+    return replace(
+        config,
+        keep_ratio=config.keep_ratio if ratio is None else ratio,
+        local_window=config.local_window if share is None else round(share * config.budget),
+    )
+
+
+def check_windows(args: argparse.Namespace, tasks: list[Task]) -> None:
+    """Build the windows of every cell whose traces' length is known before a server runs.
+
+    Raises:
+        ValueError: no windows can be made of a budget and these proportions.
+    """
+    header = find_predictor(args.model).header
+    for cell in cells(args, tasks):
+        if cell.task.by_reference:
+            try:
+                cell.task.windows_of(cell.budget_fraction, proportions_of(args, header, cell), None)
+            except ValueError as error:
+                raise ValueError(
+                    f"{cell.task.name}, --budget-fraction {cell.budget_fraction:g}: {error}"
+                ) from error
+
+
 class Run:
     """A server, and the settings that all cells share."""
 
@@ -64,10 +96,13 @@ class Run:
         jobs = [problem for problem in cell.task.problems for _ in range(cell.task.samples)]
         full = None if cell.policy == FULL else self.find(Cell(cell.task, FULL, 1.0))
         full_len = None if full is None else full["mean_output_len"]
-        proportions = self._proportions(cell)
+        proportions = proportions_of(self.args, self.header, cell)
         windows = cell.task.windows_of(cell.budget_fraction, proportions, full_len)
-        with ThreadPoolExecutor(self.args.concurrency) as pool:
+        pool = ThreadPoolExecutor(self.args.concurrency)
+        try:
             answers = list(pool.map(lambda problem: self._ask(cell, windows, problem), jobs))
+        finally:  # a signal is not kept waiting: the server that everyone waits for is ended next
+            pool.shutdown(wait=False, cancel_futures=True)
         replies = [self._judge(cell, *pair) for pair in zip(jobs, answers, strict=True)]
         k = cell.task.samples
         by_problem = [replies[i : i + k] for i in range(0, len(replies), k)]
@@ -86,22 +121,8 @@ class Run:
         wanted = self._settings(cell)
         return next((old for old in results if wanted.items() <= old.items()), None)
 
-    def _proportions(self, cell: Cell) -> DynTSConfig:
-        """Return what a cell's windows are scaled from: the predictor's own, but for what was asked."""
-        config = self.header.config
-        if cell.task.windows is not None:
-            return cell.task.windows
-        if cell.policy == FULL:
-            return config
-        ratio, share = self.args.keep_ratio, self.args.local_share
-        return replace(
-            config,
-            keep_ratio=config.keep_ratio if ratio is None else ratio,
-            local_window=config.local_window if share is None else round(share * config.budget),
-        )
-
     def _settings(self, cell: Cell) -> dict[str, Any]:
-        proportions = self._proportions(cell)
+        proportions = proportions_of(self.args, self.header, cell)
         return {
             "task": cell.task.name,
             "model": self.header.base_model,
@@ -160,6 +181,7 @@ def main() -> None:
     args = parse()
     try:
         tasks = choose_tasks(args)
+        check_windows(args, tasks)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     unwind_on_sigterm()

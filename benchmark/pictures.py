@@ -18,7 +18,7 @@ from sgl_dynts.checkpoint import find_predictor, load_predictor
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.demo.evaluate import held_out
 from sgl_dynts.demo.export import load_model_folder
-from sgl_dynts.demo.ledger import END_THINK, Problem, Vocabulary, make_task_problem
+from sgl_dynts.demo.ledger import END_THINK, Problem, Vocabulary, read_again
 from sgl_dynts.demo.model import DemoModel
 from sgl_dynts.demo.oracle import FAR_DISTANCE, trace_targets
 from sgl_dynts.predictor import ImportancePredictor
@@ -59,7 +59,7 @@ class Painter:
             at=at,
             held=held,
             lengths=lengths,
-            critical=_critical(problem, words),
+            critical=frozenset(words.index(text) for text in read_again(problem)),
             budget=self.config.budget_for(question_len),
         )
 
@@ -113,11 +113,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--num-problems", type=int, default=20, help="traces of the last picture")
     add("--out", type=Path, default=RESULTS, help="folder for three PNG files")
     return parser.parse_args(arguments)
-
-
-def _critical(problem: Problem, words: list[str]) -> frozenset[int]:
-    critical = make_task_problem(problem.seed, problem.num_steps).critical or ()
-    return frozenset(words.index(record) for record in critical)
 
 
 if __name__ == "__main__":

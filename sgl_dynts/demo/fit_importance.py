@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sgl_dynts.demo.ledger import END_THINK, Problem, Vocabulary
+from sgl_dynts.demo.ledger import END_THINK, Problem, Vocabulary, read_again
 from sgl_dynts.demo.oracle import FAR_DISTANCE
 from sgl_dynts.predictor import ImportancePredictor
 from sgl_dynts.training.collect import Model, Target, collect, trace_key
@@ -57,7 +57,7 @@ def train_predictor(
 def as_trace(problem: Problem) -> Trace:
     """Return a problem with its reference solution as a trace that a predictor can be fitted to.
 
-    Critical are the records that an entry writes down, for whoever recalls them later.
+    Critical are the records that are read again, where they are written down.
     """
     vocabulary = Vocabulary()
     words = problem.completion.split()
@@ -70,5 +70,5 @@ def as_trace(problem: Problem) -> Trace:
         thinking=(0, words.index(END_THINK)),
         answer=problem.answer,
         correct=True,
-        critical=[index for index, word in enumerate(words) if index and words[index - 1] == "so"],
+        critical=[words.index(text) for text in read_again(problem)],
     )

@@ -160,8 +160,18 @@ def make_task_problem(seed: int, num_steps: int) -> problems.Problem:
         answer=problem.answer,
         grader="words",
         trace=problem.trace,
-        critical=_read_again(f"{problem.trace} {problem.answer}".split()),
+        critical=read_again(problem),
     )
+
+
+def read_again(problem: Problem) -> tuple[str, ...]:
+    """Return the records that a trace writes down and that it or its answer reads later, in order.
+
+    The first place of each in the trace is where it is written down.
+    """
+    words = f"{problem.trace} {problem.answer}".split()
+    written = [words[i + 1] for i, word in enumerate(words) if word == "so"]
+    return tuple(text for text in written if words.count(text) > 1)
 
 
 def min_age(num_steps: int) -> int:
@@ -175,12 +185,6 @@ def is_correct(problem: Problem, text: str) -> bool:
     if EOS in words:
         words = words[: words.index(EOS)]
     return words == problem.answer.split()
-
-
-def _read_again(words: list[str]) -> tuple[str, ...]:
-    """Return the records that a trace writes down and that it or its answer reads later."""
-    written = [words[i + 1] for i, word in enumerate(words) if word == "so"]
-    return tuple(text for text in written if words.count(text) > 1)
 
 
 def _draw_entries(

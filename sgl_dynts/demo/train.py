@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
     # What is measured and read from here on is the rounded model that ships.
     target = DEMO_TARGET if args.target == DEMO_TARGET.kind else Target(args.target)
     predictor = _fit_predictor(args.output, importance_recipe, target)
-    _save_predictor(args.output / PREDICTOR_FILE, predictor, target)
+    _save_predictor(args.output / PREDICTOR_FILE, predictor, target, args.family)
     predictor_minutes = _minutes_since(fit_started)
     reports = _measure(args, predictor)
     if (args.family, args.seed, args.target) == SHIPPED:
@@ -104,10 +104,10 @@ def _fit_predictor(folder: Path, recipe: FitRecipe, target: Target) -> Importanc
     return train_predictor(folder, [ledger.make_problem(seed) for seed in seeds], recipe, target)
 
 
-def _save_predictor(path: Path, predictor: ImportancePredictor, target: Target) -> None:
+def _save_predictor(path: Path, predictor: ImportancePredictor, target: Target, family: str) -> None:
     header = PredictorHeader(
         hidden_size=predictor.hidden_size,
-        base_model=BASE_MODEL,
+        base_model=BASE_MODEL if family == SHIPPED[0] else f"{BASE_MODEL}-{family}",
         target=target.name,
         budget=DEMO_CONFIG.budget,
         local_window=DEMO_CONFIG.local_window,

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import signal
+import threading
 from contextlib import contextmanager
 
 import pytest
@@ -123,6 +125,45 @@ def test_a_run_that_is_ended_ends_its_server(monkeypatch, tmp_path):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert ended == ["server"]
+
+
+def test_a_run_that_is_ended_asks_nothing_more_before_its_server_is_ended(args, monkeypatch):
+    options = args("--steps", "10", "--num-problems", "40")
+    client, ended = FakeClient(10, 40), threading.Event()
+    answer = client.call
+
+    def call(path, body=None, timeout=0.0):
+        reply = answer(path, body)
+        if body is not None and len(client.asked) == 1:
+            raise SystemExit(143)  # as the signal's handler does, if in another thread
+        if body is not None:
+            assert ended.wait(60)
+        return reply
+
+    monkeypatch.setattr(client, "call", call)
+    (task,) = choose_tasks(options)
+    with pytest.raises(SystemExit):
+        Run(options, client).measure(Cell(task, FULL, 1.0))
+    asked = len(client.asked)
+    ended.set()
+    assert asked <= 3
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--local-share", "0.001"), "ledger-10, --budget-fraction 0.3: local_window=0"),
+        (("--keep-ratio", "0.95", "--local-share", "0.003"), "local_window=0"),
+    ],
+)
+def test_windows_that_cannot_be_are_refused_before_a_server_is_started(
+    monkeypatch, tmp_path, words, named
+):
+    line = ["accuracy", "--steps", "10", "--budget-fraction", "0.3", "--num-problems", "2", *words]
+    monkeypatch.setattr("sys.argv", [*line, "--out", str(tmp_path / "accuracy.json")])
+    monkeypatch.setattr(accuracy, "served", lambda *_: pytest.fail("a server was started"))
+    with pytest.raises(SystemExit, match=re.escape(named)):
+        accuracy.main()
 
 
 @pytest.mark.parametrize("name", ["--keep-ratio", "--local-share"])
