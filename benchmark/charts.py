@@ -151,20 +151,23 @@ LINE_STYLES = ("-", "--", "-.", ":")
 def draw_accuracy(path: Path, results: list[dict[str, Any]]) -> None:
     """Draw the share answered right against the budget: a panel for each task, a line for each policy.
 
-    A policy that ran with several proportions of its windows has a line for each. Bars are 95 % Wilson
-    intervals; policies are shifted sideways a little so that bars stay apart. What choices were made on
-    is left out.
+    Another model or seed has panels of its own. A policy that ran with several targets or proportions of
+    its windows has a line for each. Bars are 95 % Wilson intervals; policies are shifted sideways a
+    little so that bars stay apart. What choices were made on is left out.
 
     Args:
         path: of the PNG.
         results: the cells' objects.
     """
     judged = [result for result in results if result["split"] != "validation"] or results
-    tasks = sorted({result["task"] for result in judged}, key=lambda task: (len(task), task))
-    size = (2.5 + 4.8 * len(tasks), 4.4)
-    figure, axes = plt.subplots(1, len(tasks), figsize=size, layout="constrained", squeeze=False)
-    for axis, task in zip(axes[0], tasks, strict=True):
-        own = [result for result in judged if result["task"] == task]
+    panels = sorted(
+        {panel_of(result) for result in judged},
+        key=lambda panel: (panel[1:], len(panel[0]), panel[0]),
+    )
+    size = (2.5 + 4.8 * len(panels), 4.4)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
+    for axis, panel in zip(axes[0], panels, strict=True):
+        own = [result for result in judged if panel_of(result) == panel]
         for full in (result for result in own if result["policy"] == "full"):
             axis.axhline(share(full), color="black", linewidth=0.9, linestyle=":", label="full cache")
         for policy in POLICY_COLORS:
@@ -174,7 +177,7 @@ def draw_accuracy(path: Path, results: list[dict[str, Any]]) -> None:
         axis.set_xticks(sorted({cell["budget_fraction"] for cell in own if cell["policy"] != "full"}))
         axis.margins(x=0.2)
         axis.set_xlabel("budget, share of the trace's tokens")
-        axis.set_title(f"{task}, n = {own[0]['n']}", fontsize=11)
+        axis.set_title(title_of(panel, panels, own[0]["n"]), fontsize=11)
     lines = {}
     for axis in axes[0]:
         handles, labels = axis.get_legend_handles_labels()
@@ -183,14 +186,40 @@ def draw_accuracy(path: Path, results: list[dict[str, Any]]) -> None:
     save(figure, path)
 
 
+def panel_of(cell: dict[str, Any]) -> tuple[str, str, int]:
+    """Return task, model and seed of a cell, which have a panel together."""
+    return cell["task"], cell["model"], cell["seed"]
+
+
+def title_of(panel: tuple[str, str, int], panels: list[tuple[str, str, int]], n: int) -> str:
+    """Return a panel's title: its task, and what else tells it from other panels."""
+    task, model, seed = panel
+    words = [task]
+    if len({other for _, other, _ in panels}) > 1:
+        words.append(model)
+    if len({other for _, _, other in panels}) > 1:
+        words.append(f"seed {seed}")
+    return ", ".join([*words, f"n = {n}"])
+
+
 def draw_policy(axis, policy: str, cells: list[dict[str, Any]]) -> None:
-    """Draw one policy, a line for each proportions of its windows."""
-    proportions = sorted({proportions_of(cell) for cell in cells}, reverse=True)
-    for number, (local_share, keep_ratio) in enumerate(proportions):
-        own = [cell for cell in cells if proportions_of(cell) == (local_share, keep_ratio)]
-        named = f"{policy}, local window {local_share:.2f}, keep {keep_ratio:g}"
-        label = named if len(proportions) > 1 else policy
+    """Draw one policy, a line for each target and proportions of its windows."""
+    variants = sorted({variant_of(cell) for cell in cells}, reverse=True)
+    for number, variant in enumerate(variants):
+        own = [cell for cell in cells if variant_of(cell) == variant]
+        label = ", ".join([policy, *differences(variant, variants)])
         draw_line(axis, policy, label, LINE_STYLES[number % len(LINE_STYLES)], own)
+
+
+def differences(variant: tuple[str, float, float], variants: list[tuple[str, float, float]]) -> list[str]:
+    """Say what tells a policy's variant from its others."""
+    target, local_share, keep_ratio = variant
+    words = []
+    if len({other for other, *_ in variants}) > 1:
+        words.append(f"target {target}")
+    if len({tuple(other) for _, *other in variants}) > 1:
+        words.append(f"local window {local_share:.2f}, keep {keep_ratio:g}")
+    return words
 
 
 def draw_line(axis, policy: str, label: str, style: str, cells: list[dict[str, Any]]) -> None:
@@ -215,9 +244,9 @@ def draw_line(axis, policy: str, label: str, style: str, cells: list[dict[str, A
     )
 
 
-def proportions_of(cell: dict[str, Any]) -> tuple[float, float]:
-    """Return the local window's share of the budget, and the keep ratio."""
-    return cell["local_share"], cell["keep_ratio"]
+def variant_of(cell: dict[str, Any]) -> tuple[str, float, float]:
+    """Return the predictor's target, the local window's share of the budget, and the keep ratio."""
+    return cell["target"] or "", cell["local_share"], cell["keep_ratio"]
 
 
 def share(cell: dict[str, Any]) -> float:
