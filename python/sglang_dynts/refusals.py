@@ -113,9 +113,23 @@ def refuse_unsupported(cfg, model_config) -> None:
                 f"DynTS does not support --model-path {cfg.model_path}: it is a model with "
                 f"{refusal.kind}; serve it without DynTS"
             )
+    _refuse_head_size(cfg, model_config.hf_config)
     for variable, why in ENVIRONMENT_REFUSALS:
         if getattr(envs, variable).get():
             raise ValueError(f"DynTS does not support {variable}=1: {why}; unset it")
+
+
+def _refuse_head_size(cfg, config) -> None:
+    """SGLang 0.5.23 does not read the head size of a Qwen2 model on a CPU: the first forward fails."""
+    if cfg.device != "cpu" or getattr(config, "model_type", None) != "qwen2":
+        return
+    derived, told = config.hidden_size // config.num_attention_heads, getattr(config, "head_dim", None)
+    if told not in (None, derived):
+        raise ValueError(
+            f"DynTS does not support --model-path {cfg.model_path} on a CPU: SGLang 0.5.23 takes heads "
+            f"of hidden_size / num_attention_heads = {derived} there, its config.json says head_dim "
+            f"{told}; use a GPU"
+        )
 
 
 def _refuse_platform() -> None:

@@ -316,6 +316,23 @@ def test_a_kind_of_model_is_refused_by_name(cfg, monkeypatch, kind, facts):
         refuse_unsupported(cfg, Namespace(**(vars(PLAIN_MODEL) | facts)))
 
 
+def qwen2(head_dim: int | None) -> Namespace:
+    sizes = Namespace(model_type="qwen2", hidden_size=128, num_attention_heads=4, head_dim=head_dim)
+    return Namespace(**(vars(PLAIN_MODEL) | {"hf_config": sizes}))
+
+
+def test_heads_of_their_own_size_are_refused_where_sglang_does_not_read_it(cfg, monkeypatch):
+    monkeypatch.setattr("sglang_dynts.refusals.mambaish_config", lambda _model: None)
+    with refuses(
+        f"--model-path {cfg.model_path} on a CPU: SGLang 0.5.23 takes heads of hidden_size / "
+        "num_attention_heads = 32 there, its config.json says head_dim 64; use a GPU"
+    ):
+        refuse_unsupported(cfg, qwen2(64))
+    for head_dim in (None, 32):
+        refuse_unsupported(cfg, qwen2(head_dim))
+    refuse_unsupported(changed(cfg, device="cuda"), qwen2(64))
+
+
 def test_a_plain_model_is_none_of_these(cfg, monkeypatch):
     monkeypatch.setattr("sglang_dynts.refusals.mambaish_config", lambda _model: None)
     refuse_unsupported(cfg, PLAIN_MODEL)
