@@ -145,6 +145,8 @@ POLICY_COLORS = {
     "rkv": "#a0522d",
 }
 MARKS = "osD^vP*X<"
+OLD_NAME = "far_attention_max"
+"""Of the target ``future``, in the header of the demo's predictor."""
 LINE_STYLES = ("-", "--", "-.", ":")
 
 
@@ -171,7 +173,7 @@ def draw_accuracy(path: Path, results: list[dict[str, Any]]) -> None:
         for full in (result for result in own if result["policy"] == "full"):
             axis.axhline(share(full), color="black", linewidth=0.9, linestyle=":", label="full cache")
         for policy in POLICY_COLORS:
-            draw_policy(axis, policy, [result for result in own if result["policy"] == policy])
+            draw_policy(axis, policy, *(of_policy(cells, policy) for cells in (own, judged)))
         tidy(axis, "answered right, %", "{:g}")
         axis.set_ylim(-3, 104)
         axis.set_xticks(sorted({cell["budget_fraction"] for cell in own if cell["policy"] != "full"}))
@@ -202,13 +204,19 @@ def title_of(panel: tuple[str, str, int], panels: list[tuple[str, str, int]], n:
     return ", ".join([*words, f"n = {n}"])
 
 
-def draw_policy(axis, policy: str, cells: list[dict[str, Any]]) -> None:
-    """Draw one policy, a line for each target and proportions of its windows."""
-    variants = sorted({variant_of(cell) for cell in cells}, reverse=True)
+def of_policy(cells: list[dict[str, Any]], policy: str) -> list[dict[str, Any]]:
+    """Return the cells of one policy."""
+    return [cell for cell in cells if cell["policy"] == policy]
+
+
+def draw_policy(axis, policy: str, cells: list[dict[str, Any]], everywhere: list[dict[str, Any]]) -> None:
+    """Draw one policy, a line for each target and proportions, alike and named alike everywhere."""
+    variants = sorted({variant_of(cell) for cell in everywhere}, reverse=True)
     for number, variant in enumerate(variants):
         own = [cell for cell in cells if variant_of(cell) == variant]
-        label = ", ".join([policy, *differences(variant, variants)])
-        draw_line(axis, policy, label, LINE_STYLES[number % len(LINE_STYLES)], own)
+        if own:
+            label = ", ".join([policy, *differences(variant, variants)])
+            draw_line(axis, policy, label, LINE_STYLES[number % len(LINE_STYLES)], own)
 
 
 def differences(variant: tuple[str, float, float], variants: list[tuple[str, float, float]]) -> list[str]:
@@ -246,7 +254,8 @@ def draw_line(axis, policy: str, label: str, style: str, cells: list[dict[str, A
 
 def variant_of(cell: dict[str, Any]) -> tuple[str, float, float]:
     """Return the predictor's target, the local window's share of the budget, and the keep ratio."""
-    return cell["target"] or "", cell["local_share"], cell["keep_ratio"]
+    target = (cell["target"] or "").replace(OLD_NAME, "future")
+    return target, cell["local_share"], cell["keep_ratio"]
 
 
 def share(cell: dict[str, Any]) -> float:

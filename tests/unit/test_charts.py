@@ -40,8 +40,13 @@ def test_seeds_have_panels_and_targets_and_proportions_have_lines(monkeypatch, t
             "predictor, target future_128, local window 0.22, keep 0.9",
             "predictor, target answer, local window 0.31, keep 0.9",
         ],
-        "ledger-14, seed 2, n = 500": ["predictor"],
+        "ledger-14, seed 2, n = 500": ["predictor, target future_128, local window 0.31, keep 0.9"],
     }
+
+
+def test_the_demos_target_has_one_name(monkeypatch, tmp_path):
+    older = {**CELL, "target": "far_attention_max_128"}
+    assert draw(monkeypatch, tmp_path, [CELL, older]) == {"ledger-14, n = 500": ["predictor"]}
 
 
 def test_what_is_alike_is_not_named(monkeypatch, tmp_path):
