@@ -19,7 +19,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from benchmark.provenance import RESULTS, keep, parser_of, provenance
 from sgl_dynts.checkpoint import find_predictor, load_predictor
@@ -80,7 +80,7 @@ class Bench:
 
     def continued(self, batch: list[Spoilt], policy: Policy) -> list[str]:
         """Return the texts that begin with the given words and go on by the model."""
-        forced = padded([self.vocabulary.encode(" ".join(each.words)) for each in batch])
+        given = [torch.tensor(self.vocabulary.encode(" ".join(each.words))).long() for each in batch]
         lengths = [len(each.problem.completion.split()) for each in batch]
         rollout = generate(
             self.model,
@@ -89,7 +89,7 @@ class Bench:
             end_think=self.vocabulary.ids[END_THINK],
             eos=self.vocabulary.ids[EOS],
             max_new_tokens=max(lengths) + entry_len(batch[0].problem) + SPARE_TOKENS,
-            forced=forced,
+            forced=pad_sequence(given, batch_first=True, padding_value=FREE),
         )
         return [self.vocabulary.decode(tokens) for tokens in rollout.tokens]
 
@@ -151,12 +151,6 @@ def spoil(problem: Problem, case: str) -> Spoilt:
 def entry_len(problem: Problem) -> int:
     """Return the words of an entry, remarks included; all have as many."""
     return len(problem.trace.split()) // problem.num_steps
-
-
-def padded(rows: list[list[int]]) -> Tensor:
-    """Return rows of token ids as one tensor, FREE behind their ends: [b, longest] int64."""
-    longest = max(map(len, rows))
-    return torch.tensor([row + [FREE] * (longest - len(row)) for row in rows])
 
 
 def verdict(spoilt: Spoilt, text: str) -> str:

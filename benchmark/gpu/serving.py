@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from huggingface_hub import constants
+
 from benchmark.gpu.models import TOKENIZER_FOLDER
 from benchmark.gpu.servers import RunningServer, Watch
 
@@ -126,6 +128,8 @@ def arguments_of(server: RunningServer, load: RandomLoad | SharedPrefixLoad, out
 def generate(arguments: list[str]) -> None:
     """Run the load generator in this process, since importing it for every load takes seconds.
 
+    All its files are here: it asks no hub for any, since without a network it would wait for each.
+
     Args:
         arguments: of its command line.
 
@@ -138,6 +142,7 @@ def generate(arguments: list[str]) -> None:
     try:
         with (
             patch.object(sys, "argv", [program, *arguments]),
+            patch.object(constants, "HF_HUB_OFFLINE", True),
             redirect_stdout(printed),
             redirect_stderr(printed),
         ):

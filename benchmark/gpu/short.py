@@ -64,12 +64,11 @@ def run_untriggered(args: argparse.Namespace, setup: Setup, servers: dict[str, R
 
 def run_batches(args: argparse.Namespace, setup: Setup, servers: dict[str, RunningServer]) -> None:
     """Measure and report each batch."""
-    for batch in args.batch:
-        asked = argparse.Namespace(**{**vars(args), "batch": [batch], "output_len": [args.output_len]})
-        for load in fixed_batch.loads_of(asked):
-            sides = {side: run_load(servers[side], load) for side in SIDES}
-            report(asked, fixed_batch.cells_of(setup, load, sides), PROGRAM)
-            draw(args, fixed_batch.BENCH, load, sides)
+    asked = argparse.Namespace(**{**vars(args), "output_len": [args.output_len]})
+    for load in fixed_batch.loads_of(asked):
+        sides = {side: run_load(servers[side], load) for side in SIDES}
+        report(args, fixed_batch.cells_of(setup, load, sides), PROGRAM)
+        draw(args, fixed_batch.BENCH, load, sides)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sgl_dynts.demo import ledger
-from sgl_dynts.demo.model import DemoModel, ModelShape
+from sgl_dynts.demo.model import FAMILIES, DemoModel, ModelShape
 
 WEIGHTS_FILE = "model.safetensors"
 MINUTES_KEY = "training_minutes"
-ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -61,7 +60,7 @@ def load_model_folder(folder: Path, dtype: torch.dtype = torch.float32) -> DemoM
 def _config(shape: ModelShape) -> dict[str, object]:
     words = ledger.Vocabulary().ids
     return {
-        "architectures": [ARCHITECTURES[shape.family]],
+        "architectures": [FAMILIES[shape.family]],
         "model_type": shape.family,
         "attention_bias": False,
         "attention_dropout": 0.0,

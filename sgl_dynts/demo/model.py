@@ -20,8 +20,9 @@ from torch.nn import functional
 SHARPNESS = 1.6
 """Initial weight of the query and key norms; attention logits reach up to 8 times its square. Without
 norms the projections begin that much larger."""
-FAMILIES = ("qwen3", "qwen2", "llama")
-"""Qwen3 norms each head of queries and keys, Qwen2 adds biases to queries, keys and values."""
+FAMILIES = {"qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
+"""Their classes in transformers. Qwen3 norms each head of queries and keys, Qwen2 adds biases to queries,
+keys and values."""
 
 
 @dataclass(frozen=True)

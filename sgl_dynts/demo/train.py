@@ -40,7 +40,7 @@ DEMO_CONFIG = DynTSConfig(budget=308, local_window=96, keep_ratio=0.9)
 """Half of the trace's 616 tokens; chosen on the validation split."""
 NUM_PREDICTOR_PROBLEMS = 740
 REPORT_EVERY = 25
-SHIPPED = (FAMILIES[0], Recipe.seed, DEMO_TARGET.kind)
+SHIPPED = (ModelShape.family, Recipe.seed, DEMO_TARGET.kind)
 """Family, seed and target of what is in the package; others get no card."""
 
 
@@ -139,7 +139,7 @@ def _minutes_since(started: float) -> float:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m sgl_dynts.demo.train", description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--family", default=FAMILIES[0], choices=FAMILIES, help="of the model")
+    parser.add_argument("--family", default=ModelShape.family, choices=FAMILIES, help="of the model")
     parser.add_argument("--seed", type=int, default=Recipe.seed, help="of model and predictor")
     parser.add_argument(
         "--target", default=DEMO_TARGET.kind, choices=TARGET_KINDS, help="of the predictor"

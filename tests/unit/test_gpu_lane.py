@@ -11,6 +11,7 @@ from pathlib import Path
 import flashinfer
 import pytest
 import torch
+from huggingface_hub import constants
 from transformers import AutoTokenizer
 
 from benchmark import predict, provenance
@@ -170,6 +171,25 @@ def test_the_load_generators_flags():
     text = " ".join(serving.arguments_of(server, shared, Path("out")))
     assert "--gsp-num-groups 2 --gsp-prompts-per-group 3 --gsp-system-prompt-len 32" in text
     assert "--num-prompts 6 --max-concurrency 2" in text
+
+
+def test_the_load_generator_runs_offline_and_its_failure_ends_with_what_it_printed(monkeypatch):
+    seen = []
+
+    def cli_main():
+        seen.append((sys.argv[1:], constants.is_offline_mode()))
+        sys.stdout.write("first line\nlast line\n")
+        if "--fail" in sys.argv:
+            sys.exit(3)
+
+    monkeypatch.setattr("sglang.benchmark.serving.cli_main", cli_main)
+    before = list(sys.argv)
+    serving.generate(["--seed", "0"])
+    with pytest.raises(serving.ServingError, match=r"SystemExit\(3\):\nfirst line\nlast line"):
+        serving.generate(["--fail"])
+    assert seen == [(["--seed", "0"], True), (["--fail"], True)]
+    assert sys.argv == before
+    assert not constants.is_offline_mode()
 
 
 def test_mean_and_peak_lengths_by_hand():
