@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmark.accuracy_tasks import Task, choose_tasks
 from benchmark.charts import draw_accuracy
 from benchmark.grading import Reply, ends_in_loop, mean_held, summarize
@@ -89,7 +91,7 @@ class Run:
         self.client = client
         self.language = Language(str(args.model))
         self.header: PredictorHeader = find_predictor(args.model).header
-        self.device = client.call("/server_info")["device"]
+        self.device = device_of(client.call("/server_info")["device"])
 
     def measure(self, cell: Cell) -> dict[str, Any]:
         """Answer all problems of a cell and return its object."""
@@ -195,6 +197,11 @@ def main() -> None:
                 keep(args.out, result, SETTINGS)
             print(format_row(result), flush=True)
     draw_accuracy(args.out.with_suffix(".png"), json.loads(args.out.read_text()))
+
+
+def device_of(kind: str) -> str:
+    """Return what a server runs on, a GPU by its name if it is this machine's."""
+    return torch.cuda.get_device_name() if kind == "cuda" and torch.cuda.is_available() else kind
 
 
 def cells(args: argparse.Namespace, tasks: list[Task]) -> Iterator[Cell]:

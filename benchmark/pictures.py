@@ -16,7 +16,7 @@ from benchmark.trace_charts import TracePicture, draw_heat_strip, draw_importanc
 from sgl_dynts import demo_model_path
 from sgl_dynts.checkpoint import find_predictor, load_predictor
 from sgl_dynts.config import DynTSConfig
-from sgl_dynts.demo.evaluate import held_out
+from sgl_dynts.demo.evaluate import problems_of
 from sgl_dynts.demo.export import load_model_folder
 from sgl_dynts.demo.ledger import END_THINK, Problem, Vocabulary, read_again
 from sgl_dynts.demo.model import DemoModel
@@ -89,7 +89,9 @@ def main(arguments: list[str] | None = None) -> None:
     painter = Painter(
         load_model_folder(args.model, torch.float32), load_predictor(source).float(), source.header.config
     )
-    pictures = [painter.picture(problem) for problem in held_out("test", args.num_problems, args.steps)]
+    pictures = [
+        painter.picture(problem) for problem in problems_of("test", args.num_problems, args.steps)
+    ]
     draw_heat_strip(args.out / "trace-heat-strip.png", pictures[0])
     draw_sawtooth(args.out / "trace-sawtooth.png", pictures[0])
     draw_importance(args.out / "trace-importance.png", pictures)

@@ -21,7 +21,7 @@ import torch
 from benchmark.gap_ways import FITTED, Batch, Ways, fit_ways
 from benchmark.provenance import RESULTS, keep, parser_of, provenance
 from sgl_dynts.config import DynTSConfig
-from sgl_dynts.demo.evaluate import SHIPPED_MODEL, held_out, wilson_interval
+from sgl_dynts.demo.evaluate import SHIPPED_MODEL, problems_of, wilson_interval
 from sgl_dynts.demo.export import load_model_folder
 from sgl_dynts.demo.forced import Reading, num_right, read_held
 from sgl_dynts.demo.ledger import DEFAULT_STEPS, TRAIN_SEEDS, Problem, make_problem
@@ -44,8 +44,8 @@ def main() -> None:
     training = [make_problem(seed) for seed in TRAIN_SEEDS[: args.num_training]]
     ways = fit_ways(batches(model, training), args.seed, args.epochs)
     print({way: fitted.held_out for way, fitted in ways.fitted.items()}, flush=True)
-    validation = batches(model, held_out("validation", args.num_validation, DEFAULT_STEPS))
-    test = batches(model, held_out("test", args.num_test, DEFAULT_STEPS))
+    validation = batches(model, problems_of("validation", args.num_validation, DEFAULT_STEPS))
+    test = batches(model, problems_of("test", args.num_test, DEFAULT_STEPS))
     for budget in args.budgets:
         for way in args.ways:
             windows, found = choose(model, ways, way, budget, validation)

@@ -23,12 +23,12 @@ from benchmark.gap_ways import Batch, InMemory, far_states, scores_at
 from benchmark.predictor_gap import PolicyOf, batches, judge
 from benchmark.provenance import RESULTS, keep, parser_of, provenance
 from sgl_dynts.config import DynTSConfig
-from sgl_dynts.demo.evaluate import SHIPPED_MODEL, SPLITS, wilson_interval
+from sgl_dynts.demo.evaluate import SHIPPED_MODEL, wilson_interval
 from sgl_dynts.demo.export import load_model_folder
 from sgl_dynts.demo.fit_importance import DEMO_RECIPE
 from sgl_dynts.demo.fit_model import Kind
 from sgl_dynts.demo.forced import Reading
-from sgl_dynts.demo.ledger import TRAIN_SEEDS, Problem, make_problem
+from sgl_dynts.demo.ledger import TEST_SEEDS, TRAIN_SEEDS, Problem, make_problem
 from sgl_dynts.demo.rollout import DynTSPolicy
 from sgl_dynts.predictor import ImportancePredictor
 from sgl_dynts.training.states import TraceStates
@@ -57,7 +57,7 @@ def main() -> None:
         for name, kind in KINDS.items()
     }
     test = {
-        name: batches(model, problems_of(kind, SPLITS["test"][: args.num_test]))
+        name: batches(model, problems_of(kind, TEST_SEEDS[: args.num_test]))
         for name, kind in KINDS.items()
     }
     states = {name: states_of(found) for name, found in training.items()}

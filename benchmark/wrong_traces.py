@@ -25,7 +25,7 @@ from benchmark.provenance import RESULTS, keep, parser_of, provenance
 from sgl_dynts.checkpoint import find_predictor, load_predictor
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.demo import ledger
-from sgl_dynts.demo.evaluate import SHIPPED_MODEL, SPARE_TOKENS, held_out, wilson_interval
+from sgl_dynts.demo.evaluate import SHIPPED_MODEL, SPARE_TOKENS, problems_of, wilson_interval
 from sgl_dynts.demo.export import load_model_folder
 from sgl_dynts.demo.forced import causal, read
 from sgl_dynts.demo.ledger import END_THINK, EOS, Problem, Vocabulary, record
@@ -116,7 +116,7 @@ def main() -> None:
     source = find_predictor(SHIPPED_MODEL)
     model, predictor = load_model_folder(SHIPPED_MODEL), load_predictor(source)
     bench = Bench(model, predictor, source.header.config, Vocabulary())
-    problems = held_out("test", args.num_problems, ledger.DEFAULT_STEPS)
+    problems = problems_of("test", args.num_problems, ledger.DEFAULT_STEPS)
     for case, policies in CASES.items():
         spoilt = [spoil(problem, case) for problem in problems]
         for policy in policies:

@@ -2,7 +2,7 @@
 
     python -m sgl_dynts.demo.evaluate --num-problems 500
 
-Runs on the CPU without a server: every policy answers the same held-out problems greedily.
+Runs without a server: every policy answers the same held-out problems greedily.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from sgl_dynts.demo.model import DemoModel
 from sgl_dynts.demo.oracle import trace_targets
 from sgl_dynts.demo.rollout import DynTSPolicy, FullPolicy, Policy, RecentPolicy, Rollout, generate
 from sgl_dynts.predictor import ImportancePredictor
+from sgl_dynts.tasks.problems import seeds_of
 
 SHIPPED_MODEL = Path(__file__).parent / "model"
 POLICIES = ("full", "dynts", "window", "random", "oracle")
-SPLITS = {"validation": ledger.VALIDATION_SEEDS, "test": ledger.TEST_SEEDS}
+HELD_OUT = ("validation", "test")
 BATCH_SIZE = 100
 SPARE_TOKENS = 16
 Z_95 = 1.959964
@@ -133,7 +134,7 @@ class Evaluation:
     def _score_fn(self, name: str, batch: list[Problem]) -> Callable[[Tensor, int], Tensor]:
         if name == "random":
             generator = torch.Generator().manual_seed(batch[0].seed)
-            return lambda hidden, position: torch.rand(len(hidden), generator=generator)
+            return lambda hidden, position: torch.rand(len(hidden), generator=generator).to(hidden.device)
         if name == "oracle":
             targets = self._targets(batch)
             return lambda hidden, position: targets[:, min(position, targets.shape[1] - 1)]
@@ -148,7 +149,8 @@ class Evaluation:
         return torch.stack(rows)
 
     def _prompts(self, batch: list[Problem]) -> Tensor:
-        return torch.tensor([self.vocabulary.encode(problem.prompt) for problem in batch])
+        ids = [self.vocabulary.encode(problem.prompt) for problem in batch]
+        return torch.tensor(ids, device=self.model.device)
 
 
 def wilson_interval(correct: int, n: int) -> tuple[float, float]:
@@ -159,10 +161,10 @@ def wilson_interval(correct: int, n: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def held_out(split: str, num_problems: int, num_steps: int) -> list[Problem]:
-    """Return the first problems of a split, ``validation`` or ``test``."""
-    seeds = SPLITS[split][:num_problems]
-    return [ledger.make_problem(seed, num_steps) for seed in seeds]
+def problems_of(split: str, num_problems: int, num_steps: int) -> list[Problem]:
+    """Return the first problems of a split, wide ones where the demo's words do not suffice."""
+    seeds = seeds_of(split, num_problems)
+    return [ledger.make_problem(seed, num_steps, wide=num_steps > ledger.MAX_STEPS) for seed in seeds]
 
 
 def format_report(report: Report) -> str:
@@ -192,9 +194,9 @@ def main(arguments: list[str] | None = None) -> None:
         args.local_window or windows.local_window,
         args.keep_ratio or windows.keep_ratio,
     )
-    model = load_model_folder(args.model, getattr(torch, args.dtype))
-    problems = held_out(args.split, args.num_problems, args.num_steps)
-    evaluation = Evaluation(model, problems, config, load_predictor(source))
+    model = load_model_folder(args.model, getattr(torch, args.dtype)).to(args.device)
+    problems = problems_of(args.split, args.num_problems, args.num_steps)
+    evaluation = Evaluation(model, problems, config, load_predictor(source).to(args.device))
     print(f"{args.split} split, {args.num_steps} entries per ledger, {args.dtype}, {config}")
     print(TABLE_HEAD, flush=True)
     reports = []
@@ -209,7 +211,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--model", type=Path, default=SHIPPED_MODEL, help=f"folder that holds {PREDICTOR_FILE}"
     )
-    parser.add_argument("--split", choices=SPLITS, default="test")
+    parser.add_argument("--split", choices=HELD_OUT, default="test")
     parser.add_argument("--num-problems", type=int, default=500)
     parser.add_argument("--num-steps", type=int, default=ledger.DEFAULT_STEPS)
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=POLICIES)
@@ -217,6 +219,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--budget", type=int, help="tokens; default: what the predictor's file says")
     parser.add_argument("--local-window", type=int, help="tokens; default: the predictor's")
     parser.add_argument("--keep-ratio", type=float, help="default: the predictor's")
+    parser.add_argument("--device", default="cpu", help="to compute on, such as cuda")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args(arguments)
 
@@ -227,6 +230,7 @@ def _summary(args: argparse.Namespace, config: DynTSConfig, reports: list[Report
         "split": args.split,
         "num_steps": args.num_steps,
         "dtype": args.dtype,
+        "device": args.device,
         "torch": torch.__version__,
         "config": asdict(config),
         "reports": [asdict(report) for report in reports],

@@ -38,7 +38,7 @@ def save_model_folder(folder: Path, model: DemoModel, training_minutes: float) -
     save_file(weights, folder / WEIGHTS_FILE, metadata=metadata)
     _write_json(folder / "config.json", _config(model.shape))
     _write_json(folder / "generation_config.json", _generation_config())
-    _write_json(folder / "tokenizer.json", _tokenizer())
+    _write_json(folder / "tokenizer.json", _tokenizer(model.shape))
     _write_json(folder / "tokenizer_config.json", _tokenizer_config(model.shape))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE + "\n")
 
@@ -113,9 +113,9 @@ def _generation_config() -> dict[str, object]:
     }
 
 
-def _tokenizer() -> dict[str, object]:
+def _tokenizer(shape: ModelShape) -> dict[str, object]:
     """Whole words between spaces. The thinking markers are ordinary words, shown when decoded."""
-    ids = ledger.Vocabulary().ids
+    ids = {word: index for word, index in ledger.Vocabulary().ids.items() if index < shape.vocab_size}
     added = [_added_token(ids, word, special=True) for word in ledger.SPECIAL_WORDS]
     added += [_added_token(ids, word, special=False) for word in (ledger.THINK, ledger.END_THINK)]
     return {

@@ -13,6 +13,7 @@ from sgl_dynts.demo.oracle import FAR_DISTANCE
 from sgl_dynts.predictor import ImportancePredictor
 from sgl_dynts.training.collect import Model, Target, collect, trace_key
 from sgl_dynts.training.fit import FitRecipe, Split, fit_predictor
+from sgl_dynts.training.fit_predictor import HEAD, print_epoch
 from sgl_dynts.training.states import StateStore
 from sgl_dynts.training.trace_file import Trace
 
@@ -38,6 +39,7 @@ def train_predictor(
     problems: Sequence[Problem],
     recipe: FitRecipe = DEMO_RECIPE,
     target: Target = DEMO_TARGET,
+    device: str = "cpu",
 ) -> ImportancePredictor:
     """Return a predictor fitted to all `problems` but the last 40, which are measured only.
 
@@ -48,10 +50,11 @@ def train_predictor(
     model = Model.open(folder, torch.float32)
     with tempfile.TemporaryDirectory() as work:
         store = StateStore(Path(work), model.settings(target))
-        for _ in collect(store, traces, model.load("cpu"), target):
+        for _ in collect(store, traces, model.load(device), target):
             pass
         split = Split(tuple(keys[:-NUM_HELD_OUT]), tuple(keys[-NUM_HELD_OUT:]))
-        return fit_predictor(store, split, recipe)[0]
+        print(HEAD, flush=True)
+        return fit_predictor(store, split, recipe, device=device, report=print_epoch)[0]
 
 
 def as_trace(problem: Problem) -> Trace:

@@ -23,10 +23,11 @@ HEADER_WEIGHT = 3.0
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of problem: its number of entries, with or without remarks in the trace."""
+    """A kind of problem: its number of entries, with or without remarks in the trace, wide or not."""
 
     num_steps: int
     brief: bool = False
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,12 @@ class LossWeights:
     ``weights`` [vocab] float32; ``is_variable`` and ``is_record`` [vocab] bool.
     """
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, device: torch.device) -> None:
         """Classify the words of the task."""
         words = vocabulary.words
-        self.weights = torch.tensor([_word_weight(word) for word in words])
-        self.is_variable = torch.tensor([word in ledger.VARIABLES for word in words])
-        self.is_record = torch.tensor(["=" in word for word in words])
+        self.weights = torch.tensor([_word_weight(word) for word in words], device=device)
+        self.is_variable = torch.tensor([word in ledger.WIDE_VARIABLES for word in words], device=device)
+        self.is_record = torch.tensor(["=" in word for word in words], device=device)
 
 
 class Batches:
@@ -113,7 +114,7 @@ class Batches:
 
     def _problem(self, kind: Kind) -> tuple[Tensor, int]:
         seed = self.rng.choice(ledger.TRAIN_SEEDS)
-        problem = ledger.make_problem(seed, kind.num_steps, brief=kind.brief)
+        problem = ledger.make_problem(seed, kind.num_steps, brief=kind.brief, wide=kind.wide)
         prompt = self.vocabulary.encode(problem.prompt)
         return torch.tensor(prompt + self.vocabulary.encode(problem.completion)), len(prompt)
 
@@ -121,15 +122,18 @@ class Batches:
 def train(
     model: DemoModel, vocabulary: Vocabulary, recipe: Recipe, report: Callable[[Progress], None]
 ) -> None:
-    """Train `model` in place by `recipe`; `report` is called after every optimizer step."""
+    """Train `model` in place by `recipe`, where it is; `report` is called after every optimizer step."""
+    device = model.device
     optimizer = torch.optim.AdamW(_parameter_groups(model, recipe), betas=(0.9, 0.98))
-    measure = torch.compile(_loss_and_hits, dynamic=False)
-    batches, words = Batches(vocabulary, recipe), LossWeights(vocabulary)
+    # On a GPU the kernels of one length take longer to compile than to train with.
+    compiled = device.type == "cpu"
+    measure = torch.compile(_loss_and_hits, dynamic=False) if compiled else _loss_and_hits
+    batches, words = Batches(vocabulary, recipe), LossWeights(vocabulary, device)
     started, num_tokens = time.monotonic(), 0
     for step in range(recipe.total_steps):
         tokens, prompt_len = batches.draw()
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss, accuracy = measure(model, words, tokens, prompt_len)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            loss, accuracy = measure(model, words, tokens.to(device), prompt_len)
         _set_learning_rate(optimizer, _learning_rate(recipe, step))
         _apply(model, optimizer, loss, recipe.clip_norm)
         num_tokens += tokens.numel()
@@ -143,7 +147,7 @@ def _word_weight(word: str) -> float:
         return RECORD_WEIGHT
     if word in ledger.DIGITS:
         return VALUE_WEIGHT
-    if word.startswith("#") or word in ledger.VARIABLES + ledger.OPERATIONS:
+    if word.startswith("#") or word in ledger.WIDE_VARIABLES + ledger.OPERATIONS:
         return HEADER_WEIGHT
     return 1.0
 

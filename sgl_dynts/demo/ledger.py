@@ -18,6 +18,8 @@ from sgl_dynts.tasks import problems
 from sgl_dynts.tasks.problems import SPLITS
 
 VARIABLES = tuple("abcdefghijklmnopqrstuvwx")
+WIDE_VARIABLES = (*VARIABLES, *"ABCDEFGHIJKL")
+"""Of wide ledgers, which are longer than the demo's model knows words for."""
 DIGITS = tuple("0123456789")
 OPERATIONS = tuple(f"{sign}{n}" for sign in "+*" for n in range(1, 10))
 NUM_CONSTANTS = 4
@@ -25,6 +27,7 @@ NUM_QUERIES = 3
 DEFAULT_STEPS = 14
 MIN_STEPS = 4
 MAX_STEPS = len(VARIABLES) - NUM_CONSTANTS
+MAX_WIDE_STEPS = len(WIDE_VARIABLES) - NUM_CONSTANTS
 
 TRAIN_SEEDS = SPLITS["train"]
 VALIDATION_SEEDS = SPLITS["validation"]
@@ -99,20 +102,28 @@ def apply_operation(operation: str, value: int) -> int:
 
 
 def vocabulary() -> list[str]:
-    """Return all words in the order of their token ids; the special words come first."""
-    records = [record(variable, value) for variable in VARIABLES for value in range(10)]
-    numbers = [f"#{k}" for k in range(1, MAX_STEPS + 1)]
+    """Return the words of the demo's model in the order of their token ids, the special words first."""
     remarks = " ".join(OPENING_REMARKS + CLOSING_REMARKS).split()
-    groups = (SPECIAL_WORDS, STRUCTURE_WORDS, VARIABLES, DIGITS, OPERATIONS, numbers, records)
-    return [word for group in (*groups, remarks) for word in group]
+    groups = (SPECIAL_WORDS, STRUCTURE_WORDS, VARIABLES, DIGITS, OPERATIONS)
+    return [
+        word
+        for group in (*groups, _numbers(1, MAX_STEPS), _records(VARIABLES), remarks)
+        for word in group
+    ]
+
+
+def wide_vocabulary() -> list[str]:
+    """Return the words of wide ledgers: those of `vocabulary`, the same ids, and more behind them."""
+    more = WIDE_VARIABLES[len(VARIABLES) :]
+    return [*vocabulary(), *more, *_numbers(MAX_STEPS + 1, MAX_WIDE_STEPS), *_records(more)]
 
 
 class Vocabulary:
-    """Words to token ids and back, as the shipped tokenizer does it."""
+    """Words to token ids and back, as the tokenizers of all ledger models do it."""
 
     def __init__(self) -> None:
-        """Number the words of `vocabulary()`."""
-        self.words = vocabulary()
+        """Number the words of `wide_vocabulary()`."""
+        self.words = wide_vocabulary()
         self.ids = {word: index for index, word in enumerate(self.words)}
 
     def encode(self, text: str) -> list[int]:
@@ -124,18 +135,26 @@ class Vocabulary:
         return " ".join(self.words[index] for index in ids)
 
 
-def make_problem(seed: int, num_steps: int = DEFAULT_STEPS, *, brief: bool = False) -> Problem:
+def make_problem(
+    seed: int, num_steps: int = DEFAULT_STEPS, *, brief: bool = False, wide: bool = False
+) -> Problem:
     """Return the ledger of `seed`, the same one in every run.
 
     Args:
         seed: selects the problem among those of one length.
-        num_steps: entries, `MIN_STEPS` to `MAX_STEPS`; sets the length of question and trace.
+        num_steps: entries, `MIN_STEPS` to `MAX_STEPS`, or to `MAX_WIDE_STEPS` of a wide ledger; sets the
+            length of question and trace.
         brief: ask for a trace without its two remarks per entry.
+        wide: draw from `WIDE_VARIABLES`.
+
+    Raises:
+        ValueError: `num_steps` is out of its range.
     """
-    if not MIN_STEPS <= num_steps <= MAX_STEPS:
-        raise ValueError(f"num_steps is {num_steps}; choose {MIN_STEPS} to {MAX_STEPS}")
-    rng = random.Random(f"ledger-{num_steps}-{seed}")
-    names = rng.sample(VARIABLES, NUM_CONSTANTS + num_steps)
+    variables, most = (WIDE_VARIABLES, MAX_WIDE_STEPS) if wide else (VARIABLES, MAX_STEPS)
+    if not MIN_STEPS <= num_steps <= most:
+        raise ValueError(f"num_steps is {num_steps}; choose {MIN_STEPS} to {most}")
+    rng = random.Random(f"{'wide-' if wide else ''}ledger-{num_steps}-{seed}")
+    names = rng.sample(variables, NUM_CONSTANTS + num_steps)
     constants = {name: rng.randrange(10) for name in names[:NUM_CONSTANTS]}
     results = names[NUM_CONSTANTS:]
     queries = rng.sample(results[: num_steps - min_age(num_steps)], NUM_QUERIES)
@@ -151,8 +170,8 @@ def make_problem(seed: int, num_steps: int = DEFAULT_STEPS, *, brief: bool = Fal
 
 
 def make_task_problem(seed: int, num_steps: int) -> problems.Problem:
-    """Return `make_problem`'s ledger in the form that all tasks share."""
-    problem = make_problem(seed, num_steps)
+    """Return `make_problem`'s ledger in the form that all tasks share, a wide one above `MAX_STEPS`."""
+    problem = make_problem(seed, num_steps, wide=num_steps > MAX_STEPS)
     return problems.Problem(
         id=f"ledger-{num_steps}-{seed}",
         task=f"ledger-{num_steps}",
@@ -185,6 +204,14 @@ def is_correct(problem: Problem, text: str) -> bool:
     if EOS in words:
         words = words[: words.index(EOS)]
     return words == problem.answer.split()
+
+
+def _numbers(first: int, last: int) -> list[str]:
+    return [f"#{k}" for k in range(first, last + 1)]
+
+
+def _records(variables: tuple[str, ...]) -> list[str]:
+    return [record(variable, value) for variable in variables for value in range(10)]
 
 
 def _draw_entries(

@@ -51,11 +51,11 @@ class KVCache:
     ``keys`` and ``values``: [num_layers, batch, num_kv_heads, capacity, head_dim].
     """
 
-    def __init__(self, shape: ModelShape, batch: int, capacity: int, dtype: torch.dtype) -> None:
-        """Allocate room for `capacity` tokens per sequence."""
+    def __init__(self, model: DemoModel, batch: int, capacity: int) -> None:
+        """Allocate room for `capacity` tokens per sequence, in the model's dtype, on its device."""
+        shape = model.shape
         size = (shape.num_layers, batch, shape.num_kv_heads, capacity, shape.head_dim)
-        self.keys = torch.zeros(size, dtype=dtype)
-        self.values = torch.zeros(size, dtype=dtype)
+        self.keys, self.values = (model.model.norm.weight.new_zeros(size) for _ in range(2))
         self.length = 0
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,7 +113,7 @@ class Attention(nn.Module):
         """Return causal attention weights [b, heads, s, s] in float32."""
         k = k.repeat_interleave(self.shape.num_heads // self.shape.num_kv_heads, dim=1)
         logits = (q @ k.transpose(-1, -2)).float() * self.shape.head_dim**-0.5
-        future = torch.ones(logits.shape[-2:], dtype=torch.bool).triu(1)
+        future = torch.ones(logits.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
         return logits.masked_fill(future, float("-inf")).softmax(-1)
 
     def _split(self, x: Tensor) -> Tensor:
@@ -171,6 +171,11 @@ class DemoModel(nn.Module):
         cos, sin = _rope_table(shape)
         self.register_buffer("rope_cos", cos, persistent=False)
         self.register_buffer("rope_sin", sin, persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.model.norm.weight.device
 
     def hidden(self, tokens: Tensor, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
         """Return the last hidden states after the final norm, what the output matrix reads.
@@ -261,7 +266,9 @@ def _initialize(model: DemoModel) -> None:
             nn.init.normal_(projection.weight, std=0.2 * projection.in_features**-0.5)
         _sharpen(layer.self_attn)
     nn.init.normal_(model.model.embed_tokens.weight, std=0.5)
-    nn.init.constant_(model.model.norm.weight, 0.2)
+    nn.init.constant_(
+        model.model.norm.weight, 0.2 * (ModelShape.hidden_size / model.shape.hidden_size) ** 0.5
+    )
 
 
 def _sharpen(attention: Attention) -> None:

@@ -16,5 +16,5 @@ FAR_DISTANCE = 128
 def trace_targets(model: DemoModel, vocabulary: Vocabulary, problem: Problem) -> Tensor:
     """Return the most that any far token reads each token of a problem: [s] float32, answer included."""
     ids = vocabulary.encode(f"{problem.prompt} {problem.completion}")
-    _, attention = model.mean_attention(torch.tensor([ids]))
+    _, attention = model.mean_attention(torch.tensor([ids], device=model.device))
     return far_attention(attention[0], FAR_DISTANCE)

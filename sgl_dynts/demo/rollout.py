@@ -88,7 +88,8 @@ class DynTSPolicy:
         scores = self.scores_now(first)[due].gather(1, candidates - first)
         rows, count = candidates.shape
         num_kept = self.config.selection_len(first)
-        kept = select_kept(scores, torch.full((rows,), count), torch.full((rows,), num_kept))
+        sizes = scores.new_tensor([[count], [num_kept]], dtype=torch.int64).expand(2, rows)
+        kept = select_kept(scores, sizes[0], sizes[1])
         held = windows.held[due]
         windows.held[due] = held.scatter(1, candidates, kept)
 
@@ -125,7 +126,7 @@ def generate(
 
     Args:
         model: in the dtype to compute in.
-        prompts: [b, q] int64, equally long.
+        prompts: [b, q] int64, equally long, on the model's device.
         policy: what to hold; told about every generated token once its KV is written.
         end_think: token id after which nothing is dropped.
         eos: token id that ends a request.
@@ -135,12 +136,12 @@ def generate(
     """
     batch, question_len = prompts.shape
     capacity = question_len + max_new_tokens
-    cache = KVCache(model.shape, batch, capacity, next(model.parameters()).dtype)
-    held = torch.zeros(batch, capacity, dtype=torch.bool)
+    cache = KVCache(model, batch, capacity)
+    held = torch.zeros(batch, capacity, dtype=torch.bool, device=prompts.device)
     held[:, :question_len] = True
-    windows = Windows(held, torch.ones(batch, dtype=torch.bool), question_len)
-    meter = _Meter(batch)
-    running = torch.ones(batch, dtype=torch.bool)
+    running = held[:, 0].clone()
+    windows = Windows(held, running.clone(), question_len)
+    meter = _Meter(batch, prompts.device)
     hidden = model.hidden(prompts, cache)[:, -1]
     written: list[Tensor] = []
     for position in range(question_len, capacity):
@@ -165,10 +166,8 @@ def generate(
 class _Meter:
     """Sums up the tokens held over the thinking steps of each request."""
 
-    def __init__(self, batch: int) -> None:
-        self.steps = torch.zeros(batch, dtype=torch.int64)
-        self.total = torch.zeros(batch, dtype=torch.int64)
-        self.peak = torch.zeros(batch, dtype=torch.int64)
+    def __init__(self, batch: int, device: torch.device) -> None:
+        self.steps, self.total, self.peak = torch.zeros(3, batch, dtype=torch.int64, device=device)
 
     def read(self, windows: Windows, running: Tensor) -> None:
         counted = windows.thinking & running

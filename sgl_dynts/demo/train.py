@@ -1,8 +1,10 @@
 """Make the shipped demo from nothing: model, predictor, figures and model card.
 
     python -m sgl_dynts.demo.train --output FOLDER
+    python -m sgl_dynts.demo.train --size large --device cuda --output FOLDER
 
-One CPU thread, well under an hour; seeds are fixed, progress goes to the terminal.
+The demo takes one CPU thread and well under an hour, the large model a GPU and minutes. Seeds are fixed,
+progress goes to the terminal.
 """
 
 from __future__ import annotations
@@ -15,8 +17,6 @@ from pathlib import Path
 import torch
 
 from sgl_dynts.checkpoint import PREDICTOR_FILE, PredictorHeader, save_predictor
-from sgl_dynts.config import DynTSConfig
-from sgl_dynts.demo import ledger
 from sgl_dynts.demo.card import CARD_FILE, Figures, write_card
 from sgl_dynts.demo.evaluate import (
     POLICIES,
@@ -24,67 +24,73 @@ from sgl_dynts.demo.evaluate import (
     Evaluation,
     Report,
     format_report,
-    held_out,
+    problems_of,
 )
 from sgl_dynts.demo.export import load_model_folder, read_training_minutes, save_model_folder
-from sgl_dynts.demo.fit_importance import DEMO_RECIPE, DEMO_TARGET, train_predictor
+from sgl_dynts.demo.fit_importance import DEMO_TARGET, train_predictor
 from sgl_dynts.demo.fit_model import Progress, Recipe, train
 from sgl_dynts.demo.ledger import Vocabulary
 from sgl_dynts.demo.model import FAMILIES, DemoModel, ModelShape
+from sgl_dynts.demo.sizes import SIZES, Size
 from sgl_dynts.predictor import ImportancePredictor
 from sgl_dynts.training.collect import TARGET_KINDS, Target
-from sgl_dynts.training.fit import FitRecipe
 
-BASE_MODEL = "sgl-dynts-demo-ledger"
-DEMO_CONFIG = DynTSConfig(budget=308, local_window=96, keep_ratio=0.9)
-"""Half of the trace's 616 tokens; chosen on the validation split."""
-NUM_PREDICTOR_PROBLEMS = 740
 REPORT_EVERY = 25
-SHIPPED = (ModelShape.family, Recipe.seed, DEMO_TARGET.kind)
-"""Family, seed and target of what is in the package; others get no card."""
+SHIPPED = ("demo", ModelShape.family, Recipe.seed, DEMO_TARGET.kind)
+"""Size, family, seed and target of what is in the package; others get no card."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Train, fit, measure on the test split, and write the folder."""
     args = _parse(arguments)
     torch.set_num_threads(args.threads)
-    recipe = Recipe(seed=args.seed, total_steps=args.steps)
-    importance_recipe = replace(DEMO_RECIPE, seed=args.seed)
+    size = _size_of(args)
     started = time.monotonic()
     if not args.keep_model:
-        model = _train_model(recipe, args.family)
+        model = _train_model(size, args.device)
         save_model_folder(args.output, model, _minutes_since(started))
     fit_started = time.monotonic()
     # What is measured and read from here on is the rounded model that ships.
     target = DEMO_TARGET if args.target == DEMO_TARGET.kind else Target(args.target)
-    predictor = _fit_predictor(args.output, importance_recipe, target)
-    _save_predictor(args.output / PREDICTOR_FILE, predictor, target, args.family)
+    predictor = _fit_predictor(args.output, size, target, args.device)
+    _save_predictor(args.output / PREDICTOR_FILE, predictor, target, size)
     predictor_minutes = _minutes_since(fit_started)
-    reports = _measure(args, predictor)
-    if (args.family, args.seed, args.target) == SHIPPED:
+    reports = _measure(args, size, predictor) if args.num_problems else None
+    if reports and (args.size, args.family, args.seed, args.target) == SHIPPED:
         minutes = read_training_minutes(args.output), predictor_minutes
-        _write_card(args.output, recipe, minutes, reports)
+        _write_card(args.output, size, minutes, reports)
     print(f"wrote {args.output} after {_minutes_since(started):.1f} minutes")
+
+
+def _size_of(args: argparse.Namespace) -> Size:
+    """Return the size with the family, seed and steps that were asked for."""
+    size = SIZES[args.size]
+    return replace(
+        size,
+        base_model=size.base_model + ("" if args.family == ModelShape.family else f"-{args.family}"),
+        shape=replace(size.shape, family=args.family),
+        recipe=replace(size.recipe, seed=args.seed, total_steps=args.steps or size.recipe.total_steps),
+        fit=replace(size.fit, seed=args.seed),
+    )
 
 
 def _write_card(
     folder: Path,
-    recipe: Recipe,
+    size: Size,
     minutes: tuple[float, float],
     reports: tuple[dict[str, Report], dict[str, Report]],
 ) -> None:
     """Describe what ships; the card's remarks on windows are about that model alone."""
-    windows = (NUM_PREDICTOR_PROBLEMS, DEMO_CONFIG)
-    write_card(folder / CARD_FILE, Figures(recipe, DEMO_RECIPE, *windows, *minutes, *reports))
+    windows = (size.num_problems, size.windows)
+    write_card(folder / CARD_FILE, Figures(size.recipe, size.fit, *windows, *minutes, *reports))
 
 
-def _train_model(recipe: Recipe, family: str) -> DemoModel:
-    torch.manual_seed(recipe.seed)
-    vocabulary = Vocabulary()
-    model = DemoModel(ModelShape(len(vocabulary.words), family))
+def _train_model(size: Size, device: str) -> DemoModel:
+    torch.manual_seed(size.recipe.seed)
+    model = DemoModel(size.shape).to(device)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"model: {num_parameters} parameters, {recipe.total_steps} steps", flush=True)
-    train(model, vocabulary, recipe, _print_progress)
+    print(f"model: {num_parameters} parameters, {size.recipe.total_steps} steps", flush=True)
+    train(model, Vocabulary(), size.recipe, _print_progress)
     return model
 
 
@@ -98,34 +104,34 @@ def _print_progress(progress: Progress) -> None:
         )
 
 
-def _fit_predictor(folder: Path, recipe: FitRecipe, target: Target) -> ImportancePredictor:
-    print(f"predictor: {NUM_PREDICTOR_PROBLEMS} training traces", flush=True)
-    seeds = ledger.TRAIN_SEEDS[:NUM_PREDICTOR_PROBLEMS]
-    return train_predictor(folder, [ledger.make_problem(seed) for seed in seeds], recipe, target)
+def _fit_predictor(folder: Path, size: Size, target: Target, device: str) -> ImportancePredictor:
+    print(f"predictor: {size.num_problems} training traces", flush=True)
+    problems = problems_of("train", size.num_problems, size.num_steps)
+    return train_predictor(folder, problems, size.fit, target, device)
 
 
-def _save_predictor(path: Path, predictor: ImportancePredictor, target: Target, family: str) -> None:
+def _save_predictor(path: Path, predictor: ImportancePredictor, target: Target, size: Size) -> None:
     header = PredictorHeader(
         hidden_size=predictor.hidden_size,
-        base_model=BASE_MODEL if family == SHIPPED[0] else f"{BASE_MODEL}-{family}",
+        base_model=size.base_model,
         target=target.name,
-        budget=DEMO_CONFIG.budget,
-        local_window=DEMO_CONFIG.local_window,
-        keep_ratio=DEMO_CONFIG.keep_ratio,
+        budget=size.windows.budget,
+        local_window=size.windows.local_window,
+        keep_ratio=size.windows.keep_ratio,
     )
     save_predictor(path, predictor, header)
 
 
 def _measure(
-    args: argparse.Namespace, predictor: ImportancePredictor
+    args: argparse.Namespace, size: Size, predictor: ImportancePredictor
 ) -> tuple[dict[str, Report], dict[str, Report]]:
     """Return the reports on the test split in float32 and in bfloat16, by policy."""
-    problems = held_out("test", args.num_problems, ledger.DEFAULT_STEPS)
+    problems = problems_of("test", args.num_problems, size.num_steps)
     print(TABLE_HEAD)
     measured = []
     for dtype, policies in ((torch.float32, POLICIES), (torch.bfloat16, ("full", "dynts"))):
-        model = load_model_folder(args.output, dtype)
-        evaluation = Evaluation(model, problems, DEMO_CONFIG, predictor)
+        model = load_model_folder(args.output, dtype).to(args.device)
+        evaluation = Evaluation(model, problems, size.windows, predictor.to(args.device))
         reports = {name: evaluation.run(name) for name in policies}
         print("\n".join(map(format_report, reports.values())), flush=True)
         measured.append(reports)
@@ -139,16 +145,18 @@ def _minutes_since(started: float) -> float:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m sgl_dynts.demo.train", description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--size", default=SHIPPED[0], choices=SIZES, help="of the model")
     parser.add_argument("--family", default=ModelShape.family, choices=FAMILIES, help="of the model")
     parser.add_argument("--seed", type=int, default=Recipe.seed, help="of model and predictor")
     parser.add_argument(
         "--target", default=DEMO_TARGET.kind, choices=TARGET_KINDS, help="of the predictor"
     )
-    parser.add_argument("--steps", type=int, default=Recipe.total_steps, help="optimizer steps")
+    parser.add_argument("--steps", type=int, help="optimizer steps; default: the size's")
     parser.add_argument(
         "--keep-model", action="store_true", help="fit and measure anew the model that is in FOLDER"
     )
-    parser.add_argument("--num-problems", type=int, default=500, help="test problems per policy")
+    parser.add_argument("--num-problems", type=int, default=500, help="test problems per policy, 0: none")
+    parser.add_argument("--device", default="cpu", help="to compute on, such as cuda")
     parser.add_argument("--threads", type=int, default=1, help="more are slower on a shared CPU")
     return parser.parse_args(arguments)
 

@@ -89,7 +89,7 @@ def _train(args: argparse.Namespace) -> None:
         f"{len(split.fitted)} traces to fit, {len(split.held_out)} held out, {recipe}\n{HEAD}", flush=True
     )
     predictor, history = fit_predictor(
-        store, split, recipe, folder=_work_folder(args), device=args.device, report=_print_epoch
+        store, split, recipe, folder=_work_folder(args), device=args.device, report=print_epoch
     )
     header = PredictorHeader(
         predictor.hidden_size,
@@ -129,7 +129,8 @@ def _keep_history(
     draw_fit(output.with_suffix(".fit.png"), history, f"{header.base_model}, target {header.target}")
 
 
-def _print_epoch(epoch: Epoch) -> None:
+def print_epoch(epoch: Epoch) -> None:
+    """Print one row of the table that `HEAD` begins."""
     held_out = epoch.held_out
     recalls = [held_out.recall_20, held_out.recall_30]
     known = ["unknown" if recall is None else f"{recall:.3f}" for recall in recalls]

@@ -17,7 +17,7 @@ DEMO_WINDOWS = Windows(308, 96, 0.9)
 DYNTS = ("--attention-backend", "dynts")
 FULL_TRACE = 690
 POOL = ("--max-total-tokens", str(4 * FULL_TRACE))
-PROBLEMS = evaluate.held_out("test", 16, ledger.DEFAULT_STEPS)
+PROBLEMS = evaluate.problems_of("test", 16, ledger.DEFAULT_STEPS)
 
 
 @pytest.fixture(scope="module")

@@ -124,7 +124,7 @@ def test_the_demos_model_answers_right(start, kernels):
 def answers_right(server: Server, num_problems: int) -> None:
     """Its records are recalled from the selection; at other slots or positions they would be others."""
     vocabulary = ledger.Vocabulary()
-    problems = evaluate.held_out("test", num_problems, ledger.DEFAULT_STEPS)
+    problems = evaluate.problems_of("test", num_problems, ledger.DEFAULT_STEPS)
     load = [
         {
             "prompt": vocabulary.encode(problem.prompt),

@@ -11,6 +11,7 @@ from sgl_dynts.demo import fit_importance, train
 from sgl_dynts.demo.export import load_model_folder, save_model_folder
 from sgl_dynts.demo.ledger import vocabulary
 from sgl_dynts.demo.model import FAMILIES, DemoModel, ModelShape
+from sgl_dynts.demo.sizes import SIZES
 
 CLASSES = {"qwen3": "Qwen3ForCausalLM", "qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}
 
@@ -36,9 +37,10 @@ def test_a_family_computes_what_transformers_computes(tmp_path, family):
 def quick(monkeypatch):
     """Training that learns nothing."""
     monkeypatch.setattr(train, "train", lambda *_: None)
-    monkeypatch.setattr(train, "NUM_PREDICTOR_PROBLEMS", 2)
     monkeypatch.setattr(fit_importance, "NUM_HELD_OUT", 1)
-    monkeypatch.setattr(train, "DEMO_RECIPE", replace(train.DEMO_RECIPE, epochs=1))
+    for name, size in SIZES.items():
+        small = replace(size, num_problems=2, fit=replace(size.fit, epochs=1))
+        monkeypatch.setitem(train.SIZES, name, small)
     monkeypatch.setattr(train, "_measure", lambda *_: ({}, {}))
 
 
@@ -48,6 +50,7 @@ def quick(monkeypatch):
         (("--family", "llama"), "sgl-dynts-demo-ledger-llama", "future_128"),
         (("--seed", "2"), "sgl-dynts-demo-ledger", "future_128"),
         (("--target", "answer"), "sgl-dynts-demo-ledger", "answer"),
+        (("--size", "large"), "sgl-dynts-ledger-large", "future_128"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else value,
 )

@@ -11,7 +11,7 @@ from sgl_dynts.demo import evaluate, ledger
 from sgl_dynts.demo.export import load_model_folder
 
 FOLDER = Path(evaluate.__file__).parent / "model"
-PROBLEMS = evaluate.held_out("test", 4, ledger.DEFAULT_STEPS)
+PROBLEMS = evaluate.problems_of("test", 4, ledger.DEFAULT_STEPS)
 
 
 @pytest.fixture(scope="module")
