@@ -1,5 +1,6 @@
 """Charts of the results, as PNG files."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -148,14 +149,19 @@ MARKS = "osD^vP*X<"
 OLD_NAME = "far_attention_max"
 """Of the target ``future``, in the header of the demo's predictor."""
 LINE_STYLES = ("-", "--", "-.", ":")
+PANELS_IN_A_ROW = 3
+X_MARGIN = 0.06
+PAPERS_TARGET = "answer"
+"""Its marks are hollow."""
 
 
 def draw_accuracy(path: Path, results: list[dict[str, Any]]) -> None:
     """Draw the share answered right against the budget: a panel for each task, a line for each policy.
 
     Another model or seed has panels of its own. A policy that ran with several targets or proportions of
-    its windows has a line for each. Bars are 95 % Wilson intervals; policies are shifted sideways a
-    little so that bars stay apart. What choices were made on is left out.
+    its windows has a line for each, whose name says what tells it from that model's others. Bars are 95 %
+    Wilson intervals; policies are shifted a little sideways so that bars stay apart. What choices were
+    made on is left out.
 
     Args:
         path: of the PNG.
@@ -166,22 +172,28 @@ def draw_accuracy(path: Path, results: list[dict[str, Any]]) -> None:
         {panel_of(result) for result in judged},
         key=lambda panel: (panel[1:], len(panel[0]), panel[0]),
     )
-    size = (2.5 + 4.8 * len(panels), 4.4)
-    figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
-    for axis, panel in zip(axes[0], panels, strict=True):
+    columns = min(len(panels), PANELS_IN_A_ROW)
+    rows = math.ceil(len(panels) / columns)
+    size = (2.5 + 4.8 * columns, 4.4 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    fractions = [cell["budget_fraction"] for cell in judged if cell["policy"] != "full"]
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    for axis, panel in zip(axes.flat, panels, strict=False):
         own = [result for result in judged if panel_of(result) == panel]
+        of_model = [result for result in judged if result["model"] == panel[1]]
         for full in (result for result in own if result["policy"] == "full"):
             axis.axhline(share(full), color="black", linewidth=0.9, linestyle=":", label="full cache")
         for policy in POLICY_COLORS:
-            draw_policy(axis, policy, *(of_policy(cells, policy) for cells in (own, judged)))
+            draw_policy(axis, policy, *(of_policy(cells, policy) for cells in (own, of_model)))
         tidy(axis, "answered right, %", "{:g}")
         axis.set_ylim(-3, 104)
         axis.set_xticks(sorted({cell["budget_fraction"] for cell in own if cell["policy"] != "full"}))
-        axis.margins(x=0.2)
+        axis.set_xlim(min(fractions, default=0) - X_MARGIN, max(fractions, default=1) + X_MARGIN)
         axis.set_xlabel("budget, share of the trace's tokens")
-        axis.set_title(title_of(panel, panels, own[0]["n"]), fontsize=11)
+        axis.set_title(title_of(panel, panels, own[0]["n"]), fontsize=10)
     lines = {}
-    for axis in axes[0]:
+    for axis in axes.flat:
         handles, labels = axis.get_legend_handles_labels()
         lines |= dict(zip(labels, handles, strict=True))
     figure.legend(lines.values(), lines, frameon=False, loc="outside right center")
@@ -209,9 +221,9 @@ def of_policy(cells: list[dict[str, Any]], policy: str) -> list[dict[str, Any]]:
     return [cell for cell in cells if cell["policy"] == policy]
 
 
-def draw_policy(axis, policy: str, cells: list[dict[str, Any]], everywhere: list[dict[str, Any]]) -> None:
-    """Draw one policy, a line for each target and proportions, alike and named alike everywhere."""
-    variants = sorted({variant_of(cell) for cell in everywhere}, reverse=True)
+def draw_policy(axis, policy: str, cells: list[dict[str, Any]], of_model: list[dict[str, Any]]) -> None:
+    """Draw one policy, a line for each target and proportions, alike in all panels of its model."""
+    variants = sorted({variant_of(cell) for cell in of_model}, reverse=True)
     for number, variant in enumerate(variants):
         own = [cell for cell in cells if variant_of(cell) == variant]
         if own:
@@ -244,6 +256,7 @@ def draw_line(axis, policy: str, label: str, style: str, cells: list[dict[str, A
         yerr=[below, above],
         color=POLICY_COLORS[policy],
         marker=MARKS[number],
+        markerfacecolor="white" if cells[0]["target"] == PAPERS_TARGET else None,
         markersize=5,
         linestyle=style,
         linewidth=1.2,

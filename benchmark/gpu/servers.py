@@ -26,6 +26,7 @@ Measured = TypeVar("Measured")
 SAMPLE_SECONDS = 0.25
 FLUSH_SECONDS = 30
 TINY_POOL = 4000
+INCREMENTS = "--incremental-streaming-output"
 TINY_MEMORY_FRACTION = 0.1
 SHARED_MEMORY_FRACTION = 0.8
 """Of the memory that is free when a server starts; the other takes its part of that. It must not refuse
@@ -147,7 +148,11 @@ def load_of(loads: list[dict[str, Any]], seconds: float) -> Load:
 
 
 def arguments_of(setup: Setup, side: str, model: Path) -> list[str]:
-    """Return the arguments of one side's server; only its attention and DynTS's own flags differ."""
+    """Return the arguments of one side's server; only its attention and DynTS's own flags differ.
+
+    Both stream increments. Chunks that repeat all text so far keep the load generator, one thread, busier
+    than a GPU: work that grows with the square of the outputs' length.
+    """
     values: dict[str, Any] = {
         "model-path": model,
         "tokenizer-path": model / TOKENIZER_FOLDER,
@@ -162,7 +167,7 @@ def arguments_of(setup: Setup, side: str, model: Path) -> list[str]:
     if setup.graph_batch:
         values["cuda-graph-max-bs-decode"] = setup.graph_batch
     words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
-    return [*words, *side_flags(setup, side), *cpu_flags(setup), *setup.flags]
+    return [*words, INCREMENTS, *side_flags(setup, side), *cpu_flags(setup), *setup.flags]
 
 
 def side_flags(setup: Setup, side: str) -> list[str]:

@@ -105,6 +105,7 @@ def test_both_servers_differ_in_dynts_alone():
     stock, dynts = (servers.arguments_of(ON_H200, side, Path("model")) for side in ("stock", "dynts"))
     at = dynts.index("--attention-backend")
     assert stock[:at] == dynts[:at]
+    assert "--incremental-streaming-output" in stock[:at]
     assert stock[at:] == ["--watchdog-timeout", "60"]
     assert stock[(i := stock.index("--load-format")) : i + 2] == ["--load-format", "dummy"]
     assert dynts[at:] == [
