@@ -28,6 +28,7 @@ from sgl_dynts.demo.oracle import trace_targets
 from sgl_dynts.demo.rollout import DynTSPolicy, FullPolicy, Policy, RecentPolicy, Rollout, generate
 from sgl_dynts.predictor import ImportancePredictor
 from sgl_dynts.tasks.problems import seeds_of
+from sgl_dynts.training.device import usable_device
 
 SHIPPED_MODEL = Path(__file__).parent / "model"
 POLICIES = ("full", "dynts", "window", "random", "oracle")
@@ -219,7 +220,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--budget", type=int, help="tokens; default: what the predictor's file says")
     parser.add_argument("--local-window", type=int, help="tokens; default: the predictor's")
     parser.add_argument("--keep-ratio", type=float, help="default: the predictor's")
-    parser.add_argument("--device", default="cpu", help="to compute on, such as cuda")
+    parser.add_argument("--device", type=usable_device, default="cpu", help="to compute on, such as cuda")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args(arguments)
 

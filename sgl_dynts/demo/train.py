@@ -34,6 +34,7 @@ from sgl_dynts.demo.model import FAMILIES, DemoModel, ModelShape
 from sgl_dynts.demo.sizes import SIZES, Size
 from sgl_dynts.predictor import ImportancePredictor
 from sgl_dynts.training.collect import TARGET_KINDS, Target
+from sgl_dynts.training.device import usable_device
 
 REPORT_EVERY = 25
 SHIPPED = ("demo", ModelShape.family, Recipe.seed, DEMO_TARGET.kind)
@@ -145,7 +146,7 @@ def _minutes_since(started: float) -> float:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m sgl_dynts.demo.train", description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--size", default=SHIPPED[0], choices=SIZES, help="of the model")
+    parser.add_argument("--size", default=SHIPPED[0], choices=SIZES, help="large is for a GPU")
     parser.add_argument("--family", default=ModelShape.family, choices=FAMILIES, help="of the model")
     parser.add_argument("--seed", type=int, default=Recipe.seed, help="of model and predictor")
     parser.add_argument(
@@ -156,7 +157,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--keep-model", action="store_true", help="fit and measure anew the model that is in FOLDER"
     )
     parser.add_argument("--num-problems", type=int, default=500, help="test problems per policy, 0: none")
-    parser.add_argument("--device", default="cpu", help="to compute on, such as cuda")
+    parser.add_argument("--device", type=usable_device, default="cpu", help="to compute on, such as cuda")
     parser.add_argument("--threads", type=int, default=1, help="more are slower on a shared CPU")
     return parser.parse_args(arguments)
 

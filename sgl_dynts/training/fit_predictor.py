@@ -31,6 +31,7 @@ from sgl_dynts.training.collect import (
     trace_key,
     usable_traces,
 )
+from sgl_dynts.training.device import usable_device
 from sgl_dynts.training.fit import Epoch, FitRecipe, Split, fit_predictor
 from sgl_dynts.training.losses import LOSSES, SCALES
 from sgl_dynts.training.picture import draw_fit
@@ -174,7 +175,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--keep-ratio", type=float, default=PAPER_CONFIG.keep_ratio, help="for the header")
     add("--base-model", help="for the header; default: the model folder's name")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="of the model; default: its own")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--device", type=usable_device, default="cuda" if torch.cuda.is_available() else "cpu")
     add("--threads", type=int, default=1, help="of the CPU; more are slower for small models")
     _add_recipe(add, recipe)
     return parser.parse_args(arguments)
