@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmark.accuracy_tasks import Task, choose_tasks
+from benchmark.accuracy_tasks import Task, check_words, choose_tasks
 from benchmark.charts import draw_accuracy
 from benchmark.grading import Reply, ends_in_loop, mean_held, summarize
 from benchmark.presets import LLAMA, QWEN
@@ -86,10 +86,10 @@ def check_windows(args: argparse.Namespace, tasks: list[Task]) -> None:
 class Run:
     """A server, and the settings that all cells share."""
 
-    def __init__(self, args: argparse.Namespace, client: Client) -> None:
+    def __init__(self, args: argparse.Namespace, client: Client, language: Language) -> None:
         self.args = args
         self.client = client
-        self.language = Language(str(args.model))
+        self.language = language
         self.header: PredictorHeader = find_predictor(args.model).header
         self.device = device_of(client.call("/server_info")["device"])
 
@@ -184,12 +184,14 @@ def main() -> None:
     try:
         tasks = choose_tasks(args)
         check_windows(args, tasks)
+        language = Language(str(args.model))
+        check_words(tasks, language)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     unwind_on_sigterm()
     print(HEAD, flush=True)
     with served(args.url, args.model, args.server_args) as client:
-        run = Run(args, client)
+        run = Run(args, client, language)
         for cell in cells(args, tasks):
             result = run.find(cell)
             if result is None:

@@ -7,10 +7,11 @@ from statistics import fmean
 
 from benchmark.presets import PRESETS, SAMPLES, SAMPLING
 from sgl_dynts.config import DynTSConfig
-from sgl_dynts.demo.ledger import make_task_problem
+from sgl_dynts.demo.ledger import MAX_STEPS, MAX_WIDE_STEPS, make_task_problem
 from sgl_dynts.tasks.graders import check_graders
 from sgl_dynts.tasks.problems import Problem, read_problems, seeds_of
 from sgl_dynts.training.endpoint import Sampling
+from sgl_dynts.training.language import Language
 
 MOST_INFLATION = 1.25
 """A ledger is cut at so many times the length of the reference solution."""
@@ -81,6 +82,21 @@ def choose_tasks(args: argparse.Namespace) -> list[Task]:
     for task in tasks:
         check_graders(task.problems, args.run_programs)
     return tasks
+
+
+def check_words(tasks: list[Task], language: Language) -> None:
+    """Refuse ledgers whose words a model's tokenizer does not have.
+
+    Raises:
+        ValueError: names the task.
+    """
+    unknown = language.tokenizer.unk_token_id
+    for task in tasks:
+        if task.by_reference and unknown is not None and unknown in language.prompt(task.problems[0]):
+            raise ValueError(
+                f"{task.name}: the model's tokenizer has no token for some of its words; the demo's "
+                f"model knows ledgers of at most {MAX_STEPS} entries, a large one of {MAX_WIDE_STEPS}"
+            )
 
 
 def _ledger_task(args: argparse.Namespace, steps: int) -> Task:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -73,12 +74,21 @@ class Evaluation:
         config: DynTSConfig,
         predictor: ImportancePredictor | None = None,
     ) -> None:
-        """Prepare to run policies; `predictor` is needed by the policy ``dynts`` only."""
+        """Prepare to run policies; `predictor` is needed by the policy ``dynts`` only.
+
+        Raises:
+            ValueError: the model has no token for a word of the problems.
+        """
         self.model = model
         self.problems = problems
         self.config = config
         self.predictor = predictor
         self.vocabulary = Vocabulary()
+        if int(self._prompts(problems[:1]).max()) >= model.shape.vocab_size:
+            raise ValueError(
+                f"num_steps is {problems[0].num_steps}, and the model knows {model.shape.vocab_size} "
+                f"words, not those of wide ledgers; choose at most {ledger.MAX_STEPS}, or a large model"
+            )
 
     def run(self, name: str) -> Report:
         """Answer all problems under the policy called `name`, one of `POLICIES`."""
@@ -196,8 +206,12 @@ def main(arguments: list[str] | None = None) -> None:
         args.keep_ratio or windows.keep_ratio,
     )
     model = load_model_folder(args.model, getattr(torch, args.dtype)).to(args.device)
-    problems = problems_of(args.split, args.num_problems, args.num_steps)
-    evaluation = Evaluation(model, problems, config, load_predictor(source).to(args.device))
+    predictor = load_predictor(source).to(args.device)
+    try:
+        problems = problems_of(args.split, args.num_problems, args.num_steps)
+        evaluation = Evaluation(model, problems, config, predictor)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
     print(f"{args.split} split, {args.num_steps} entries per ledger, {args.dtype}, {config}")
     print(TABLE_HEAD, flush=True)
     reports = []

@@ -11,16 +11,19 @@ import pytest
 
 from benchmark import accuracy
 from benchmark.accuracy import SETTINGS, Cell, Run, cells, parse
-from benchmark.accuracy_tasks import choose_tasks
+from benchmark.accuracy_tasks import check_words, choose_tasks
 from benchmark.presets import PRESETS
 from benchmark.provenance import keep
 from benchmark.served import Client
+from sgl_dynts import demo_model_path
 from sgl_dynts.config import DynTSConfig
-from sgl_dynts.demo.ledger import Vocabulary, make_problem
+from sgl_dynts.demo.ledger import MAX_STEPS, Vocabulary, make_problem
 from sgl_dynts.policies import FULL
 from sgl_dynts.tasks.problems import SPLITS
+from sgl_dynts.training.language import Language
 
 VOCABULARY = Vocabulary()
+LANGUAGE = Language(str(demo_model_path()))
 SEEDS = SPLITS["test"]
 
 
@@ -66,7 +69,7 @@ def test_ledgers_are_asked_in_the_chat_template_and_judged_by_their_words(args):
     client = FakeClient(10, 4, wrong=[2])
     options = args("--steps", "10", "--num-problems", "4")
     (task,) = choose_tasks(options)
-    result = Run(options, client).measure(Cell(task, FULL, 1.0))
+    result = Run(options, client, LANGUAGE).measure(Cell(task, FULL, 1.0))
     assert (result["task"], result["n"], result["correct"]) == ("ledger-10", 4, 3)
     assert result["peak_kv_tokens"] == 77
     lengths = [len(make_problem(seed, 10).completion.split()) for seed in SEEDS[:4]]
@@ -87,7 +90,7 @@ def test_proportions_of_ones_own_are_another_cell_and_leave_the_full_cache_alone
     words = ("--steps", "10", "--num-problems", "2", "--policies", "predictor")
     client, results = FakeClient(10, 2), []
     for more in ((), ("--keep-ratio", "0.95"), ("--local-share", "0.2")):
-        run = Run(args(*words, *more), client)
+        run = Run(args(*words, *more), client, LANGUAGE)
         for cell in cells(run.args, choose_tasks(run.args)):
             if run.find(cell) is None:
                 results.append(run.measure(cell))
@@ -143,7 +146,7 @@ def test_a_run_that_is_ended_asks_nothing_more_before_its_server_is_ended(args, 
     monkeypatch.setattr(client, "call", call)
     (task,) = choose_tasks(options)
     with pytest.raises(SystemExit):
-        Run(options, client).measure(Cell(task, FULL, 1.0))
+        Run(options, client, LANGUAGE).measure(Cell(task, FULL, 1.0))
     asked = len(client.asked)
     ended.set()
     assert asked <= 3
@@ -223,6 +226,13 @@ def test_budgets_of_a_file_are_shares_of_what_the_full_cache_wrote(args, tmp_pat
 def test_a_preset_that_cannot_be_is_refused(args, text):
     with pytest.raises(ValueError, match=f"--preset {text}: give NAME=FILE"):
         choose_tasks(args("--preset", text))
+
+
+def test_ledgers_with_words_that_the_model_lacks_are_refused(args):
+    tasks = choose_tasks(args("--steps", str(MAX_STEPS), str(MAX_STEPS + 1), "--num-problems", "1"))
+    check_words(tasks[:1], LANGUAGE)
+    with pytest.raises(ValueError, match=f"ledger-{MAX_STEPS + 1}: .*at most {MAX_STEPS} entries"):
+        check_words(tasks, LANGUAGE)
 
 
 def test_programs_run_only_if_that_is_allowed(args, tmp_path):

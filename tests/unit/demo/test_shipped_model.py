@@ -93,5 +93,10 @@ def test_the_predictor_beats_recent_tokens_on_a_few_problems() -> None:
     assert run("dynts").correct > run("window").correct
 
 
+def test_ledgers_with_words_that_the_model_lacks_are_refused() -> None:
+    with pytest.raises(SystemExit, match=f"num_steps is 24, .*choose at most {ledger.MAX_STEPS}"):
+        evaluate.main(["--num-steps", "24", "--num-problems", "1"])
+
+
 def test_the_folder_is_a_few_megabytes() -> None:
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 4_000_000
