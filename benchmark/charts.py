@@ -174,7 +174,7 @@ def draw_accuracy(path: Path, results: list[dict[str, Any]]) -> None:
     )
     columns = min(len(panels), PANELS_IN_A_ROW)
     rows = math.ceil(len(panels) / columns)
-    size = (2.5 + 4.8 * columns, 4.4 * rows)
+    size = (4.8 * columns, 4.4 * rows + 2)
     figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     fractions = [cell["budget_fraction"] for cell in judged if cell["policy"] != "full"]
     for axis in axes.flat[len(panels) :]:
@@ -196,7 +196,7 @@ def draw_accuracy(path: Path, results: list[dict[str, Any]]) -> None:
     for axis in axes.flat:
         handles, labels = axis.get_legend_handles_labels()
         lines |= dict(zip(labels, handles, strict=True))
-    figure.legend(lines.values(), lines, frameon=False, loc="outside right center")
+    figure.legend(lines.values(), lines, frameon=False, loc="outside lower center", ncols=columns)
     save(figure, path)
 
 
