@@ -181,16 +181,8 @@ def draw_accuracy(path: Path, results: list[dict[str, Any]]) -> None:
         axis.set_axis_off()
     for axis, panel in zip(axes.flat, panels, strict=False):
         own = [result for result in judged if panel_of(result) == panel]
-        of_model = [result for result in judged if result["model"] == panel[1]]
-        for full in (result for result in own if result["policy"] == "full"):
-            axis.axhline(share(full), color="black", linewidth=0.9, linestyle=":", label="full cache")
-        for policy in POLICY_COLORS:
-            draw_policy(axis, policy, *(of_policy(cells, policy) for cells in (own, of_model)))
-        tidy(axis, "answered right, %", "{:g}")
-        axis.set_ylim(-3, 104)
-        axis.set_xticks(sorted({cell["budget_fraction"] for cell in own if cell["policy"] != "full"}))
+        draw_panel(axis, own, [result for result in judged if result["model"] == panel[1]])
         axis.set_xlim(min(fractions, default=0) - X_MARGIN, max(fractions, default=1) + X_MARGIN)
-        axis.set_xlabel("budget, share of the trace's tokens")
         axis.set_title(title_of(panel, panels, own[0]["n"]), fontsize=10)
     lines = {}
     for axis in axes.flat:
@@ -198,6 +190,18 @@ def draw_accuracy(path: Path, results: list[dict[str, Any]]) -> None:
         lines |= dict(zip(labels, handles, strict=True))
     figure.legend(lines.values(), lines, frameon=False, loc="outside lower center", ncols=columns)
     save(figure, path)
+
+
+def draw_panel(axis, cells: list[dict[str, Any]], of_model: list[dict[str, Any]]) -> None:
+    """Draw the cells of one panel; those of its model's other panels decide how a line looks."""
+    for full in of_policy(cells, "full"):
+        axis.axhline(share(full), color="black", linewidth=0.9, linestyle=":", label="full cache")
+    for policy in POLICY_COLORS:
+        draw_policy(axis, policy, of_policy(cells, policy), of_policy(of_model, policy))
+    tidy(axis, "answered right, %", "{:g}")
+    axis.set_ylim(-3, 104)
+    axis.set_xticks(sorted({cell["budget_fraction"] for cell in cells if cell["policy"] != "full"}))
+    axis.set_xlabel("budget, share of the trace's tokens")
 
 
 def panel_of(cell: dict[str, Any]) -> tuple[str, str, int]:

@@ -24,7 +24,7 @@ from sgl_dynts.config import DynTSConfig
 from sgl_dynts.demo.evaluate import SHIPPED_MODEL, problems_of, wilson_interval
 from sgl_dynts.demo.export import load_model_folder
 from sgl_dynts.demo.forced import Reading, num_right, read_held
-from sgl_dynts.demo.ledger import DEFAULT_STEPS, TRAIN_SEEDS, Problem, make_problem
+from sgl_dynts.demo.ledger import DEFAULT_STEPS, Problem
 from sgl_dynts.demo.model import DemoModel
 from sgl_dynts.demo.rollout import DynTSPolicy
 
@@ -41,7 +41,7 @@ def main() -> None:
     args = parse()
     torch.set_num_threads(1)
     model = load_model_folder(SHIPPED_MODEL)
-    training = [make_problem(seed) for seed in TRAIN_SEEDS[: args.num_training]]
+    training = problems_of("train", args.num_training, DEFAULT_STEPS)
     ways = fit_ways(batches(model, training), args.seed, args.epochs)
     print({way: fitted.held_out for way, fitted in ways.fitted.items()}, flush=True)
     validation = batches(model, problems_of("validation", args.num_validation, DEFAULT_STEPS))

@@ -11,7 +11,6 @@ windows are the same for all, as shares of the budget: no choice is made here.
 
 import argparse
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from sgl_dynts.demo.export import load_model_folder
 from sgl_dynts.demo.fit_importance import DEMO_RECIPE
 from sgl_dynts.demo.fit_model import Kind
 from sgl_dynts.demo.forced import Reading
-from sgl_dynts.demo.ledger import TEST_SEEDS, TRAIN_SEEDS, Problem, make_problem
+from sgl_dynts.demo.ledger import TEST_SEEDS, TRAIN_SEEDS
 from sgl_dynts.demo.rollout import DynTSPolicy
 from sgl_dynts.predictor import ImportancePredictor
 from sgl_dynts.training.states import TraceStates
@@ -52,14 +51,10 @@ def main() -> None:
     args = parse()
     torch.set_num_threads(1)
     model = load_model_folder(SHIPPED_MODEL)
-    training = {
-        name: batches(model, problems_of(kind, TRAIN_SEEDS[: args.num_training]))
-        for name, kind in KINDS.items()
-    }
-    test = {
-        name: batches(model, problems_of(kind, TEST_SEEDS[: args.num_test]))
-        for name, kind in KINDS.items()
-    }
+    training, test = (
+        {name: batches(model, [kind.problem(seed) for seed in seeds]) for name, kind in KINDS.items()}
+        for seeds in (TRAIN_SEEDS[: args.num_training], TEST_SEEDS[: args.num_test])
+    )
     states = {name: states_of(found) for name, found in training.items()}
     share = args.num_training // len(KINDS)
     states[ALL] = [each for name in KINDS for each in states[name][:share]]
@@ -72,11 +67,6 @@ def main() -> None:
             print(f"{fitted_to:16} on {used_on:16} {right}/{args.num_test}, {held} held", flush=True)
             print(json.dumps(result), flush=True)
             keep(args.out, result, SETTINGS)
-
-
-def problems_of(kind: Kind, seeds: Sequence[int]) -> list[Problem]:
-    """Return the problems of a kind and some seeds."""
-    return [make_problem(seed, kind.num_steps, brief=kind.brief) for seed in seeds]
 
 
 def distance_of(batch: Batch) -> int:

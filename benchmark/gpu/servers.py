@@ -27,6 +27,8 @@ SAMPLE_SECONDS = 0.25
 FLUSH_SECONDS = 30
 TINY_POOL = 4000
 INCREMENTS = "--incremental-streaming-output"
+"""Chunks that repeat all text so far keep the load generator, one thread, busier than a GPU: work that
+grows with the square of the outputs' length."""
 TINY_MEMORY_FRACTION = 0.1
 SHARED_MEMORY_FRACTION = 0.8
 """Of the memory that is free when a server starts; the other takes its part of that. It must not refuse
@@ -148,11 +150,7 @@ def load_of(loads: list[dict[str, Any]], seconds: float) -> Load:
 
 
 def arguments_of(setup: Setup, side: str, model: Path) -> list[str]:
-    """Return the arguments of one side's server; only its attention and DynTS's own flags differ.
-
-    Both stream increments. Chunks that repeat all text so far keep the load generator, one thread, busier
-    than a GPU: work that grows with the square of the outputs' length.
-    """
+    """Return the arguments of one side's server; only its attention and DynTS's own flags differ."""
     values: dict[str, Any] = {
         "model-path": model,
         "tokenizer-path": model / TOKENIZER_FOLDER,

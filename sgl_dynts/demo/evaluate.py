@@ -84,7 +84,7 @@ class Evaluation:
         self.config = config
         self.predictor = predictor
         self.vocabulary = Vocabulary()
-        if int(self._prompts(problems[:1]).max()) >= model.shape.vocab_size:
+        if max(self.vocabulary.encode(problems[0].prompt)) >= model.shape.vocab_size:
             raise ValueError(
                 f"num_steps is {problems[0].num_steps}, and the model knows {model.shape.vocab_size} "
                 f"words, not those of wide ledgers; choose at most {ledger.MAX_STEPS}, or a large model"
@@ -174,8 +174,7 @@ def wilson_interval(correct: int, n: int) -> tuple[float, float]:
 
 def problems_of(split: str, num_problems: int, num_steps: int) -> list[Problem]:
     """Return the first problems of a split, wide ones where the demo's words do not suffice."""
-    seeds = seeds_of(split, num_problems)
-    return [ledger.make_problem(seed, num_steps, wide=num_steps > ledger.MAX_STEPS) for seed in seeds]
+    return [ledger.make_problem_of_length(seed, num_steps) for seed in seeds_of(split, num_problems)]
 
 
 def format_report(report: Report) -> str:

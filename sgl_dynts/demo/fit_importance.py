@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,8 +12,7 @@ from sgl_dynts.demo.ledger import END_THINK, Problem, Vocabulary, read_again
 from sgl_dynts.demo.oracle import FAR_DISTANCE
 from sgl_dynts.predictor import ImportancePredictor
 from sgl_dynts.training.collect import Model, Target, collect, trace_key
-from sgl_dynts.training.fit import FitRecipe, Split, fit_predictor
-from sgl_dynts.training.fit_predictor import HEAD, print_epoch
+from sgl_dynts.training.fit import Epoch, FitRecipe, Split, fit_predictor
 from sgl_dynts.training.states import StateStore
 from sgl_dynts.training.trace_file import Trace
 
@@ -40,10 +39,12 @@ def train_predictor(
     recipe: FitRecipe = DEMO_RECIPE,
     target: Target = DEMO_TARGET,
     device: str = "cpu",
+    report: Callable[[Epoch], None] = lambda epoch: None,
 ) -> ImportancePredictor:
     """Return a predictor fitted to all `problems` but the last 40, which are measured only.
 
-    The traces are the references: the model's greedy traces are these very texts.
+    The traces are the references: the model's greedy traces are these very texts. `report` is called
+    after every epoch.
     """
     traces = [as_trace(problem) for problem in problems]
     keys = [trace_key(trace) for trace in traces]
@@ -53,8 +54,7 @@ def train_predictor(
         for _ in collect(store, traces, model.load(device), target):
             pass
         split = Split(tuple(keys[:-NUM_HELD_OUT]), tuple(keys[-NUM_HELD_OUT:]))
-        print(HEAD, flush=True)
-        return fit_predictor(store, split, recipe, device=device, report=print_epoch)[0]
+        return fit_predictor(store, split, recipe, device=device, report=report)[0]
 
 
 def as_trace(problem: Problem) -> Trace:

@@ -29,6 +29,10 @@ class Kind:
     brief: bool = False
     wide: bool = False
 
+    def problem(self, seed: int) -> ledger.Problem:
+        """Return the problem of this kind and a seed."""
+        return ledger.make_problem(seed, self.num_steps, brief=self.brief, wide=self.wide)
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -113,8 +117,7 @@ class Batches:
             self._recent = 0.0
 
     def _problem(self, kind: Kind) -> tuple[Tensor, int]:
-        seed = self.rng.choice(ledger.TRAIN_SEEDS)
-        problem = ledger.make_problem(seed, kind.num_steps, brief=kind.brief, wide=kind.wide)
+        problem = kind.problem(self.rng.choice(ledger.TRAIN_SEEDS))
         prompt = self.vocabulary.encode(problem.prompt)
         return torch.tensor(prompt + self.vocabulary.encode(problem.completion)), len(prompt)
 

@@ -169,9 +169,14 @@ def make_problem(
     )
 
 
+def make_problem_of_length(seed: int, num_steps: int) -> Problem:
+    """Return `make_problem`'s ledger, of up to `MAX_WIDE_STEPS` entries, a wide one above `MAX_STEPS`."""
+    return make_problem(seed, num_steps, wide=num_steps > MAX_STEPS)
+
+
 def make_task_problem(seed: int, num_steps: int) -> problems.Problem:
-    """Return `make_problem`'s ledger in the form that all tasks share, a wide one above `MAX_STEPS`."""
-    problem = make_problem(seed, num_steps, wide=num_steps > MAX_STEPS)
+    """Return `make_problem_of_length`'s ledger in the form that all tasks share."""
+    problem = make_problem_of_length(seed, num_steps)
     return problems.Problem(
         id=f"ledger-{num_steps}-{seed}",
         task=f"ledger-{num_steps}",

@@ -31,7 +31,6 @@ def small(monkeypatch):
     )
     monkeypatch.setitem(train.SIZES, "large", size)
     monkeypatch.setattr(fit_importance, "NUM_HELD_OUT", 1)
-    return size
 
 
 def test_training_fit_and_evaluation_run_on_a_gpu(small, tmp_path, capsys):
