@@ -60,6 +60,23 @@ class LayerView:
         return total
 
 
+def received_from_newest(
+    queries: torch.Tensor, keys: torch.Tensor, is_held: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    """Return [b, width] float32, what each key gets from its request's newest query, the mean over heads.
+
+    Args:
+        queries: [b, query_heads, head_dim], one of each request.
+        keys: [b, width, kv_heads, head_dim], what the requests hold, padded to one width.
+        is_held: [b, width] bool; what is padding gets 0.
+        scaling: of the logits.
+    """
+    num, _, kv_heads, head_dim = keys.shape
+    grouped = queries.float().view(num, kv_heads, -1, head_dim)
+    logits = torch.einsum("bkgd,bhkd->bkgh", grouped, keys.float()) * scaling
+    return logits.masked_fill(~is_held[:, None, None], -torch.inf).softmax(-1).mean((1, 2))
+
+
 def _no_views() -> Iterable[LayerView]:
     return ()
 

@@ -1,23 +1,71 @@
 """The attention that every token has got, for requests whose policy asks for all of it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from sglang.srt.layers.radix_attention import RadixAttention
 
-from sgl_dynts.policies import LayerView
+from sgl_dynts.policies import LayerView, received_from_newest
+
+TOKENS_AT_ONCE = 1 << 16
+"""Bounds what the keys of a block take in float32: 134 MB with 4 KV heads of 128."""
 
 
 @dataclass(frozen=True)
 class Counted:
-    """One request of a forward: which of the forward's queries count, and [held] int64, what it holds.
+    """One request of a forward: which of the forward's queries count, and what it holds.
 
-    The queries are those of the last tokens that it holds.
+    The queries are those of the last of the ``held`` tokens in the request's ``row``.
     """
 
     queries: slice
-    slots: torch.Tensor
+    row: int
+    held: int
+
+    @property
+    def num(self) -> int:
+        """How many queries count."""
+        return self.queries.stop - self.queries.start
+
+
+class Many:
+    """The attention of a request's several queries, as in a prefill."""
+
+    def __init__(self, one: Counted, req_to_token: torch.Tensor) -> None:
+        self.queries = one.queries
+        self.slots = req_to_token[one.row, : one.held].long()
+        self.new_slots = self.slots[-one.num :]
+
+    def received(self, query: torch.Tensor, keys: torch.Tensor, scaling: float) -> torch.Tensor:
+        """Return [held] float32, what each of `slots` gets in one layer.
+
+        Args:
+            query: [num_tokens, query_heads, head_dim] of the whole forward.
+            keys: [num_slots, kv_heads, head_dim] of the layer's pool.
+            scaling: the layer's.
+        """
+        return LayerView(query[self.queries], keys[self.slots], scaling).received()
+
+
+class Block:
+    """The attention of many requests' one query each, as in a decode; padding is slot 0, nobody's."""
+
+    def __init__(self, some: Sequence[Counted], req_to_token: torch.Tensor) -> None:
+        device = req_to_token.device
+        queries, rows, held = (
+            torch.tensor(column, device=device)
+            for column in zip(*((one.queries.start, one.row, one.held) for one in some), strict=True)
+        )
+        width = max(one.held for one in some)
+        self.queries = queries
+        self.is_held = torch.arange(width, device=device) < held[:, None]
+        self.slots = torch.where(self.is_held, req_to_token[rows, :width], 0).long()
+        self.new_slots = self.slots.gather(1, held[:, None] - 1).flatten()
+
+    def received(self, query: torch.Tensor, keys: torch.Tensor, scaling: float) -> torch.Tensor:
+        """Return [b, width] float32, what each of `slots` gets in one layer; arguments as of `Many`."""
+        return received_from_newest(query[self.queries], keys[self.slots], self.is_held, scaling)
 
 
 class ReceivedAttention:
@@ -40,7 +88,7 @@ class ReceivedAttention:
         self.req_to_token = req_to_token
         self._num_layers = len(layers)
         self._rids: list[str] = []
-        self._counted: list[Counted] = []
+        self._counted: list[Many | Block] = []
         self._num_done = len(layers)
         self._forward_done = torch.cuda.Event() if req_to_token.is_cuda else None
         for layer in layers:
@@ -56,12 +104,11 @@ class ReceivedAttention:
             rows: row and length of question, by index in the batch, of the requests to count.
         """
         self._check_done()
-        self._counted = list(self._find(forward_batch, rows))
+        self._counted = list(self._group(self._find(forward_batch, rows)))
         self._rids = forward_batch.rids
         self._num_done = 0 if self._counted else self._num_layers
         for one in self._counted:
-            num = one.queries.stop - one.queries.start
-            self.received.index_fill_(0, one.slots[-num:], 0.0)
+            self.received.index_fill_(0, one.new_slots, 0.0)
 
     def _find(self, forward_batch, rows: Mapping[int, tuple[int, int]]) -> Iterator[Counted]:
         held = forward_batch.seq_lens_cpu.tolist()
@@ -76,8 +123,22 @@ class ReceivedAttention:
             row, question_len = rows.get(index, (0, held[index]))
             num = min(num_new, held[index] - question_len)
             if num > 0:
-                slots = self.req_to_token[row, : held[index]].long()
-                yield Counted(slice(end - num, end), slots)
+                yield Counted(slice(end - num, end), row, held[index])
+
+    def _group(self, counted: Iterable[Counted]) -> Iterator[Many | Block]:
+        """Put the requests of one query each together; sorted, so that little of a block is padding."""
+        by_length = sorted(counted, key=lambda one: one.held)
+        block: list[Counted] = []
+        for one in by_length:
+            if one.num > 1:
+                yield Many(one, self.req_to_token)
+                continue
+            if block and one.held * (len(block) + 1) > TOKENS_AT_ONCE:
+                yield Block(block, self.req_to_token)
+                block = []
+            block.append(one)
+        if block:
+            yield Block(block, self.req_to_token)
 
     def _count(self, layer: RadixAttention, args, _output) -> None:
         """After a layer's attention, when the K of its new tokens is in the pool."""
@@ -85,10 +146,10 @@ class ReceivedAttention:
         if not self._counted or forward_batch.rids is not self._rids:  # a warm-up is not announced
             return
         keys = self.kv_pool.get_key_buffer(layer.layer_id)
-        shape = (-1, layer.tp_q_head_num, layer.qk_head_dim)
+        query = query.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
         for one in self._counted:
-            view = LayerView(query[one.queries].view(shape), keys[one.slots], layer.scaling)
-            self.received[one.slots] += view.received() / self._num_layers
+            received = one.received(query, keys, layer.scaling) / self._num_layers
+            self.received.index_add_(0, one.slots.flatten(), received.flatten())
         self._num_done += 1
         if self._num_done == self._num_layers and self._forward_done is not None:
             self._forward_done.record()

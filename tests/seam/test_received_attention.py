@@ -9,6 +9,7 @@ import torch
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
+from sglang_dynts import received_attention
 from sglang_dynts.policy_scores import count_attention
 from sglang_dynts.received_attention import ReceivedAttention
 from sglang_dynts.runtime import _RUNTIMES, DynTSRuntime
@@ -144,6 +145,17 @@ def test_decode_steps_of_a_batch_add_up_for_each_request(world):
         world.forward(DECODE, (two, 1), (one, 1))
     world.assert_sums(one, two)
     assert sum(one.got[5:]) > 1
+
+
+def test_a_batch_of_more_tokens_than_are_read_at_once_is_split(world, monkeypatch):
+    """20 tokens at a time: requests of 6 and 7 tokens share a block, those of 9, 11 and 12 do not."""
+    monkeypatch.setattr(received_attention, "TOKENS_AT_ONCE", 20)
+    some = [One(row, question, "h2o") for row, question in enumerate((9, 3, 6, 8, 4), start=1)]
+    world.forward(EXTEND, *((one, one.question) for one in some))
+    for _ in range(3):
+        world.forward(DECODE, *((one, 1) for one in some))
+    assert [len(block.slots) for block in world.received._counted] == [2, 1, 1, 1]
+    world.assert_sums(*some)
 
 
 def test_sums_survive_a_compaction_and_a_reused_slot_begins_at_nothing(world):

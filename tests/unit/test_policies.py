@@ -21,6 +21,7 @@ from sgl_dynts.policies import (
     Random,
     build_policies,
     mix,
+    received_from_newest,
     rewrite_scores,
 )
 from sgl_dynts.score_pool import ScorePool
@@ -173,6 +174,19 @@ def test_what_a_key_receives_is_the_sum_over_queries_and_the_mean_over_heads(que
     rows = [seen_by_hand(one, head, row) for head in range(4) for row in range(queries)]
     expected = [sum(column) / 4 for column in zip(*rows, strict=True)]
     assert one.received().tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_newest_queries_of_many_requests_give_what_each_gives_alone_and_padding_gets_nothing():
+    some = [view(1, held) for held in (3, 7, 5)]
+    keys = torch.full((3, 7, 2, 8), torch.nan)
+    for index, one in enumerate(some):
+        keys[index, : len(one.keys)] = one.keys
+    is_held = torch.arange(7) < torch.tensor([3, 7, 5])[:, None]
+    found = received_from_newest(torch.cat([one.queries for one in some]), keys, is_held, some[0].scaling)
+    for index, one in enumerate(some):
+        heads = [seen_by_hand(one, head, 0) for head in range(4)]
+        expected = [sum(column) / 4 for column in zip(*heads, strict=True)]
+        assert found[index].tolist() == pytest.approx(expected + [0.0] * (7 - len(expected)), abs=1e-6)
 
 
 def test_h2o_keeps_what_received_most_whatever_the_predictor_says():
