@@ -8,7 +8,7 @@ from statistics import fmean
 from benchmark.presets import PRESETS, SAMPLES, SAMPLING
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.demo.ledger import MAX_STEPS, MAX_WIDE_STEPS, make_task_problem
-from sgl_dynts.tasks.graders import check_graders
+from sgl_dynts.tasks.graders import check_graders, grader_of
 from sgl_dynts.tasks.problems import Problem, read_problems, seeds_of
 from sgl_dynts.training.endpoint import Sampling
 from sgl_dynts.training.language import Language
@@ -85,17 +85,30 @@ def choose_tasks(args: argparse.Namespace) -> list[Task]:
 
 
 def check_words(tasks: list[Task], language: Language) -> None:
-    """Refuse ledgers whose words a model's tokenizer does not have.
+    """Refuse ledgers that a model's tokenizer does not read as a token for each word.
+
+    It may lack words. And transformers reads a model of type qwen2 with Qwen2's own tokenizer, whatever
+    the folder's ``tokenizer.json`` says.
 
     Raises:
         ValueError: names the task.
     """
     unknown = language.tokenizer.unk_token_id
     for task in tasks:
-        if task.by_reference and unknown is not None and unknown in language.prompt(task.problems[0]):
+        if not task.by_reference:
+            continue
+        words = grader_of(task.problems[0]).ask(task.problems[0]).split()
+        tokens = language.encode(" ".join(words))
+        if unknown in tokens:
             raise ValueError(
                 f"{task.name}: the model's tokenizer has no token for some of its words; the demo's "
                 f"model knows ledgers of at most {MAX_STEPS} entries, a large one of {MAX_WIDE_STEPS}"
+            )
+        if len(tokens) != len(words):
+            raise ValueError(
+                f"{task.name}: {type(language.tokenizer).__name__}, which transformers takes for this "
+                f"model, makes {len(tokens)} tokens of a question of {len(words)} words: ledgers are for "
+                "models that read each word as a token"
             )
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 START_SECONDS = 600
 REQUEST_SECONDS = 3600
+SECONDS_TO_END = 5
 LINES_OF_A_FAILURE = 40
 
 
@@ -94,7 +95,7 @@ def running(
         seconds: in which it must answer.
 
     Raises:
-        ServerError: it did not start, or had ended by itself when the block was done.
+        ServerError: it did not start, ended by itself, or dropped a request, with the end of its log.
     """
     port = free_port()
     command = [sys.executable, "-m", "sglang.launch_server", *words]
@@ -110,7 +111,12 @@ def running(
     client = Client(f"http://127.0.0.1:{port}")
     try:
         wait_until_up(client, process, log, seconds)
-        yield client
+        try:
+            yield client
+        except urllib.error.HTTPError:  # an answer
+            raise
+        except OSError as error:
+            raise ServerError(f"{error}: {fate_of(process)}; {log}:\n{tail_of(log)}") from error
         if process.poll() is not None:
             raise ServerError(f"the server ended by itself; {log}:\n{tail_of(log)}")
     finally:
@@ -130,6 +136,13 @@ def wait_until_up(client: Client, process: subprocess.Popen, log: Path, seconds:
         if time.monotonic() > deadline:
             raise ServerError(f"the server did not answer within {seconds:g} s; {log}:\n{tail_of(log)}")
         time.sleep(0.5)
+
+
+def fate_of(process: subprocess.Popen) -> str:
+    """Say whether a server that dropped a request still runs, some seconds after."""
+    with suppress(subprocess.TimeoutExpired):
+        return f"the server ended with {process.wait(SECONDS_TO_END)}"
+    return "the server still runs"
 
 
 def tail_of(log: Path) -> str:

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 
 from benchmark.charts import COLORS, NAMES, save, tidy
 from benchmark.gpu.report import Cell
-from benchmark.gpu.servers import Watch
+from benchmark.gpu.servers import Load, Watch
 from sglang_dynts.simulation.job import DYNTS, STOCK
 
 DASHES = ("-", "--", ":", "-.")
@@ -48,7 +48,9 @@ def nan_if_none(value: float | None) -> float:
 
 
 def draw_kv(path: Path, watches: Mapping[str, Watch], title: str) -> None:
-    """Draw KV tokens held and running requests over time, both sides.
+    """Draw KV tokens held and running requests over time, both sides from their first request on.
+
+    What comes before is the load generator's: on the side that is asked first it is imported then.
 
     Args:
         path: of the PNG.
@@ -57,7 +59,7 @@ def draw_kv(path: Path, watches: Mapping[str, Watch], title: str) -> None:
     """
     figure, axes = plt.subplots(2, 1, figsize=(9, 5.5), sharex=True, layout="constrained")
     for side, watch in watches.items():
-        seconds = [load.seconds for load in watch.loads]
+        seconds = seconds_since_first(watch.loads)
         for axis, values in (
             (axes[0], [load.used_tokens for load in watch.loads]),
             (axes[1], [load.running for load in watch.loads]),
@@ -67,5 +69,13 @@ def draw_kv(path: Path, watches: Mapping[str, Watch], title: str) -> None:
     tidy(axes[1], "running requests")
     axes[0].legend(frameon=False)
     axes[1].set_xlabel("seconds")
+    axes[1].set_xlim(left=0)
     figure.suptitle(title, fontsize=12)
     save(figure, path)
+
+
+def seconds_since_first(loads: Sequence[Load]) -> list[float]:
+    """Return when each sample was taken, counted from the last one before a request ran."""
+    first = next((number for number, load in enumerate(loads) if load.running), 0)
+    start = loads[max(0, first - 1)].seconds if loads else 0.0
+    return [load.seconds - start for load in loads]

@@ -17,7 +17,9 @@ from benchmark.provenance import keep
 from benchmark.served import Client
 from sgl_dynts import demo_model_path
 from sgl_dynts.config import DynTSConfig
-from sgl_dynts.demo.ledger import MAX_STEPS, Vocabulary, make_problem
+from sgl_dynts.demo.export import save_model_folder
+from sgl_dynts.demo.ledger import MAX_STEPS, Vocabulary, make_problem, vocabulary
+from sgl_dynts.demo.model import DemoModel, ModelShape
 from sgl_dynts.policies import FULL
 from sgl_dynts.tasks.problems import SPLITS
 from sgl_dynts.training.language import Language
@@ -233,6 +235,16 @@ def test_ledgers_with_words_that_the_model_lacks_are_refused(args):
     check_words(tasks[:1], LANGUAGE)
     with pytest.raises(ValueError, match=f"ledger-{MAX_STEPS + 1}: .*at most {MAX_STEPS} entries"):
         check_words(tasks, LANGUAGE)
+
+
+def test_ledgers_for_a_tokenizer_that_does_not_read_words_are_refused(args, tmp_path):
+    """transformers takes a tokenizer of its own for every Qwen2, not the one in the folder."""
+    save_model_folder(tmp_path, DemoModel(ModelShape(len(vocabulary()), "qwen2")), training_minutes=1.0)
+    tasks = choose_tasks(args("--steps", "10", "--num-problems", "1"))
+    with pytest.raises(
+        ValueError, match=r"ledger-10: Qwen2Tokenizer, .* makes \d+ tokens of a question of"
+    ):
+        check_words(tasks, Language(str(tmp_path)))
 
 
 def test_programs_run_only_if_that_is_allowed(args, tmp_path):

@@ -110,6 +110,23 @@ def test_a_server_that_ends_instead_of_starting_gives_its_log(tmp_path):
         pytest.fail("it started")
 
 
+def test_a_server_that_dies_of_a_request_gives_its_log(tmp_path):
+    with (
+        pytest.raises(served.ServerError, match=r"(?s)the server ended with 7; .*log:.*out of luck"),
+        served.running([], tmp_path / "log", {}, seconds=60) as client,
+    ):
+        client.call("/die", {})
+
+
+def test_a_server_that_drops_a_request_and_lives_is_told_from_one_that_dies(tmp_path, monkeypatch):
+    monkeypatch.setattr(served, "SECONDS_TO_END", 0.1)
+    with (
+        pytest.raises(served.ServerError, match="without response: the server still runs"),
+        served.running([], tmp_path / "log", {}, seconds=60) as client,
+    ):
+        client.call("/drop", {})
+
+
 def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(served.Client, "is_up", lambda _client: False)
     with (

@@ -659,6 +659,14 @@ def test_missing_entry_points_are_named(monkeypatch):
     assert check.missing_entry_points() == ["dynts", "dynts_host_cpu"]
 
 
+def test_a_chart_begins_with_the_first_request():
+    waited = [Load(0.25, 0, 0), Load(0.5, 0, 0), Load(0.75, 9, 1), Load(1.25, 12, 1), Load(1.5, 0, 0)]
+    assert plots.seconds_since_first(waited) == [-0.25, 0.0, 0.25, 0.75, 1.0]
+    assert plots.seconds_since_first(WATCH.loads) == [0.0, 0.25]
+    assert plots.seconds_since_first(waited[:2]) == [0.0, 0.25]
+    assert plots.seconds_since_first([]) == []
+
+
 def test_the_charts_are_drawn(tmp_path):
     cells = [
         report.Case("fixed_batch", "tiny", batch, length).cell("tokens/s", {"stock": 1.0, "dynts": 2.0})

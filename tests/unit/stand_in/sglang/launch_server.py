@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 LOAD = {"num_used_tokens": 30, "num_running_reqs": 2, "max_total_num_tokens": 600}
@@ -13,6 +14,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/drop":
+            return
+        if self.path == "/die":
+            os.write(1, b"out of luck\n")
+            os._exit(7)
         if self.path.startswith("/flush_cache"):
             self._answer("Cache flushed.")
             return
