@@ -23,7 +23,7 @@ from benchmark.charts import draw_accuracy
 from benchmark.grading import Reply, ends_in_loop, mean_held, summarize
 from benchmark.presets import LLAMA, QWEN
 from benchmark.provenance import RESULTS, keep, parser_of, provenance
-from benchmark.served import Client, served, unwind_on_sigterm
+from benchmark.served import Client, ServerError, served, unwind_on_sigterm
 from sgl_dynts import demo_model_path
 from sgl_dynts.checkpoint import PredictorHeader, find_predictor
 from sgl_dynts.config import DynTSConfig
@@ -190,15 +190,22 @@ def main() -> None:
         sys.exit(f"error: {error}")
     unwind_on_sigterm()
     print(HEAD, flush=True)
-    with served(args.url, args.model, args.server_args) as client:
-        run = Run(args, client, language)
-        for cell in cells(args, tasks):
-            result = run.find(cell)
-            if result is None:
-                result = run.measure(cell)
-                keep(args.out, result, SETTINGS)
-            print(format_row(result), flush=True)
+    try:
+        with served(args.url, args.model, args.server_args) as client:
+            run_cells(Run(args, client, language), tasks)
+    except ServerError as error:
+        sys.exit(f"error: {error}")
     draw_accuracy(args.out.with_suffix(".png"), json.loads(args.out.read_text()))
+
+
+def run_cells(run: Run, tasks: list[Task]) -> None:
+    """Measure what is not in the results yet, keep and print each cell."""
+    for cell in cells(run.args, tasks):
+        result = run.find(cell)
+        if result is None:
+            result = run.measure(cell)
+            keep(run.args.out, result, SETTINGS)
+        print(format_row(result), flush=True)
 
 
 def device_of(kind: str) -> str:

@@ -42,6 +42,7 @@ ALL = {
 EXACT = {"triton": under("triton", environment={"TRITON_F32_DEFAULT": "ieee"})}
 HALF = ("--dtype", "bfloat16")
 POOL = ("--max-total-tokens", "20000", "--mem-fraction-static", "0.6")
+CROWD = ("--max-total-tokens", "800000", "--max-running-requests", "512", "--mem-fraction-static", "0.3")
 MIXED = ("--enable-mixed-chunk", "--chunked-prefill-size", "64")
 WINDOWS = Windows(96, 16, 0.4)
 LENGTHS = (5, 12, 20, 31, 40, 47, 60, 75, 90, 110, 130, 150)
@@ -140,6 +141,20 @@ def answers_right(server: Server, num_problems: int) -> None:
     assert all(reply["meta_info"]["dynts"]["compactions"] >= 10 for reply in replies)
     assert sum(right) >= 0.9 * num_problems, right
     server.assert_nothing_leaked()
+
+
+def test_a_crowd_whose_windows_compact_every_eight_tokens_is_served(start, kernels):
+    """After the same questions with the full cache, as two servers on an H200 lost such a crowd once."""
+    problems = evaluate.problems_of("test", 500, ledger.DEFAULT_STEPS)
+    prompts = [ledger.Vocabulary().encode(problem.prompt) for problem in problems]
+    narrow = {"budget": 185, "local_window": 41, "keep_ratio": 0.95}
+    with start(DEMO, *kernels.flags, *HALF, *CROWD) as server:
+        for dynts in ({"enabled": False}, narrow, narrow):
+            load = [{"prompt": prompt, "length": 690, "dynts": dynts} for prompt in prompts]
+            replies = server.generate_all(load)
+            assert {len(reply["output_ids"]) for reply in replies} == {690}
+        assert all(reply["meta_info"]["dynts"]["compactions"] >= 50 for reply in replies)
+        server.assert_nothing_leaked()
 
 
 def test_untriggered_it_gives_the_bits_of_stock(start, wide_model, kernels):

@@ -14,7 +14,7 @@ from benchmark.accuracy import SETTINGS, Cell, Run, cells, parse
 from benchmark.accuracy_tasks import check_words, choose_tasks
 from benchmark.presets import PRESETS
 from benchmark.provenance import keep
-from benchmark.served import Client
+from benchmark.served import Client, ServerError
 from sgl_dynts import demo_model_path
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.demo.export import save_model_folder
@@ -168,6 +168,18 @@ def test_windows_that_cannot_be_are_refused_before_a_server_is_started(
     monkeypatch.setattr("sys.argv", [*line, "--out", str(tmp_path / "accuracy.json")])
     monkeypatch.setattr(accuracy, "served", lambda *_: pytest.fail("a server was started"))
     with pytest.raises(SystemExit, match=re.escape(named)):
+        accuracy.main()
+
+
+def test_a_server_that_fails_ends_the_command_with_what_it_said(monkeypatch, tmp_path):
+    def served(*_):
+        raise ServerError("the server ended with 7; log: out of luck")
+
+    out = tmp_path / "accuracy.json"
+    monkeypatch.setattr("sys.argv", ["accuracy", "--num-problems", "2", "--out", str(out)])
+    monkeypatch.setattr(accuracy, "served", served)
+    monkeypatch.setattr(accuracy, "unwind_on_sigterm", lambda: None)
+    with pytest.raises(SystemExit, match="error: the server ended with 7; log: out of luck"):
         accuracy.main()
 
 
