@@ -97,17 +97,18 @@ def check_words(tasks: list[Task], language: Language) -> None:
     for task in tasks:
         if not task.by_reference:
             continue
-        words = grader_of(task.problems[0]).ask(task.problems[0]).split()
-        tokens = language.encode(" ".join(words))
-        if unknown in tokens:
+        problem = task.problems[0]
+        if unknown is not None and unknown in language.prompt(problem):
             raise ValueError(
                 f"{task.name}: the model's tokenizer has no token for some of its words; the demo's "
                 f"model knows ledgers of at most {MAX_STEPS} entries, a large one of {MAX_WIDE_STEPS}"
             )
-        if len(tokens) != len(words):
+        question = grader_of(problem).ask(problem)
+        num_words, num_tokens = len(question.split()), len(language.encode(question))
+        if num_tokens != num_words:
             raise ValueError(
                 f"{task.name}: {type(language.tokenizer).__name__}, which transformers takes for this "
-                f"model, makes {len(tokens)} tokens of a question of {len(words)} words: ledgers are for "
+                f"model, makes {num_tokens} tokens of a question of {num_words} words: ledgers are for "
                 "models that read each word as a token"
             )
 

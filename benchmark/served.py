@@ -20,6 +20,8 @@ START_SECONDS = 600
 REQUEST_SECONDS = 3600
 SECONDS_TO_END = 5
 LINES_OF_A_FAILURE = 40
+LOST = (urllib.error.URLError, ConnectionError, TimeoutError)
+"""What a request that gets no answer raises; the first also stands for `HTTPError`, which is one."""
 
 
 class ServerError(RuntimeError):
@@ -51,7 +53,7 @@ class Client:
         try:
             with urllib.request.urlopen(self.url + "/health", timeout=5):
                 return True
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
+        except LOST:
             return False
 
 
@@ -115,7 +117,7 @@ def running(
             yield client
         except urllib.error.HTTPError:  # an answer
             raise
-        except OSError as error:
+        except LOST as error:
             raise ServerError(f"{error}: {fate_of(process)}; {log}:\n{tail_of(log)}") from error
         if process.poll() is not None:
             raise ServerError(f"the server ended by itself; {log}:\n{tail_of(log)}")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from sglang.srt.layers.radix_attention import RadixAttention
 
+from sgl_dynts.compaction import to_device
 from sgl_dynts.policies import LayerView, received_from_newest
 
 TOKENS_AT_ONCE = 1 << 16
@@ -53,10 +54,8 @@ class Block:
 
     def __init__(self, some: Sequence[Counted], req_to_token: torch.Tensor) -> None:
         device = req_to_token.device
-        queries, rows, held = (
-            torch.tensor(column, device=device)
-            for column in zip(*((one.queries.start, one.row, one.held) for one in some), strict=True)
-        )
+        facts = torch.tensor([(one.queries.start, one.row, one.held) for one in some])
+        queries, rows, held = to_device(facts.T.contiguous(), device)
         width = max(one.held for one in some)
         self.queries = queries
         self.is_held = torch.arange(width, device=device) < held[:, None]
