@@ -59,7 +59,7 @@ class Seam:
 
 def register() -> None:
     """Put every seam of this process in place; called by SGLang before it parses arguments."""
-    from sglang_dynts import kernel_choice, server_args
+    from sglang_dynts.boot import kernel_choice, server_args
 
     if BACKEND_NAME not in ATTENTION_BACKEND_CHOICES:
         add_attention_backend_choices([BACKEND_NAME])
@@ -150,13 +150,14 @@ def _register_all(seams: list[Seam]) -> None:
 
 
 def _argument_seams() -> list[Seam]:
-    from sglang_dynts import server_args
+    from sglang_dynts.boot import server_args
 
     return [Seam(SERVER_ARGS, server_args.DynTSServerArgs, HookType.REPLACE)]
 
 
 def _tokenizer_seams() -> list[Seam]:
-    from sglang_dynts import health, reporting, request_options
+    from sglang_dynts.entry import options as request_options
+    from sglang_dynts.telling import health, reporting
 
     return [
         Seam(VERIFY_SAMPLING_PARAMS, request_options.verify_request, HookType.AFTER),
@@ -166,17 +167,11 @@ def _tokenizer_seams() -> list[Seam]:
 
 
 def _scheduler_seams() -> list[Seam]:
-    from sglang_dynts import (
-        admission,
-        compaction_step,
-        health,
-        policy_scores,
-        positions,
-        predictor_runner,
-        reporting,
-        resume,
-        runtime,
-    )
+    from sglang_dynts.forward import device_state as runtime
+    from sglang_dynts.forward import positions, predictor_runner
+    from sglang_dynts.scheduling import admission, policy_scores, resume
+    from sglang_dynts.scheduling import round as compaction_step
+    from sglang_dynts.telling import health, reporting
 
     return [
         Seam(LOAD_MODEL, predictor_runner.install_predictor, HookType.AFTER),
@@ -197,12 +192,12 @@ def _scheduler_seams() -> list[Seam]:
 def _register_attention_backend() -> None:
     from sglang.srt.layers.attention.attention_registry import register_attention_backend
 
-    from sglang_dynts.attention_backend import create_dynts_backend
+    from sglang_dynts.boot.attention_backend import create_dynts_backend
 
     register_attention_backend(BACKEND_NAME)(create_dynts_backend)
 
 
 def _build_radix_cache(context):
-    from sglang_dynts.radix_cache import build_radix_cache
+    from sglang_dynts.scheduling.prefix_cache import build_radix_cache
 
     return build_radix_cache(context)

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from sgl_dynts.checkpoint import digest, find_predictor
-from sglang_dynts.metrics import COUNTER, METRICS
+from sglang_dynts.telling.metrics import COUNTER, METRICS
 from tests.e2e.conftest import prompt
 from tests.e2e.server import Server
 from tests.fuzz import fuzz, options

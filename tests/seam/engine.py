@@ -17,11 +17,11 @@ from sgl_dynts.capacity import AnswerReserve
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.policies import build_policies
 from sgl_dynts.thinking import ThinkMarkers
-from sglang_dynts.capacity_state import CapacityState
-from sglang_dynts.compaction_step import _window_maker, compact_requests
-from sglang_dynts.host_copies import HostCopies
-from sglang_dynts.radix_cache import DynTSRadixCache
-from sglang_dynts.runtime import _RUNTIMES, DynTSRuntime
+from sglang_dynts.entry.host_copies import HostCopies
+from sglang_dynts.forward.device_state import _RUNTIMES, DynTSRuntime
+from sglang_dynts.scheduling.capacity_state import CapacityState
+from sglang_dynts.scheduling.prefix_cache import DynTSRadixCache
+from sglang_dynts.scheduling.round import _window_maker, compact_requests
 
 CONFIG = DynTSConfig(budget=20, local_window=6, keep_ratio=0.5)  # k 7, T 13, period 7
 MARKERS = ThinkMarkers((1,), (2,))

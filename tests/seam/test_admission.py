@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from sglang.srt.managers.schedule_policy import AddReqResult, PrefillAdder
 
-from sglang_dynts.admission import DynTSPrefillAdder, choose_adder
+from sglang_dynts.scheduling.admission import DynTSPrefillAdder, choose_adder
 from tests.seam.engine import CONFIG, NUM_SLOTS, OFF, PROMPT, Engine, batch_of, request, thoughts
 
 RETAINED, MEAN = 13, 2  # T of CONFIG with a short question, and a quarter of its period of 7

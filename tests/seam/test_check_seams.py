@@ -29,7 +29,7 @@ def test_every_hook_import_and_override_is_looked_at():
     for hooked in [*seams.scheduler_targets(), *seams.launcher_targets(), seams.SERVER_ARGS]:
         assert "seams.py" in targets[hooked]["used_by"]
     cache = "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache"
-    assert targets[cache]["used_by"] == ["radix_cache.py"]
+    assert targets[cache]["used_by"] == ["scheduling/prefix_cache.py"]
     assert "keyword_only up_to" in targets[f"{cache}.checkpoint"]["signature"]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from sglang_dynts.server_args import DynTSServerArgs
+from sglang_dynts.boot.server_args import DynTSServerArgs
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(

@@ -17,8 +17,8 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from sgl_dynts.checkpoint import AUTHOR_LAYER_NAMES, PREDICTOR_FILE, find_predictor, load_predictor
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.thinking import ThinkMarkers
-from sglang_dynts.compaction_step import _window_maker
-from sglang_dynts.server_args import resolve_windows
+from sglang_dynts.boot.server_args import resolve_windows
+from sglang_dynts.scheduling.round import _window_maker
 from tests import fuzz
 from tests.fuzz import Tally
 from tests.seam.engine import request

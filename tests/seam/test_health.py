@@ -12,9 +12,16 @@ from sglang.srt.managers.io_struct import GetInternalStateReqOutput
 from sgl_dynts.checkpoint import PREDICTOR_FILE, digest, find_predictor, load_predictor
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.thinking import ThinkMarkers
-from sglang_dynts import health, seams
-from sglang_dynts.health import HEALTH_PATH, add_facts, describe_configuration, judge, offer_health
-from sglang_dynts.predictor_runner import LoadedPredictor
+from sglang_dynts import seams
+from sglang_dynts.forward.predictor_runner import LoadedPredictor
+from sglang_dynts.telling import health
+from sglang_dynts.telling.health import (
+    HEALTH_PATH,
+    add_facts,
+    describe_configuration,
+    judge,
+    offer_health,
+)
 from tests.seam.engine import PROMPT, Engine, thoughts
 
 

@@ -6,7 +6,7 @@ import pytest
 from sglang.srt.utils.hf_transformers_utils import get_tokenizer
 
 from sgl_dynts.thinking import ThinkMarkers
-from sglang_dynts.markers import resolve_markers, separator_ids
+from sglang_dynts.boot.markers import resolve_markers, separator_ids
 from tests.e2e.models import END_THINK, SEPARATORS, THINK
 
 DYNTS = ("--attention-backend", "dynts")

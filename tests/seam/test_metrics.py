@@ -14,9 +14,9 @@ from sglang.srt.managers.scheduler_components.pool_stats_observer import PoolSta
 from sglang.srt.observability.metrics_collector import SchedulerStats
 
 import sglang_dynts
-from sglang_dynts import metrics
-from sglang_dynts.metrics import METRICS, DeviceTimes, Meter, PrometheusMeter
-from sglang_dynts.reporting import add_totals, new_meter
+from sglang_dynts.telling import metrics
+from sglang_dynts.telling.metrics import METRICS, DeviceTimes, Meter, PrometheusMeter
+from sglang_dynts.telling.reporting import add_totals, new_meter
 from tests.seam.engine import OFF, PROMPT, Engine, request, thoughts
 
 PACKAGE = Path(sglang_dynts.__file__).parent

@@ -6,8 +6,8 @@ import pytest
 import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
-from sglang_dynts.positions import restore_positions
-from sglang_dynts.runtime import _RUNTIMES, DynTSRuntime
+from sglang_dynts.forward.device_state import _RUNTIMES, DynTSRuntime
+from sglang_dynts.forward.positions import restore_positions
 
 
 class Runner:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sgl_dynts.checkpoint import PREDICTOR_FILE, load_predictor
-from sglang_dynts.predictor_runner import install_predictor
-from sglang_dynts.runtime import _RUNTIMES, DynTSRuntime
+from sglang_dynts.forward.device_state import _RUNTIMES, DynTSRuntime
+from sglang_dynts.forward.predictor_runner import install_predictor
 
 
 class LogitsProcessor(torch.nn.Module):

@@ -5,8 +5,8 @@ import torch
 from sglang.srt.managers.schedule_batch import FINISH_LENGTH, Req
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
-from sglang_dynts.compaction_step import compact_requests
-from sglang_dynts.radix_cache import DynTSRadixCache
+from sglang_dynts.scheduling.prefix_cache import DynTSRadixCache
+from sglang_dynts.scheduling.round import compact_requests
 from tests.seam.engine import MAX_LEN, NUM_SLOTS, OFF, PROMPT, Engine, batch_of, thoughts
 
 

@@ -9,10 +9,10 @@ import torch
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
-from sglang_dynts import received_attention
-from sglang_dynts.policy_scores import count_attention
-from sglang_dynts.received_attention import ReceivedAttention
-from sglang_dynts.runtime import _RUNTIMES, DynTSRuntime
+from sglang_dynts.forward import received_attention
+from sglang_dynts.forward.device_state import _RUNTIMES, DynTSRuntime
+from sglang_dynts.forward.received_attention import ReceivedAttention
+from sglang_dynts.scheduling.policy_scores import count_attention
 from tests.seam.engine import Engine, request
 
 NUM_HEADS, KV_HEADS, HEAD_DIM, NUM_LAYERS = 4, 2, 8, 3

@@ -8,7 +8,7 @@ from sglang.srt.configs.model_config import AttentionArch
 from sglang.srt.environ import envs
 from sglang.srt.runtime_context import override_platform
 
-from sglang_dynts.refusals import (
+from sglang_dynts.boot.refusals import (
     ENVIRONMENT_REFUSALS,
     FLAG_REFUSALS,
     MODEL_REFUSALS,
@@ -311,7 +311,7 @@ def test_every_refused_kind_of_model_has_a_case():
 @pytest.mark.parametrize(("kind", "facts"), MODEL_CASES, ids=[str(case[1]) for case in MODEL_CASES])
 def test_a_kind_of_model_is_refused_by_name(cfg, monkeypatch, kind, facts):
     mamba = object() if facts.get("mamba") else None
-    monkeypatch.setattr("sglang_dynts.refusals.mambaish_config", lambda _model: mamba)
+    monkeypatch.setattr("sglang_dynts.boot.refusals.mambaish_config", lambda _model: mamba)
     with refuses(f"--model-path {cfg.model_path}: it is a model with {kind}; serve it without DynTS"):
         refuse_unsupported(cfg, Namespace(**(vars(PLAIN_MODEL) | facts)))
 
@@ -322,7 +322,7 @@ def qwen2(head_dim: int | None) -> Namespace:
 
 
 def test_heads_of_their_own_size_are_refused_where_sglang_does_not_read_it(cfg, monkeypatch):
-    monkeypatch.setattr("sglang_dynts.refusals.mambaish_config", lambda _model: None)
+    monkeypatch.setattr("sglang_dynts.boot.refusals.mambaish_config", lambda _model: None)
     with refuses(
         f"--model-path {cfg.model_path} on a CPU: SGLang 0.5.23 takes heads of hidden_size / "
         "num_attention_heads = 32 there, its config.json says head_dim 64; use a GPU"
@@ -334,7 +334,7 @@ def test_heads_of_their_own_size_are_refused_where_sglang_does_not_read_it(cfg, 
 
 
 def test_a_plain_model_is_none_of_these(cfg, monkeypatch):
-    monkeypatch.setattr("sglang_dynts.refusals.mambaish_config", lambda _model: None)
+    monkeypatch.setattr("sglang_dynts.boot.refusals.mambaish_config", lambda _model: None)
     refuse_unsupported(cfg, PLAIN_MODEL)
 
 

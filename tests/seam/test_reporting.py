@@ -5,14 +5,14 @@ from types import SimpleNamespace
 from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
 from sglang.srt.managers.scheduler_components.pool_stats_observer import PoolStats
 
-from sglang_dynts.radix_cache import DynTSRadixCache
-from sglang_dynts.reporting import (
+from sglang_dynts.entry.governed_request import RequestReport, Totals
+from sglang_dynts.scheduling.prefix_cache import DynTSRadixCache
+from sglang_dynts.telling.reporting import (
     DynTSOutputStreamer,
     add_totals,
     choose_streamer,
     report_one_object,
 )
-from sglang_dynts.request_report import RequestReport, Totals
 
 
 def test_a_report_keeps_the_numbers_of_earlier_lives():

@@ -7,7 +7,7 @@ import pytest
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from sgl_dynts.config import DynTSConfig
-from sglang_dynts.request_options import config_of_request, policy_of_request, request_config
+from sglang_dynts.entry.options import config_of_request, policy_of_request, request_config
 
 SERVER = DynTSConfig(96, 16, 0.4)
 KNOWN = "enabled, return_compactions, return_tokens, budget, local_window, keep_ratio, policy"

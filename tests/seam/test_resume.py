@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sgl_dynts.thinking import ThinkingTracker
-from sglang_dynts.host_copies import HostCopies, bytes_per_token
-from sglang_dynts.resume import allow_beyond_pool
+from sglang_dynts.entry.host_copies import HostCopies, bytes_per_token
+from sglang_dynts.scheduling.resume import allow_beyond_pool
 from tests.seam.engine import CONFIG, NUM_SLOTS, OFF, PROMPT, Engine, request, thoughts
 
 

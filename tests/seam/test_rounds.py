@@ -4,7 +4,7 @@ import pytest
 import torch
 from sglang.srt.managers.schedule_batch import FINISH_LENGTH, Req
 
-from sglang_dynts.compaction_step import compact_requests
+from sglang_dynts.scheduling.round import compact_requests
 from tests.seam.engine import OFF, Engine, batch_of, thoughts
 
 

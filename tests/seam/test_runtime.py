@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import torch
 
 from sgl_dynts.predictor import ImportancePredictor
-from sglang_dynts.runtime import _RUNTIMES, DynTSRuntime, runtime_of, score_tokens
+from sglang_dynts.forward.device_state import _RUNTIMES, DynTSRuntime, runtime_of, score_tokens
 
 
 class Runner:

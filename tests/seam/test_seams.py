@@ -10,7 +10,7 @@ from sglang.srt.mem_cache import registry
 from sglang.srt.plugins.hook_registry import HookRegistry
 
 from sglang_dynts import seams
-from sglang_dynts.server_args import DynTSServerArgs
+from sglang_dynts.boot.server_args import DynTSServerArgs
 
 SCHEDULER_TARGETS = seams.scheduler_targets()
 LAUNCHER_TARGETS = [seam.target for seam in seams._tokenizer_seams()]

@@ -14,8 +14,8 @@ from sglang.srt.runtime_context import override_platform
 
 from sgl_dynts.checkpoint import PREDICTOR_FILE, PredictorHeader, save_predictor
 from sgl_dynts.predictor import ImportancePredictor
-from sglang_dynts import kernel_choice
-from sglang_dynts.server_args import DynTSServerArgs
+from sglang_dynts.boot import kernel_choice
+from sglang_dynts.boot.server_args import DynTSServerArgs
 
 DYNTS = ("--attention-backend", "dynts")
 FLAGS = (

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sglang.srt.managers.schedule_batch import Req
 
-from sglang_dynts.token_log import NEWEST, TokenLog
+from sglang_dynts.entry.token_log import NEWEST, TokenLog
 from tests.seam.engine import PROMPT, Engine, thoughts
 
 ASKED = {"dynts": {"return_tokens": True}}

@@ -16,6 +16,6 @@ def test_imports_run_one_way():
 
 
 def test_every_upstream_path_that_is_hooked_stands_in_one_file():
-    sources = (REPOSITORY / "python" / "sglang_dynts").glob("*.py")
+    sources = (REPOSITORY / "python" / "sglang_dynts").rglob("*.py")
     registering = [path.name for path in sources if "HookRegistry" in path.read_text()]
     assert registering == ["seams.py"]

@@ -7,7 +7,10 @@ what the stand-in computes evicts the host's caches on one side more than on the
 import time
 from collections.abc import Callable
 
-from sglang_dynts import compaction_step, policy_scores, positions, reporting
+from sglang_dynts.forward import positions
+from sglang_dynts.scheduling import policy_scores
+from sglang_dynts.scheduling import round as compaction_step
+from sglang_dynts.telling import reporting
 
 HOOKS: tuple[tuple[object, str], ...] = (
     (compaction_step, "compact_requests"),

@@ -17,7 +17,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 
 from sgl_dynts.compaction import apply_compaction
 from sgl_dynts.roofline import COMPACTION_LAUNCH_SECONDS, GPUS, SHAPES
-from sglang_dynts import compaction_step
+from sglang_dynts.scheduling import round as compaction_step
 from sglang_dynts.simulation.clock import VirtualClock
 from sglang_dynts.simulation.hook_clock import CLOCK
 from sglang_dynts.simulation.job import Job, PlannedRequest, Workload, plan_requests

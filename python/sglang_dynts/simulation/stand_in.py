@@ -18,7 +18,7 @@ from sgl_dynts.roofline import (
     decode_seconds,
     prefill_seconds,
 )
-from sglang_dynts.runtime import runtime_of
+from sglang_dynts.forward.device_state import runtime_of
 from sglang_dynts.simulation.job import PlannedRequest
 from sglang_dynts.simulation.tiny_model import END_THINK, EOS, WORDS
 

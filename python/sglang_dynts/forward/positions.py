@@ -2,7 +2,7 @@
 
 import torch
 
-from sglang_dynts.runtime import runtime_of
+from sglang_dynts.forward.device_state import runtime_of
 
 
 def restore_positions(forward_batch, cls, batch, model_runner, **_kwargs):

@@ -16,10 +16,10 @@ from sglang.srt.server_args import ServerArgs
 from sgl_dynts.checkpoint import PredictorHeader
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.policies import NEED_ALL_QUERIES, NEED_PREDICTOR, NEED_QUERIES, POLICIES, PREDICTOR
+from sglang_dynts.boot.refusals import refuse_unsupported
 from sglang_dynts.check_seams import check_release
+from sglang_dynts.forward.predictor_runner import check_hidden_size, find_for_policy
 from sglang_dynts.names import BACKEND_NAME, BASE_BACKENDS, SOURCE
-from sglang_dynts.predictor_runner import check_hidden_size, find_for_policy
-from sglang_dynts.refusals import refuse_unsupported
 
 _NAMESPACE = NS(BACKEND_NAME)
 WINDOW_FLAGS = {

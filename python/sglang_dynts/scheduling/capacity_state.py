@@ -7,8 +7,8 @@ import torch
 
 from sgl_dynts.capacity import AnswerReserve, room_beyond_retained
 from sgl_dynts.window import Cut
-from sglang_dynts.host_copies import HostCopies
-from sglang_dynts.runtime import DynTSRuntime
+from sglang_dynts.entry.host_copies import HostCopies
+from sglang_dynts.forward.device_state import DynTSRuntime
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from sgl_dynts.predictor import ImportancePredictor
 from sgl_dynts.score_pool import ScorePool
 from sgl_dynts.scoring import write_scores
 from sgl_dynts.window_table import WindowTable
+from sglang_dynts.forward.query_recorder import QueryRecorder, attention_layers, create_recorder
+from sglang_dynts.forward.received_attention import ReceivedAttention
 from sglang_dynts.names import BACKEND_NAME
-from sglang_dynts.observation import QueryRecorder, attention_layers, create_recorder
-from sglang_dynts.received_attention import ReceivedAttention
 
 _RUNTIMES: "WeakKeyDictionary[object, DynTSRuntime]" = WeakKeyDictionary()
 

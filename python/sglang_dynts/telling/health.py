@@ -9,10 +9,10 @@ from fastapi.responses import JSONResponse
 
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.thinking import ThinkMarkers
+from sglang_dynts.forward.device_state import is_enabled
+from sglang_dynts.forward.predictor_runner import LoadedPredictor
 from sglang_dynts.names import BACKEND_NAME
-from sglang_dynts.predictor_runner import LoadedPredictor
-from sglang_dynts.radix_cache import DynTSRadixCache
-from sglang_dynts.runtime import is_enabled
+from sglang_dynts.scheduling.prefix_cache import DynTSRadixCache
 
 HTTP_SERVER = "sglang.srt.entrypoints.http_server"
 HEALTH_PATH = "/dynts/health"

@@ -12,4 +12,4 @@ def activate() -> str | None:
     """
     if torch.accelerator.is_available() or os.environ.get("SGLANG_USE_CPU_ENGINE") == "1":
         return None
-    return "sglang_dynts.host_cpu_platform.HostCpuPlatform"
+    return "sglang_dynts.boot.host_cpu_platform.HostCpuPlatform"

@@ -16,12 +16,12 @@ from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
 from sgl_dynts.policies import Policy
 from sgl_dynts.window import RequestWindow
-from sglang_dynts.capacity_state import CapacityState
-from sglang_dynts.host_copies import bytes_per_token, read_copy, write_copy
-from sglang_dynts.metrics import Meter
-from sglang_dynts.request_options import policy_of_request, wants_compactions, wants_tokens
-from sglang_dynts.request_report import Numbers, RequestReport, Totals
-from sglang_dynts.token_log import TokenLog, read_new
+from sglang_dynts.entry.governed_request import Numbers, RequestReport, Totals
+from sglang_dynts.entry.host_copies import bytes_per_token, read_copy, write_copy
+from sglang_dynts.entry.options import policy_of_request, wants_compactions, wants_tokens
+from sglang_dynts.entry.token_log import TokenLog, read_new
+from sglang_dynts.scheduling.capacity_state import CapacityState
+from sglang_dynts.telling.metrics import Meter
 
 
 def build_radix_cache(context):

@@ -27,19 +27,19 @@ from sgl_dynts.policies import build_policies
 from sgl_dynts.thinking import ThinkingTracker, ThinkMarkers
 from sgl_dynts.window import Cut, RequestWindow
 from sgl_dynts.window_table import NEVER, UNKNOWN, WindowTable
-from sglang_dynts.capacity_state import CapacityState, Compaction
-from sglang_dynts.health import describe_configuration
-from sglang_dynts.host_copies import HostCopies, bytes_per_token
-from sglang_dynts.markers import resolve_markers, separator_ids
+from sglang_dynts.boot.markers import resolve_markers, separator_ids
+from sglang_dynts.entry.host_copies import HostCopies, bytes_per_token
+from sglang_dynts.entry.options import config_of_request, server_config
+from sglang_dynts.entry.token_log import note_compaction, read_window
+from sglang_dynts.forward.device_state import is_enabled, runtime_of
+from sglang_dynts.forward.predictor_runner import loaded_predictor
 from sglang_dynts.names import BACKEND_NAME
-from sglang_dynts.policy_scores import let_policies_score
-from sglang_dynts.predictor_runner import loaded_predictor
-from sglang_dynts.radix_cache import DynTSRadixCache
-from sglang_dynts.reporting import new_meter
-from sglang_dynts.request_options import config_of_request, server_config
-from sglang_dynts.resume import abort_lost
-from sglang_dynts.runtime import is_enabled, runtime_of
-from sglang_dynts.token_log import note_compaction, read_window
+from sglang_dynts.scheduling.capacity_state import CapacityState, Compaction
+from sglang_dynts.scheduling.policy_scores import let_policies_score
+from sglang_dynts.scheduling.prefix_cache import DynTSRadixCache
+from sglang_dynts.scheduling.resume import abort_lost
+from sglang_dynts.telling.health import describe_configuration
+from sglang_dynts.telling.reporting import new_meter
 
 logger = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from sgl_dynts.policies import (
     rewrite_scores,
 )
 from sgl_dynts.window import Cut
-from sglang_dynts.radix_cache import DynTSRadixCache
-from sglang_dynts.request_options import policy_of_request
-from sglang_dynts.runtime import runtime_of
+from sglang_dynts.entry.options import policy_of_request
+from sglang_dynts.forward.device_state import runtime_of
+from sglang_dynts.scheduling.prefix_cache import DynTSRadixCache
 
 
 def count_attention(forward_batch, cls, batch, model_runner, **_kwargs) -> None:

@@ -18,9 +18,9 @@ from sgl_dynts.checkpoint import (
 )
 from sgl_dynts.policies import NEED_PREDICTOR
 from sgl_dynts.predictor import ImportancePredictor
-from sglang_dynts.model_files import local_model_folder
+from sglang_dynts.boot.predictor_files import local_model_folder
+from sglang_dynts.forward.device_state import is_enabled, score_tokens
 from sglang_dynts.names import BACKEND_NAME
-from sglang_dynts.runtime import is_enabled, score_tokens
 
 logger = logging.getLogger(__name__)
 _LOADED: "WeakKeyDictionary[object, LoadedPredictor | None]" = WeakKeyDictionary()

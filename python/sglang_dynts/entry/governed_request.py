@@ -5,7 +5,7 @@ from functools import cached_property
 
 from sgl_dynts.policies import FULL, PREDICTOR
 from sgl_dynts.window import RequestWindow
-from sglang_dynts.token_log import TokenLog, Tokens
+from sglang_dynts.entry.token_log import TokenLog, Tokens
 
 Numbers = dict[str, int | float | bool | str | list[int] | Tokens]
 """What a client reads under ``meta_info.dynts``."""

@@ -7,7 +7,7 @@ from sglang.srt.managers.scheduler import _make_abort_req
 
 from sgl_dynts.capacity import room_beyond_retained
 from sgl_dynts.window import RequestWindow
-from sglang_dynts.radix_cache import DynTSRadixCache
+from sglang_dynts.scheduling.prefix_cache import DynTSRadixCache
 
 UNLIMITED = 1 << 30
 

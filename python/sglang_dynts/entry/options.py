@@ -6,8 +6,8 @@ from sglang.srt.runtime_context import get_context
 
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.policies import FULL, NEED_PREDICTOR, NEED_QUERIES, POLICIES
+from sglang_dynts.forward.predictor_runner import find_served_predictor
 from sglang_dynts.names import BACKEND_NAME
-from sglang_dynts.predictor_runner import find_served_predictor
 
 WINDOW_FIELDS = ("budget", "local_window", "keep_ratio")
 SWITCHES = ("enabled", "return_compactions", "return_tokens")

@@ -12,7 +12,7 @@ from sglang.srt.managers.schedule_policy import (
 
 from sgl_dynts.window import RequestWindow
 from sgl_dynts.window_table import NEVER
-from sglang_dynts.radix_cache import DynTSRadixCache
+from sglang_dynts.scheduling.prefix_cache import DynTSRadixCache
 
 
 def choose_adder(adder_class, scheduler):

@@ -7,11 +7,11 @@ import torch
 from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
 from sglang.srt.managers.scheduler_components.pool_stats_observer import PoolStats
 
-from sglang_dynts.metrics import PREDICTOR, Meter, PrometheusMeter, time_calls
+from sglang_dynts.forward.device_state import is_enabled
+from sglang_dynts.forward.predictor_runner import LoadedPredictor
 from sglang_dynts.names import BACKEND_NAME
-from sglang_dynts.predictor_runner import LoadedPredictor
-from sglang_dynts.radix_cache import DynTSRadixCache
-from sglang_dynts.runtime import is_enabled
+from sglang_dynts.scheduling.prefix_cache import DynTSRadixCache
+from sglang_dynts.telling.metrics import PREDICTOR, Meter, PrometheusMeter, time_calls
 
 SCORED_BATCH_SIZES = (1, 8, 64, 256)
 """Decode batches whose scoring is timed at the start, up to the most that may run."""

@@ -1,0 +1,1 @@
+"""Before anything is loaded: flags, what is refused, which kernels, where the predictor lies."""

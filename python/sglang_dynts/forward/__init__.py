@@ -1,0 +1,1 @@
+"""Inside a forward: scores, positions, and what a policy may read."""

@@ -1,0 +1,1 @@
+"""What the outside sees: a request's numbers, the log, metrics and health."""
