@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from benchmark.accuracy_tasks import Task, check_words, choose_tasks
-from benchmark.charts import draw_accuracy
-from benchmark.grading import Reply, ends_in_loop, mean_held, summarize
-from benchmark.presets import LLAMA, QWEN
-from benchmark.provenance import RESULTS, keep, parser_of, provenance
+from benchmark.harness.accuracy_tasks import Task, check_words, choose_tasks
+from benchmark.harness.charts import draw_accuracy
+from benchmark.harness.grading import Reply, ends_in_loop, mean_held, summarize
+from benchmark.harness.presets import LLAMA, QWEN
+from benchmark.harness.provenance import RESULTS, keep, parser_of, provenance
 from benchmark.served import Client, ServerError, served, unwind_on_sigterm
 from sgl_dynts import demo_model_path
 from sgl_dynts.checkpoint import PredictorHeader, find_predictor

@@ -13,11 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmark.charts import draw_capacity
-from benchmark.provenance import RESULTS, keep, parser_of, provenance
-from sgl_dynts.config import DynTSConfig
-from sgl_dynts.roofline import GPUS, SHAPES, mean_compacted_len
-from sglang_dynts.simulation.job import (
+from benchmark.harness.charts import draw_capacity
+from benchmark.harness.provenance import RESULTS, keep, parser_of, provenance
+from benchmark.simulation.job import (
     DYNTS,
     PAPER_WINDOWS,
     SIDES,
@@ -27,7 +25,9 @@ from sglang_dynts.simulation.job import (
     Windows,
     Workload,
 )
-from sglang_dynts.simulation.launch import SideProcess
+from benchmark.simulation.launch import SideProcess
+from sgl_dynts.config import DynTSConfig
+from sgl_dynts.roofline import GPUS, SHAPES, mean_compacted_len
 
 UNLIMITED = "unlimited"
 SETTINGS = (

@@ -23,12 +23,12 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from benchmark.charts import draw_iteration_cost
-from benchmark.provenance import RESULTS, keep, parser_of, provenance
+from benchmark.harness.charts import draw_iteration_cost
+from benchmark.harness.provenance import RESULTS, keep, parser_of, provenance
+from benchmark.simulation.job import DYNTS, SIDES, STOCK, Job, ServerSpec, Windows, Workload
+from benchmark.simulation.launch import SideProcess
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.roofline import H200, QWEN_7B, decode_seconds
-from sglang_dynts.simulation.job import DYNTS, SIDES, STOCK, Job, ServerSpec, Windows, Workload
-from sglang_dynts.simulation.launch import SideProcess
 
 RUNNING = (64, 128, 256, 512, 1000)
 BUDGETS = (1000, 2000, 5000)

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import torch
 
-from benchmark.provenance import RESULTS, parser_of
-from benchmark.trace_charts import TracePicture, draw_heat_strip, draw_importance, draw_sawtooth
+from benchmark.harness.provenance import RESULTS, parser_of
+from benchmark.harness.trace_charts import TracePicture, draw_heat_strip, draw_importance, draw_sawtooth
+from benchmark.ledgers.evaluate import problems_of
+from benchmark.ledgers.export import load_model_folder
+from benchmark.ledgers.model import DemoModel
+from benchmark.ledgers.oracle import FAR_DISTANCE, trace_targets
 from sgl_dynts import demo_model_path
 from sgl_dynts.checkpoint import find_predictor, load_predictor
 from sgl_dynts.config import DynTSConfig
-from sgl_dynts.demo.evaluate import problems_of
-from sgl_dynts.demo.export import load_model_folder
 from sgl_dynts.demo.ledger import END_THINK, Problem, Vocabulary, read_again
-from sgl_dynts.demo.model import DemoModel
-from sgl_dynts.demo.oracle import FAR_DISTANCE, trace_targets
 from sgl_dynts.predictor import ImportancePredictor
 from sgl_dynts.reference import kept_positions
 

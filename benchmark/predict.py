@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.gpu.shapes import WINDOWS, read_shape
-from benchmark.provenance import parser_of
+from benchmark.harness.provenance import parser_of
+from benchmark.simulation.job import DYNTS, SIDES, STOCK
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.roofline import (
     GPUS,
@@ -25,7 +26,6 @@ from sgl_dynts.roofline import (
     mean_compacted_len,
     mean_full_len,
 )
-from sglang_dynts.simulation.job import DYNTS, SIDES, STOCK
 
 
 @dataclass(frozen=True)

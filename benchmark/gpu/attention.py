@@ -24,10 +24,10 @@ from benchmark.gpu.report import Case, Cell, device_name, parser_with_out, repor
 from benchmark.gpu.shapes import CONFIGS, WINDOWS, gpu_named, roofline_shape
 from benchmark.gpu.targets import SHARE_OF_COPY
 from benchmark.gpu.timing import captured, milliseconds, nothing, this_device
+from benchmark.simulation.job import DYNTS, SIDES, STOCK, Windows
 from sgl_dynts.compaction import apply_with_torch
 from sgl_dynts.roofline import ModelShape
 from sgl_dynts.score_pool import ScorePool
-from sglang_dynts.simulation.job import DYNTS, SIDES, STOCK, Windows
 
 BENCH = "attention"
 NO_CACHE: Any = None

@@ -14,9 +14,9 @@ from benchmark.gpu.report import Case, Cell, outlook_of, parser_with_out
 from benchmark.gpu.servers import Setup, add_server_arguments
 from benchmark.gpu.serving import RandomLoad
 from benchmark.gpu.targets import PEAK, THROUGHPUT
+from benchmark.simulation.job import SIDES
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.roofline import mean_compacted_len
-from sglang_dynts.simulation.job import SIDES
 
 BENCH = "capacity"
 POOLFULS = 1.25

@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.metadata import entry_points, version
 
 from benchmark.gpu.report import PACKAGES, device_name
-from benchmark.provenance import parser_of
+from benchmark.harness.provenance import parser_of
 
 MODULES = ("torch", "sglang", "flashinfer", "sgl_dynts", "sglang_dynts", "matplotlib")
 ENTRY_POINTS = {"sglang.srt.plugins": "dynts", "sglang.srt.platforms": "dynts_host_cpu"}

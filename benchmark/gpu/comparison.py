@@ -8,7 +8,7 @@ from benchmark.gpu.plots import draw_kv
 from benchmark.gpu.report import Cell, device_name, report
 from benchmark.gpu.servers import RunningServer, Setup, Watch, run_sides, setup_of
 from benchmark.gpu.serving import RandomLoad, Served, SharedPrefixLoad, run_load
-from sglang_dynts.simulation.job import SIDES
+from benchmark.simulation.job import SIDES
 
 Load = TypeVar("Load", RandomLoad, SharedPrefixLoad)
 Sides = dict[str, tuple[Served, Watch]]

@@ -19,9 +19,9 @@ from benchmark.gpu.serving import RandomLoad
 from benchmark.gpu.targets import COMPACTION_SHARE, PEAK, SCORING_SHARE, THROUGHPUT, TIME
 from benchmark.gpu.timing import this_device
 from benchmark.predict import Outlook
+from benchmark.simulation.job import DYNTS, SIDES
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.roofline import compaction_seconds
-from sglang_dynts.simulation.job import DYNTS, SIDES
 
 BENCH = "fixed_batch"
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from benchmark.provenance import ROOT, parser_of
+from benchmark.harness.provenance import ROOT, parser_of
 from sgl_dynts import environment
 from sgl_dynts.environment import ENGINE, SetupError, pinned_version
 

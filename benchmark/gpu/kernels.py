@@ -16,12 +16,12 @@ from benchmark.gpu.models import random_predictor
 from benchmark.gpu.report import Case, Cell, device_name, parser_with_out, report
 from benchmark.gpu.shapes import CONFIGS, WINDOWS, gpu_named, roofline_shape
 from benchmark.gpu.timing import cache_flusher, captured, milliseconds, nothing, this_device
+from benchmark.simulation.job import DYNTS, STOCK, Windows
 from sgl_dynts.compaction import CompactionPlan, apply_compaction
 from sgl_dynts.roofline import Gpu, compaction_seconds
 from sgl_dynts.score_pool import ScorePool
 from sgl_dynts.scoring import write_scores
 from sgl_dynts.window import Cut
-from sglang_dynts.simulation.job import DYNTS, STOCK, Windows
 
 COMPACTION, SCORING, COPY = "compaction", "scoring", "copy"
 QUESTION_LEN = 32

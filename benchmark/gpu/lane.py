@@ -23,11 +23,11 @@ from pathlib import Path
 
 from benchmark.gpu import install
 from benchmark.gpu.shapes import TINY, WINDOWS
+from benchmark.harness.provenance import RESULTS, ROOT, commit, parser_of
 from benchmark.predict import Outlook
-from benchmark.provenance import RESULTS, ROOT, commit, parser_of
+from benchmark.simulation.job import SIDES, Windows
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.roofline import GPUS, SHAPES, Gpu, ModelShape
-from sglang_dynts.simulation.job import SIDES, Windows
 
 START_SECONDS = 45
 """Of one server on a GPU: imports, dummy weights, CUDA graphs."""

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from benchmark.charts import COLORS, NAMES, save, tidy
 from benchmark.gpu.report import Cell
 from benchmark.gpu.servers import Load, Watch
-from sglang_dynts.simulation.job import DYNTS, STOCK
+from benchmark.harness.charts import COLORS, NAMES, save, tidy
+from benchmark.simulation.job import DYNTS, STOCK
 
 DASHES = ("-", "--", ":", "-.")
 

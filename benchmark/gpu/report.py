@@ -14,10 +14,10 @@ import torch
 from benchmark.gpu.servers import Setup
 from benchmark.gpu.shapes import gpu_named, roofline_shape
 from benchmark.gpu.targets import is_standard, judged, verdict
+from benchmark.harness.provenance import RESULTS, commit, keep, parser_of, processor
+from benchmark.harness.provenance import command as command_line
 from benchmark.predict import Outlook
-from benchmark.provenance import RESULTS, commit, keep, parser_of, processor
-from benchmark.provenance import command as command_line
-from sglang_dynts.simulation.job import DYNTS, STOCK
+from benchmark.simulation.job import DYNTS, STOCK
 
 SETTINGS = ("bench", "shape", "batch", "output_len", "unit", "device", "command")
 """What tells one cell from another; the command, since it names windows, pool and flags."""

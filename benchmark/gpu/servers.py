@@ -18,9 +18,9 @@ import torch
 from benchmark.gpu.models import THINK_END, THINK_START, TOKENIZER_FOLDER, write_model
 from benchmark.gpu.shapes import CONFIGS, TINY, WINDOWS
 from benchmark.served import Client, running, unwind_on_sigterm
+from benchmark.simulation.job import SIDES, STOCK, Windows
+from benchmark.simulation.launch import PLUGINS
 from sgl_dynts.config import DynTSConfig
-from sglang_dynts.simulation.job import SIDES, STOCK, Windows
-from sglang_dynts.simulation.launch import PLUGINS
 
 Measured = TypeVar("Measured")
 SAMPLE_SECONDS = 0.25

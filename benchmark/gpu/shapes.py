@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmark.simulation.job import PAPER_WINDOWS, Windows
 from sgl_dynts.roofline import GPUS, SHAPES, Gpu, ModelShape
-from sglang_dynts.simulation.job import PAPER_WINDOWS, Windows
 
 TINY = "tiny"
 

@@ -13,7 +13,7 @@ from benchmark.gpu.report import Case, Cell, parser_with_out
 from benchmark.gpu.servers import Setup, add_server_arguments
 from benchmark.gpu.serving import SharedPrefixLoad
 from benchmark.gpu.targets import THROUGHPUT
-from sglang_dynts.simulation.job import SIDES
+from benchmark.simulation.job import SIDES
 
 BENCH = "shared_prefix"
 

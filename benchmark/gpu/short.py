@@ -16,7 +16,7 @@ from benchmark.gpu.comparison import draw
 from benchmark.gpu.report import parser_with_out, report
 from benchmark.gpu.servers import RunningServer, Setup, add_server_arguments, setup_of, side_by_side
 from benchmark.gpu.serving import run_load
-from sglang_dynts.simulation.job import SIDES
+from benchmark.simulation.job import SIDES
 
 PROGRAM = "gpu.short"
 SLACK_TOKENS = 8192

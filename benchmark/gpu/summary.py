@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmark.gpu.report import SETTINGS, parser_with_out, print_cell
 from benchmark.gpu.targets import BOTH, open_targets
-from benchmark.provenance import keep
+from benchmark.harness.provenance import keep
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from benchmark.gpu.servers import RunningServer, Setup, add_server_arguments, ru
 from benchmark.gpu.serving import RandomLoad, Served, run_load
 from benchmark.gpu.shapes import CONFIGS, TINY
 from benchmark.gpu.targets import IDENTICAL, TIME
-from sglang_dynts.simulation.job import DYNTS, SIDES, STOCK
+from benchmark.simulation.job import DYNTS, SIDES, STOCK
 
 BENCH = "untriggered"
 HOLDING_LEN = 7000

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import LlamaConfig
 
-from sgl_dynts.demo import evaluate
+from benchmark.ledgers import evaluate
 from tests.e2e.models import SHAPE
 
 DEMO = Path(evaluate.__file__).parent / "model"

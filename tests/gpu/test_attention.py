@@ -6,8 +6,8 @@ import torch
 from benchmark.gpu.attention import flashinfer_decode, slots_after, torch_decode
 from benchmark.gpu.shapes import roofline_shape
 from benchmark.gpu.timing import captured
+from benchmark.simulation.job import Windows
 from sgl_dynts.roofline import SHAPES
-from sglang_dynts.simulation.job import Windows
 
 
 @pytest.mark.parametrize("name", sorted(SHAPES))

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from sgl_dynts.demo import evaluate, ledger
+from benchmark.ledgers import evaluate
+from sgl_dynts.demo import ledger
 from tests.e2e.conftest import assert_equal, prompt
 from tests.e2e.hf_reference import Reference, Windows
 from tests.e2e.server import Server

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from benchmark.ledgers import fit_importance, train
+from benchmark.ledgers.fit_model import Kind, Stage
 from sgl_dynts.checkpoint import find_predictor
-from sgl_dynts.demo import fit_importance, train
-from sgl_dynts.demo.fit_model import Kind, Stage
 from sgl_dynts.demo.ledger import MAX_STEPS
 
 DEVICE = "cuda"

@@ -28,7 +28,7 @@ RUN_BY = {
     "python -m sgl_dynts.tasks": "tests/unit/tasks/test_problems.py",
     "python -m sglang_dynts.check_seams": "tests/seam/test_check_seams.py",
     "python -m benchmark.predict": "tests/unit/test_gpu_lane.py",
-    "python -m benchmark.pictures": "tests/unit/test_pictures.py",
+    "python -m benchmark.pictures": "tests/unit/benchmark/test_pictures.py",
     "python -m benchmark.gpu.lane": "tests/unit/test_gpu_lane.py",
     "python python/examples/frontend_program.py": "tests/e2e/test_front_ends.py",
     "python python/examples/openai_client.py": "tests/e2e/test_front_ends.py",

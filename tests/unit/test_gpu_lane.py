@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import constants
 from transformers import AutoTokenizer
 
-from benchmark import predict, provenance
+from benchmark import predict
 from benchmark.gpu import (
     attention,
     capacity_run,
@@ -38,6 +38,7 @@ from benchmark.gpu.models import THINK_END, THINK_START, TOKENIZER_FOLDER, write
 from benchmark.gpu.servers import Load, RunningServer, Setup, Watch
 from benchmark.gpu.serving import RandomLoad, Served, SharedPrefixLoad
 from benchmark.gpu.shapes import CONFIGS, WINDOWS, gpu_named, read_shape, roofline_shape, shape_of
+from benchmark.harness import provenance
 from benchmark.served import Client
 from sgl_dynts.checkpoint import find_predictor, load_predictor
 from sgl_dynts.config import DynTSConfig

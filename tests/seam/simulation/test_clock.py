@@ -1,6 +1,6 @@
 """Virtual time, on both loops."""
 
-from sglang_dynts.simulation.clock import VirtualClock
+from benchmark.simulation.clock import VirtualClock
 
 
 def test_without_overlap_the_host_waits_for_each_forward():

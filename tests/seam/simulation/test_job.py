@@ -4,7 +4,7 @@ import json
 from itertools import pairwise
 from math import inf
 
-from sglang_dynts.simulation.job import Job, ServerSpec, Windows, Workload, plan_requests
+from benchmark.simulation.job import Job, ServerSpec, Windows, Workload, plan_requests
 
 WORDS = range(8, 100)
 

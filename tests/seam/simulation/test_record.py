@@ -4,10 +4,10 @@ from itertools import pairwise
 
 import pytest
 
-from sglang_dynts.simulation.clock import VirtualClock
-from sglang_dynts.simulation.job import Workload, plan_requests
-from sglang_dynts.simulation.record import MOST_POINTS, Finished, Load, Recorder, Series
-from sglang_dynts.simulation.stand_in import Forward
+from benchmark.simulation.clock import VirtualClock
+from benchmark.simulation.job import Workload, plan_requests
+from benchmark.simulation.record import MOST_POINTS, Finished, Load, Recorder, Series
+from benchmark.simulation.stand_in import Forward
 
 
 def recorder(workload: Workload) -> tuple[Recorder, VirtualClock]:

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from benchmark.simulation.job import DYNTS, SIDES, STOCK, Job, ServerSpec, Windows, Workload
+from benchmark.simulation.launch import SideProcess, SimulationError
 from sgl_dynts.roofline import H200, QWEN_7B
-from sglang_dynts.simulation.job import DYNTS, SIDES, STOCK, Job, ServerSpec, Windows, Workload
-from sglang_dynts.simulation.launch import SideProcess, SimulationError
 
 pytestmark = pytest.mark.slow
 

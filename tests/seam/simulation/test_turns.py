@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from sglang_dynts.simulation.job import DYNTS, STOCK
-from sglang_dynts.simulation.turns import Turns
+from benchmark.simulation.job import DYNTS, STOCK
+from benchmark.simulation.turns import Turns
 
 
 @pytest.mark.parametrize("first_to_come", [STOCK, DYNTS])

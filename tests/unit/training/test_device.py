@@ -2,7 +2,7 @@
 
 import pytest
 
-from sgl_dynts.demo import evaluate, train
+from benchmark.ledgers import evaluate, train
 from sgl_dynts.training import fit_predictor
 from sgl_dynts.training.device import usable_device
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from benchmark.ledgers.fit_importance import as_trace
 from sgl_dynts import demo_model_path
 from sgl_dynts.checkpoint import find_predictor, load_predictor
-from sgl_dynts.demo.fit_importance import as_trace
 from sgl_dynts.demo.ledger import make_problem
 from sgl_dynts.training import collect, fit_predictor
 from sgl_dynts.training.collect import Model, Target, trace_states

@@ -1,0 +1,60 @@
+"""Builds SGLang's scheduler in this process, as its own launcher builds it in a child."""
+
+from pathlib import Path
+
+from sglang.srt import server_args
+from sglang.srt.managers.scheduler import Scheduler
+from sglang.srt.runtime_context import SpawnRanks, publish
+
+from benchmark.simulation.job import DYNTS, ServerSpec
+from benchmark.simulation.tiny_model import write_model
+from sgl_dynts.roofline import GPUS, SHAPES
+
+
+def pool_tokens(spec: ServerSpec) -> int:
+    """KV tokens of the simulated pool."""
+    return spec.pool_tokens or SHAPES[spec.shape].pool_tokens(GPUS[spec.gpu])
+
+
+def build_scheduler(spec: ServerSpec, side: str, folder: Path) -> Scheduler:
+    """Parse, resolve and publish the arguments, then build the scheduler; once per process.
+
+    Args:
+        spec: the server.
+        side: ``stock`` or ``dynts``.
+        folder: an empty folder for the model.
+    """
+    model = write_model(folder / "model", spec.context_len)
+    flags = _flags(spec, model) + (_dynts_flags(spec) if side == DYNTS else [])
+    args = server_args.prepare_server_args([*flags, *spec.flags])
+    args.resolve_once()
+    publish(args, role="scheduler", ranks=SpawnRanks(world_rank=0, dp_rank=None, gpu_id=0))
+    scheduler = Scheduler(args, server_args.PortArgs.init_new(args))
+    assert scheduler.max_total_num_tokens == pool_tokens(spec), scheduler.max_total_num_tokens
+    return scheduler
+
+
+def _flags(spec: ServerSpec, model: Path) -> list[str]:
+    values = {
+        "model-path": model,
+        "load-format": "dummy",
+        "device": "cpu",
+        "max-total-tokens": pool_tokens(spec),
+        "max-running-requests": spec.max_running,
+        "context-length": spec.context_len,
+        "chunked-prefill-size": spec.chunked_prefill,
+        "grammar-backend": "none",
+        "mem-fraction-static": 0.1,
+        "log-level": "error",
+    }
+    words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    return words if spec.overlap else [*words, "--disable-overlap-schedule"]
+
+
+def _dynts_flags(spec: ServerSpec) -> list[str]:
+    windows = spec.windows
+    return [
+        *("--attention-backend", "dynts", "--dynts-budget", str(windows.budget)),
+        *("--dynts-local-window", str(windows.local_window)),
+        *("--dynts-keep-ratio", str(windows.keep_ratio)),
+    ]

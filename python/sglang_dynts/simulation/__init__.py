@@ -1,5 +1,0 @@
-"""SGLang's real scheduler, radix cache and allocators with a stand-in for the model's forward.
-
-A side room: nothing of the plug-in imports it. A GPU's pool, hundreds of running requests and
-thousands of waiting ones run on one CPU core, in virtual time that the roofline tells.
-"""
