@@ -2,13 +2,13 @@
 
     python -m benchmark.ledgers.evaluate --num-problems 500
 
-Runs without a server: every policy answers the same held-out problems greedily.
+Runs without a server: every policy answers the same held-out problems greedily. With ``--out`` a row
+for each policy is kept, as `benchmark/results/families.json` has them.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmark.harness.grading import wilson_interval
+from benchmark.harness.provenance import keep, parser_of, provenance
 from benchmark.ledgers.export import load_model_folder
 from benchmark.ledgers.model import DemoModel
 from benchmark.ledgers.oracle import trace_targets
@@ -35,6 +36,10 @@ from sgl_dynts.training.device import usable_device
 SHIPPED_MODEL = demo_model_path()
 POLICIES = ("full", "dynts", "window", "random", "oracle")
 HELD_OUT = ("validation", "test")
+SETTINGS = (
+    *("family", "seed", "training_steps", "dtype", "budget", "local_window", "keep_ratio"),
+    *("split", "num_steps", "policy", "n"),
+)
 BATCH_SIZE = 100
 SPARE_TOKENS = 16
 
@@ -186,7 +191,7 @@ TABLE_HEAD = (
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print a table of all policies and one JSON line."""
+    """Print a table of all policies, and keep a row for each if a file is named."""
     args = _parse(arguments)
     torch.set_num_threads(args.threads)
     source = find_predictor(args.model)
@@ -205,15 +210,15 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     print(f"{args.split} split, {args.num_steps} entries per ledger, {args.dtype}, {config}")
     print(TABLE_HEAD, flush=True)
-    reports = []
     for name in args.policies:
-        reports.append(evaluation.run(name))
-        print(format_report(reports[-1]), flush=True)
-    print(json.dumps(_summary(args, config, reports)))
+        report = evaluation.run(name)
+        print(format_report(report), flush=True)
+        if args.out:
+            keep(args.out, _row(args, model.shape.family, config, report), SETTINGS)
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmark.ledgers.evaluate", description=__doc__)
+    parser = parser_of("ledgers.evaluate", __doc__)
     parser.add_argument(
         "--model", type=Path, default=SHIPPED_MODEL, help=f"folder that holds {PREDICTOR_FILE}"
     )
@@ -227,20 +232,20 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--keep-ratio", type=float, help="default: the predictor's")
     parser.add_argument("--device", type=usable_device, default="cpu", help="to compute on, such as cuda")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1, help="the model was trained with; recorded")
+    parser.add_argument("--training-steps", type=int, default=1100, help="of the model; recorded")
+    parser.add_argument("--out", type=Path, help="JSON list to keep a row for each policy in")
     return parser.parse_args(arguments)
 
 
-def _summary(args: argparse.Namespace, config: DynTSConfig, reports: list[Report]) -> dict[str, object]:
-    return {
-        "benchmark": "demo_ledger",
-        "split": args.split,
-        "num_steps": args.num_steps,
-        "dtype": args.dtype,
-        "device": args.device,
-        "torch": torch.__version__,
-        "config": asdict(config),
-        "reports": [asdict(report) for report in reports],
+def _row(args: argparse.Namespace, family: str, config: DynTSConfig, report: Report) -> dict[str, object]:
+    settings = {
+        name: getattr(args, name) for name in ("seed", "training_steps", "dtype", "split", "num_steps")
     }
+    windows = {name: getattr(config, name) for name in ("budget", "local_window", "keep_ratio")}
+    row = {"family": family, **settings, **windows, **asdict(report), **provenance("no server")}
+    device = {"device": torch.cuda.get_device_name()} if args.device.startswith("cuda") else {}
+    return row | {"torch": torch.__version__, **device}
 
 
 def _mean(batches: Iterable[Tensor]) -> float:

@@ -1,9 +1,12 @@
 """Rollouts under a policy hold what the method says, and drop it for good."""
 
+import json
+
 import pytest
 import torch
 
 from benchmark.harness.grading import wilson_interval
+from benchmark.ledgers import evaluate
 from benchmark.ledgers.model import DemoModel, ModelShape
 from benchmark.ledgers.rollout import (
     FREE,
@@ -91,3 +94,16 @@ def test_nothing_is_dropped_once_thinking_has_ended(model: DemoModel) -> None:
 
 def test_wilson_interval_of_19_in_20() -> None:
     assert wilson_interval(19, 20) == pytest.approx((0.7639, 0.9911), abs=1e-4)
+
+
+def test_an_evaluation_keeps_a_row_for_each_policy_and_puts_it_in_place_of_an_older_one(tmp_path):
+    out = tmp_path / "kept.json"
+    words = ["--num-problems", "1", "--num-steps", "6", "--policies", "window", "full"]
+    for _ in range(2):
+        evaluate.main([*words, "--out", str(out)])
+    rows = json.loads(out.read_text())
+    assert [(row["policy"], row["family"], row["n"], row["num_steps"]) for row in rows] == [
+        ("window", "qwen3", 1, 6),
+        ("full", "qwen3", 1, 6),
+    ]
+    assert set(evaluate.SETTINGS) <= set(rows[0])
