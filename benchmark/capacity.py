@@ -7,14 +7,13 @@ replaced by a stand-in whose time the roofline tells. Every cell runs both sides
 """
 
 import argparse
-import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from benchmark.harness.charts import draw_capacity
-from benchmark.harness.provenance import RESULTS, keep, parser_of, provenance
+from benchmark.harness.provenance import RESULTS, parser_of, provenance, publish
 from benchmark.simulation.job import (
     DYNTS,
     PAPER_WINDOWS,
@@ -59,8 +58,7 @@ def main() -> None:
         stock, dynts = run_both(cell, args.jobs)
         result = summarize(cell, stock, dynts)
         print_table(result, stock, dynts)
-        print(json.dumps(result), flush=True)
-        keep(args.out, result, SETTINGS)
+        publish(args.out, result, SETTINGS)
         draw_capacity(args.out.parent / f"{name_of(result)}.png", result, stock, dynts)
 
 

@@ -14,7 +14,6 @@ than there.
 """
 
 import argparse
-import json
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from benchmark.harness.charts import draw_iteration_cost
-from benchmark.harness.provenance import RESULTS, keep, parser_of, provenance
+from benchmark.harness.provenance import RESULTS, parser_of, provenance, publish
 from benchmark.simulation.job import DYNTS, SIDES, STOCK, Job, ServerSpec, Windows, Workload
 from benchmark.simulation.launch import SideProcess
 from sgl_dynts.config import DynTSConfig
@@ -105,8 +104,7 @@ def run_cell(cell: Cell, args: argparse.Namespace, sides: dict[str, SideProcess]
         both = {side: each.result() for side, each in running.items()}
     result = summarize(cell, both, args)
     print_row(result)
-    print(json.dumps(result), flush=True)
-    keep(args.out, result, SETTINGS)
+    publish(args.out, result, SETTINGS)
     return result
 
 

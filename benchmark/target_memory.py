@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from benchmark.harness.charts import draw_target_memory
-from benchmark.harness.provenance import RESULTS, keep, parser_of, provenance
+from benchmark.harness.provenance import RESULTS, parser_of, provenance, publish
 from sgl_dynts.training.importance import (
     TraceSpans,
     answer_importance,
@@ -46,8 +46,7 @@ def main() -> None:
         for target in args.targets:
             result = run_point(args, target, length)
             print_row(result)
-            print(json.dumps(result), flush=True)
-            keep(args.out, result, SETTINGS)
+            publish(args.out, result, SETTINGS)
     draw_target_memory(args.out.with_suffix(".png"), json.loads(args.out.read_text()))
 
 

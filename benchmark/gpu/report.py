@@ -1,7 +1,6 @@
 """What every command makes of its numbers: cells, printed, kept, and drawn."""
 
 import argparse
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ import torch
 from benchmark.gpu.servers import Setup
 from benchmark.gpu.shapes import gpu_named, roofline_shape
 from benchmark.gpu.targets import is_standard, judged, verdict
-from benchmark.harness.provenance import RESULTS, commit, keep, parser_of, processor
+from benchmark.harness.provenance import RESULTS, commit, parser_of, processor, publish
 from benchmark.harness.provenance import command as command_line
 from benchmark.predict import Outlook
 from benchmark.simulation.job import DYNTS, STOCK
@@ -90,8 +89,7 @@ def report(args: argparse.Namespace, cells: Sequence[Cell], program: str) -> Non
     results = [result_of(cell, args, program) for cell in cells]
     print_table(results)
     for result in results:
-        print(json.dumps(result), flush=True)
-        keep(args.out, result, SETTINGS)
+        publish(args.out, result, SETTINGS)
 
 
 def print_table(results: Sequence[dict[str, Any]]) -> None:

@@ -10,6 +10,8 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.ticker import FuncFormatter
 
+from benchmark.harness.grading import PAPERS_TARGET
+
 COLORS = {"stock": "#8a8d91", "dynts": "#d1495b"}
 NAMES = {"stock": "stock SGLang", "dynts": "DynTS"}
 TARGETS = {
@@ -151,8 +153,6 @@ OLD_NAME = "far_attention_max"
 LINE_STYLES = ("-", "--", "-.", ":")
 PANELS_IN_A_ROW = 3
 X_MARGIN = 0.06
-PAPERS_TARGET = "answer"
-"""Its marks are hollow."""
 
 
 def draw_accuracy(path: Path, results: list[dict[str, Any]]) -> None:

@@ -7,6 +7,8 @@ from math import comb, sqrt
 from statistics import fmean
 from typing import Any
 
+PAPERS_TARGET = "answer"
+"""What the paper trains a predictor on; others are ours."""
 LONGEST_LOOP = 128
 LEAST_REPEATS = 3
 Z_95 = 1.959964
@@ -42,14 +44,12 @@ def summarize(replies: Sequence[Sequence[Reply]], full_len: float | None) -> dic
     firsts = [samples[0] for samples in replies]
     every = [reply for samples in replies for reply in samples]
     n, correct = len(replies), sum(reply.is_right for reply in firsts)
-    low, high = wilson_interval(correct, n)
     mean_len = fmean(reply.output_len for reply in every)
     num_right = sum(reply.is_right for reply in every)
     numbers = {
         "n": n,
         "correct": correct,
-        "wilson_low": round(low, 4),
-        "wilson_high": round(high, 4),
+        **interval_of(correct, n),
         "mean_kv_tokens": round(fmean(reply.mean_kv for reply in every), 1),
         "peak_kv_tokens": max(reply.peak_kv for reply in every),
         "mean_output_len": round(mean_len, 1),
@@ -88,6 +88,12 @@ def wilson_interval(correct: int, n: int) -> tuple[float, float]:
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = Z_95 / (1 + z2 / n) * sqrt(share * (1 - share) / n + z2 / (4 * n * n))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def interval_of(correct: int, n: int) -> dict[str, float]:
+    """Return the interval as results have it."""
+    low, high = wilson_interval(correct, n)
+    return {"wilson_low": round(low, 4), "wilson_high": round(high, 4)}
 
 
 def ends_in_loop(tokens: Sequence[int]) -> bool:

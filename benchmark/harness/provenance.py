@@ -60,6 +60,12 @@ def keep(path: Path, result: dict[str, Any], settings: tuple[str, ...]) -> None:
     path.write_text(json.dumps([*kept, result], indent=1) + "\n")
 
 
+def publish(path: Path, result: dict[str, Any], settings: tuple[str, ...]) -> None:
+    """Print a result as one JSON line, and keep it as :func:`keep` does."""
+    print(json.dumps(result), flush=True)
+    keep(path, result, settings)
+
+
 def commit() -> str | None:
     """Return the commit, marked if the working tree differs from it in more than kept results.
 

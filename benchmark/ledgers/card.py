@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmark.harness.tables import card
 from benchmark.ledgers.evaluate import Report
 from benchmark.ledgers.fit_model import Recipe
 from benchmark.ledgers.oracle import FAR_DISTANCE
@@ -59,22 +60,9 @@ def _fields(figures: Figures) -> dict[str, object]:
         "keep_ratio": config.keep_ratio,
         "share": f"{100 * config.budget / full.thinking_len:.0f}",
         "n": full.n,
-        "float32": _rows(figures.float32),
-        "bfloat16": _rows(figures.bfloat16),
+        "float32": "\n".join(card(map(asdict, figures.float32.values()))),
+        "bfloat16": "\n".join(card(map(asdict, figures.bfloat16.values()))),
     }
-
-
-def _rows(reports: Mapping[str, Report]) -> str:
-    return "\n".join(_row(report) for report in reports.values())
-
-
-def _row(report: Report) -> str:
-    accuracy, low, high = (100 * x for x in (report.accuracy, report.low, report.high))
-    same = 100 * report.same_trace / report.n
-    return (
-        f"| {report.policy} | {accuracy:.1f} | {low:.1f} to {high:.1f} | {same:.1f} "
-        f"| {report.mean_held:.0f} | {report.peak_held} | {report.thinking_len:.0f} |"
-    )
 
 
 TEMPLATE = """---
@@ -127,15 +115,15 @@ thinking.
 
 float32:
 
-| policy | right, % | 95 % interval | same trace, % | mean held | peak held | thinking tokens |
-|---|---|---|---|---|---|---|
+<!-- generated: model-float32 -->
 {float32}
+<!-- end -->
 
 bfloat16:
 
-| policy | right, % | 95 % interval | same trace, % | mean held | peak held | thinking tokens |
-|---|---|---|---|---|---|---|
+<!-- generated: model-bfloat16 -->
 {bfloat16}
+<!-- end -->
 
 - full: everything is held. dynts: the predictor decides. random: scores are random, windows as in dynts.
 - window: question and newest tokens, at the full budget in every step.

@@ -9,7 +9,6 @@ once, with them.
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,8 +17,8 @@ from typing import Any
 
 import torch
 
-from benchmark.harness.grading import wilson_interval
-from benchmark.harness.provenance import RESULTS, keep, parser_of, provenance
+from benchmark.harness.grading import interval_of
+from benchmark.harness.provenance import RESULTS, parser_of, provenance, publish
 from benchmark.ledgers.evaluate import SHIPPED_MODEL, problems_of
 from benchmark.ledgers.export import load_model_folder
 from benchmark.ledgers.forced import Reading, num_right, read_held
@@ -32,6 +31,7 @@ from sgl_dynts.demo.ledger import DEFAULT_STEPS, Problem
 BATCH = 20
 LOCAL_SHARES = (0.22, 0.31)
 KEEP_RATIOS = (0.9, 0.95)
+NOTE = "forced traces, nothing simulated, one CPU thread"
 SETTINGS = ("way", "budget", "n", "seed")
 PolicyOf = Callable[[Batch, DynTSConfig, Reading], DynTSPolicy]
 """Makes the policy of a batch under some windows, from what was read of it before."""
@@ -57,8 +57,7 @@ def main() -> None:
                 f"{windows}, {held} held",
                 flush=True,
             )
-            print(json.dumps(result), flush=True)
-            keep(args.out, result, SETTINGS)
+            publish(args.out, result, SETTINGS)
 
 
 def choose(
@@ -100,23 +99,24 @@ def row(
     args: argparse.Namespace, ways: Ways, way: str, windows: DynTSConfig, found: float, right: int
 ) -> dict[str, Any]:
     """Return what is kept of one way under one budget."""
-    low, high = wilson_interval(right, args.num_test)
     return {
         "way": way,
-        "budget": windows.budget,
-        "local_window": windows.local_window,
-        "keep_ratio": windows.keep_ratio,
-        "seed": args.seed,
-        "n": args.num_test,
-        "right": right,
-        "wilson_low": round(low, 4),
-        "wilson_high": round(high, 4),
+        **judged(args, windows, right),
         "validation_n": args.num_validation,
         "validation_share": round(found, 4),
-        "num_training": args.num_training,
-        "epochs": args.epochs,
         **cost(ways, way),
-        **provenance("forced traces, nothing simulated, one CPU thread"),
+        **provenance(NOTE),
+    }
+
+
+def judged(args: argparse.Namespace, windows: DynTSConfig, right: int) -> dict[str, Any]:
+    """Return what a row says of the fits, the windows and the test split."""
+    return {
+        **{name: getattr(windows, name) for name in ("budget", "local_window", "keep_ratio")},
+        **{name: getattr(args, name) for name in ("seed", "num_training", "epochs")},
+        "n": args.num_test,
+        "right": right,
+        **interval_of(right, args.num_test),
     }
 
 
@@ -145,15 +145,20 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--ways", nargs="+", choices=(*FITTED, "oracle", "delayed_oracle"), default=None)
     add("--budgets", nargs="+", type=int, default=[185, 308], help="tokens; 30 and 50 %% of a trace")
-    add("--num-training", type=int, default=160)
     add("--num-validation", type=int, default=100)
-    add("--num-test", type=int, default=500)
-    add("--epochs", type=int, default=15)
-    add("--seed", type=int, default=1, help="of the fits")
+    add_fit_arguments(add, num_test=500)
     add("--out", type=Path, default=RESULTS / "predictor_gap.json")
     args = parser.parse_args()
     args.ways = args.ways or [*FITTED, "oracle", "delayed_oracle"]
     return args
+
+
+def add_fit_arguments(add: Callable[..., Any], num_test: int) -> None:
+    """Add what every study of fits on forced traces takes."""
+    add("--num-training", type=int, default=160, help="traces of each predictor")
+    add("--num-test", type=int, default=num_test)
+    add("--epochs", type=int, default=15)
+    add("--seed", type=int, default=1, help="of the fits")
 
 
 if __name__ == "__main__":

@@ -10,16 +10,13 @@ windows are the same for all, as shares of the budget: no choice is made here.
 """
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmark.harness.grading import wilson_interval
-from benchmark.harness.provenance import RESULTS, keep, parser_of, provenance
+from benchmark.harness.provenance import RESULTS, parser_of, provenance, publish
 from benchmark.ledgers.evaluate import SHIPPED_MODEL
 from benchmark.ledgers.export import load_model_folder
 from benchmark.ledgers.fit_importance import DEMO_RECIPE
@@ -27,7 +24,7 @@ from benchmark.ledgers.fit_model import Kind
 from benchmark.ledgers.forced import Reading
 from benchmark.ledgers.rollout import DynTSPolicy
 from benchmark.studies.gap_ways import Batch, InMemory, far_states, scores_at
-from benchmark.studies.predictor_gap import PolicyOf, batches, judge
+from benchmark.studies.predictor_gap import NOTE, PolicyOf, add_fit_arguments, batches, judge, judged
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.demo.ledger import TEST_SEEDS, TRAIN_SEEDS
 from sgl_dynts.predictor import ImportancePredictor
@@ -61,13 +58,17 @@ def main() -> None:
     states[ALL] = [each for name in KINDS for each in states[name][:share]]
     policies = {name: fitted(found, args) for name, found in states.items()} | {ORACLE: oracle}
     for fitted_to, policy_of in policies.items():
-        for used_on, judged in test.items():
-            windows = windows_of(judged[0], args.trace_share)
-            right, held = judge(model, policy_of, windows, judged)
-            result = row(args, fitted_to, used_on, windows, right)
+        for used_on, found in test.items():
+            windows = windows_of(found[0], args.trace_share)
+            right, held = judge(model, policy_of, windows, found)
+            result = {
+                "fitted_to": fitted_to,
+                "used_on": used_on,
+                **judged(args, windows, right),
+                **provenance(NOTE),
+            }
             print(f"{fitted_to:16} on {used_on:16} {right}/{args.num_test}, {held} held", flush=True)
-            print(json.dumps(result), flush=True)
-            keep(args.out, result, SETTINGS)
+            publish(args.out, result, SETTINGS)
 
 
 def distance_of(batch: Batch) -> int:
@@ -108,37 +109,12 @@ def windows_of(batch: Batch, trace_share: float) -> DynTSConfig:
     return DynTSConfig(budget, round(LOCAL_SHARE * budget), KEEP_RATIO)
 
 
-def row(
-    args: argparse.Namespace, fitted_to: str, used_on: str, windows: DynTSConfig, right: int
-) -> dict[str, Any]:
-    """Return what is kept of one pair."""
-    low, high = wilson_interval(right, args.num_test)
-    return {
-        "fitted_to": fitted_to,
-        "used_on": used_on,
-        "budget": windows.budget,
-        "local_window": windows.local_window,
-        "keep_ratio": windows.keep_ratio,
-        "n": args.num_test,
-        "right": right,
-        "wilson_low": round(low, 4),
-        "wilson_high": round(high, 4),
-        "num_training": args.num_training,
-        "epochs": args.epochs,
-        "seed": args.seed,
-        **provenance("forced traces, nothing simulated, one CPU thread"),
-    }
-
-
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = parser_of("studies.transfer", __doc__)
     add = parser.add_argument
     add("--trace-share", type=float, default=0.3, help="of the trace that fits beside the question")
-    add("--num-training", type=int, default=160, help="traces of each predictor")
-    add("--num-test", type=int, default=200)
-    add("--epochs", type=int, default=15)
-    add("--seed", type=int, default=1, help="of the fits")
+    add_fit_arguments(add, num_test=200)
     add("--out", type=Path, default=RESULTS / "transfer.json")
     return parser.parse_args()
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from benchmark.harness.grading import wilson_interval
+from benchmark.harness.grading import interval_of
 from benchmark.harness.provenance import RESULTS, keep, parser_of, provenance
 from benchmark.ledgers.evaluate import SHIPPED_MODEL, SPARE_TOKENS, problems_of
 from benchmark.ledgers.export import load_model_folder
@@ -203,8 +203,7 @@ def record_kind(word: str, true: set[str]) -> str:
 def store(args: argparse.Namespace, settings: tuple[str, str, str, int], found: dict[str, Any]) -> None:
     """Print and keep one row; of counts of answers with the interval of the right ones."""
     if "right" in found:
-        low, high = wilson_interval(found["right"], args.num_problems)
-        found = {**found, "wilson_low": round(low, 4), "wilson_high": round(high, 4)}
+        found = found | interval_of(found["right"], args.num_problems)
     result = dict(zip(SETTINGS, (*settings, args.num_problems), strict=True)) | found
     print(result, flush=True)
     about = provenance("the demo model in plain torch, one CPU thread")
