@@ -23,6 +23,7 @@ from benchmark.harness.charts import draw_accuracy
 from benchmark.harness.grading import Reply, ends_in_loop, mean_held, summarize
 from benchmark.harness.presets import LLAMA, QWEN
 from benchmark.harness.provenance import RESULTS, keep, parser_of, provenance
+from benchmark.harness.tables import answers
 from benchmark.served import Client, ServerError, served, unwind_on_sigterm
 from sgl_dynts import demo_model_path
 from sgl_dynts.checkpoint import PredictorHeader, find_predictor
@@ -36,10 +37,8 @@ SETTINGS = (
     *("task", "model", "seed", "policy", "target", "budget_fraction", "local_share", "keep_ratio"),
     *("n", "split", "temperature", "samples"),
 )
-HEAD = (
-    f"{'task':<11}{'policy':<11}{'budget':>7}{'n':>6}{'right %':>9}  {'95 % interval':<15}{'mean KV':>8}"
-    f"{'peak KV':>8}{'length':>8}{'loops':>7}{'cut':>7}{'tokens/solved':>14}"
-)
+BESIDE = (("loops", "{loop_rate:.2f}"), ("tokens/solved", "{tokens_per_solved}"))
+"""What is printed beside the columns of the documents."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +188,7 @@ def main() -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     unwind_on_sigterm()
-    print(HEAD, flush=True)
+    print(*answers([], *BESIDE), sep="\n", flush=True)
     try:
         with served(args.url, args.model, args.server_args) as client:
             run_cells(Run(args, client, language), tasks)
@@ -205,7 +204,7 @@ def run_cells(run: Run, tasks: list[Task]) -> None:
         if result is None:
             result = run.measure(cell)
             keep(run.args.out, result, SETTINGS)
-        print(format_row(result), flush=True)
+        print(answers([result], *BESIDE)[-1], flush=True)
 
 
 def device_of(kind: str) -> str:
@@ -221,19 +220,6 @@ def cells(args: argparse.Namespace, tasks: list[Task]) -> Iterator[Cell]:
             for policy in args.policies:
                 if policy != FULL:
                     yield Cell(task, policy, fraction)
-
-
-def format_row(result: dict[str, Any]) -> str:
-    """Return one table row; `HEAD` names the columns."""
-    solved = result["tokens_per_solved"]
-    return (
-        f"{result['task']:<11}{result['policy']:<11}{result['budget_fraction']:>7.2f}{result['n']:>6}"
-        f"{100 * result['correct'] / result['n']:>9.1f}  "
-        f"[{100 * result['wilson_low']:5.1f}, {100 * result['wilson_high']:5.1f}] "
-        f"{result['mean_kv_tokens']:>8.1f}{result['peak_kv_tokens']:>8}{result['length_inflation']:>8.2f}"
-        f"{result['loop_rate']:>7.2f}{result['truncation_rate']:>7.2f}"
-        f"{'-' if solved is None else format(solved, ',.0f'):>14}"
-    )
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -24,6 +24,7 @@ from typing import Any
 
 from benchmark.harness.charts import draw_iteration_cost
 from benchmark.harness.provenance import RESULTS, parser_of, provenance, publish
+from benchmark.harness.tables import ITERATION_COST, filled
 from benchmark.simulation.job import DYNTS, SIDES, STOCK, Job, ServerSpec, Windows, Workload
 from benchmark.simulation.launch import SideProcess
 from sgl_dynts.config import DynTSConfig
@@ -64,7 +65,7 @@ def main() -> None:
     """Run the cells and report them."""
     args = parse()
     with SideProcess(STOCK, **RESERVE_NOTHING) as stock, SideProcess(DYNTS, **RESERVE_NOTHING) as dynts:
-        print_head()
+        print(*filled(ITERATION_COST, []), sep="\n", flush=True)
         results = [run_cell(cell, args, {STOCK: stock, DYNTS: dynts}) for cell in cells(args)]
     draw_iteration_cost(args.out.with_suffix(".png"), results)
 
@@ -103,7 +104,7 @@ def run_cell(cell: Cell, args: argparse.Namespace, sides: dict[str, SideProcess]
         running = {side: pool.submit(sides[side].run, job) for side, job in jobs.items()}
         both = {side: each.result() for side, each in running.items()}
     result = summarize(cell, both, args)
-    print_row(result)
+    print(filled(ITERATION_COST, [result])[-1])
     publish(args.out, result, SETTINGS)
     return result
 
@@ -153,20 +154,6 @@ def summarize(cell: Cell, both: dict[str, dict[str, Any]], args: argparse.Namesp
         "iterations": args.iterations,
         **provenance(),
     }
-
-
-COLUMNS = ("stock_ms", "dynts_ms", "ratio", "hooks_ratio")
-
-
-def print_head() -> None:
-    """Print the table's head."""
-    print(f"{'running':>8}{'budget':>8}{'queue':>7}" + "".join(f"{name:>17}" for name in COLUMNS))
-
-
-def print_row(result: dict[str, Any]) -> None:
-    """Print one cell for people."""
-    settings = f"{result['running']:8}{result['budget']:8}{result['queue_len']:7}"
-    print(settings + "".join(f"{result[name]:17.3f}" for name in COLUMNS))
 
 
 if __name__ == "__main__":

@@ -7,40 +7,20 @@ A table stands between the lines ``<!-- generated: NAME -->`` and ``<!-- end -->
 `benchmark/harness/tables.py`. ``--check`` writes nothing and ends with 1 if any differs.
 """
 
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from benchmark.harness.provenance import ROOT, parser_of
-from benchmark.harness.tables import TABLES
+from benchmark.harness.tables import renewed
 
 PLACES = ("*.md", "python/**/*.md", "sgl_dynts/**/*.md", "benchmark/**/*.md")
-MARKED = re.compile(r"^( *)<!-- generated: (\S+) -->\n(.*?)^ *<!-- end -->\n", re.MULTILINE | re.DOTALL)
 
 
 def documents() -> Iterator[Path]:
     """Yield the documents."""
     for place in PLACES:
         yield from sorted(ROOT.glob(place))
-
-
-def renewed(text: str) -> tuple[str, list[str]]:
-    """Return a document with its tables written anew, and the names of those that differ.
-
-    Raises:
-        KeyError: a marker names no table.
-    """
-    differing = []
-
-    def write(marked: re.Match) -> str:
-        indent, name, before = marked.groups()
-        lines = "".join(f"{indent}{line}\n" for line in TABLES[name]())
-        if lines != before:
-            differing.append(name)
-        return f"{indent}<!-- generated: {name} -->\n{lines}{indent}<!-- end -->\n"
-
-    return MARKED.sub(write, text), differing
 
 
 def main(arguments: list[str] | None = None) -> int:

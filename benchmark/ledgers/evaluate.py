@@ -20,6 +20,7 @@ from torch import Tensor
 
 from benchmark.harness.grading import wilson_interval
 from benchmark.harness.provenance import keep, parser_of, provenance
+from benchmark.harness.tables import card
 from benchmark.ledgers.export import load_model_folder
 from benchmark.ledgers.model import DemoModel
 from benchmark.ledgers.oracle import trace_targets
@@ -174,22 +175,6 @@ def problems_of(split: str, num_problems: int, num_steps: int) -> list[Problem]:
     return [ledger.make_problem_of_length(seed, num_steps) for seed in seeds_of(split, num_problems)]
 
 
-def format_report(report: Report) -> str:
-    """Return one table row; `TABLE_HEAD` names the columns."""
-    return (
-        f"{report.policy:<8}{report.n:>6}{100 * report.accuracy:>9.1f}  "
-        f"[{100 * report.low:5.1f}, {100 * report.high:5.1f}]"
-        f"{100 * report.same_trace / report.n:>9.1f}{report.mean_held:>11.1f}"
-        f"{report.peak_held:>11}{report.thinking_len:>10.1f}{report.seconds:>9.1f}"
-    )
-
-
-TABLE_HEAD = (
-    f"{'policy':<8}{'n':>6}{'right %':>9}  {'95 % interval':<14}{'same %':>9}{'mean held':>11}"
-    f"{'peak held':>11}{'thinking':>10}{'seconds':>9}"
-)
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Print a table of all policies, and keep a row for each if a file is named."""
     args = _parse(arguments)
@@ -209,10 +194,10 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError as error:
         sys.exit(f"error: {error}")
     print(f"{args.split} split, {args.num_steps} entries per ledger, {args.dtype}, {config}")
-    print(TABLE_HEAD, flush=True)
+    print(*card([]), sep="\n", flush=True)
     for name in args.policies:
         report = evaluation.run(name)
-        print(format_report(report), flush=True)
+        print(card([asdict(report)])[-1], flush=True)
         if args.out:
             keep(args.out, _row(args, model.shape.family, config, report), SETTINGS)
 

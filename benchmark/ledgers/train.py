@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
+from benchmark.harness.tables import card
 from benchmark.ledgers.card import CARD_FILE, Figures, write_card
 from benchmark.ledgers.evaluate import (
     POLICIES,
-    TABLE_HEAD,
     Evaluation,
     Report,
-    format_report,
     problems_of,
 )
 from benchmark.ledgers.export import load_model_folder, read_training_minutes, save_model_folder
@@ -60,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     reports = _measure(args, size, predictor) if args.num_problems else None
     if reports and (args.size, args.family, args.seed, args.target) == SHIPPED:
         minutes = read_training_minutes(args.output), predictor_minutes
-        _write_card(args.output, size, minutes, reports)
+        write_card(args.output / CARD_FILE, Figures(size.recipe, size.fit, *minutes, *reports))
     print(f"wrote {args.output} after {_minutes_since(started):.1f} minutes")
 
 
@@ -74,17 +73,6 @@ def _size_of(args: argparse.Namespace) -> Size:
         recipe=replace(size.recipe, seed=args.seed, total_steps=args.steps or size.recipe.total_steps),
         fit=replace(size.fit, seed=args.seed),
     )
-
-
-def _write_card(
-    folder: Path,
-    size: Size,
-    minutes: tuple[float, float],
-    reports: tuple[dict[str, Report], dict[str, Report]],
-) -> None:
-    """Describe what ships; the card's remarks on windows are about that model alone."""
-    windows = (size.num_problems, size.windows)
-    write_card(folder / CARD_FILE, Figures(size.recipe, size.fit, *windows, *minutes, *reports))
 
 
 def _train_model(size: Size, device: str) -> DemoModel:
@@ -129,13 +117,12 @@ def _measure(
 ) -> tuple[dict[str, Report], dict[str, Report]]:
     """Return the reports on the test split in float32 and in bfloat16, by policy."""
     problems = problems_of("test", args.num_problems, size.num_steps)
-    print(TABLE_HEAD)
     measured = []
     for dtype, policies in ((torch.float32, POLICIES), (torch.bfloat16, ("full", "dynts"))):
         model = load_model_folder(args.output, dtype).to(args.device)
         evaluation = Evaluation(model, problems, size.windows, predictor.to(args.device))
         reports = {name: evaluation.run(name) for name in policies}
-        print("\n".join(map(format_report, reports.values())), flush=True)
+        print(*card(map(asdict, reports.values())), sep="\n", flush=True)
         measured.append(reports)
     return measured[0], measured[1]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmark.harness import provenance, tables
-from benchmark.harness.tables import TABLES, WRITERS
-from benchmark.report import MARKED, documents, main, renewed
+from benchmark.harness.tables import MARKED, TABLES, WRITERS, renewed
+from benchmark.report import documents, main
 
 OLD_NAMES = {"benchmark.studies": "benchmark", "benchmark.ledgers": "sgl_dynts.demo"}
 

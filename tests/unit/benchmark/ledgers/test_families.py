@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmark.ledgers import fit_importance, train
+from benchmark.ledgers import card, evaluate, fit_importance, train
 from benchmark.ledgers.export import load_model_folder, save_model_folder
 from benchmark.ledgers.model import FAMILIES, DemoModel, ModelShape
 from benchmark.ledgers.sizes import SIZES
@@ -68,3 +68,16 @@ def test_another_seed_is_another_model(quick, tmp_path):
         train.main(["--output", str(folder), "--seed", seed, "--target", "answer"])
         weights.append(load_model_folder(folder).model.embed_tokens.weight)
     assert not torch.equal(*weights)
+
+
+def test_a_card_is_the_shipped_one_with_new_figures(tmp_path):
+    one = evaluate.Report("full", 20, 19, 18, 0.7, 0.99, 374.5, 682, 616.0, 1.0)
+    size = SIZES["demo"]
+    figures = card.Figures(size.recipe, size.fit, 3.2, 1.6, {"full": one}, {"full": one})
+    card.write_card(tmp_path / "README.md", figures)
+    text = (tmp_path / "README.md").read_text()
+    assert text.count("| full | 95.0 | 70.0 to 99.0 | 90.0 | 374 | 682 | 616 |") == 2
+    assert "1100 steps, seed 1, 3 minutes on one CPU thread" in text
+    assert "epochs, seed 1,\n2 minutes. Default windows" in text
+    assert "first 20 problems" in text
+    assert "How this copy was made" not in text
