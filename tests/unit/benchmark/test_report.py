@@ -31,7 +31,7 @@ def test_every_table_is_in_a_document():
 def test_a_table_that_is_not_as_the_results_are_is_said_and_written_anew(tmp_path, monkeypatch, capsys):
     (tmp_path / "README.md").write_text("a\n  <!-- generated: one -->\n  old\n  <!-- end -->\nb\n")
     monkeypatch.setattr("benchmark.report.ROOT", tmp_path)
-    monkeypatch.setitem(TABLES, "one", lambda: tables.table("x | y", [[1, 2]]))
+    monkeypatch.setitem(TABLES, "one", lambda: tables.table(("x", "y"), [[1, 2]]))
     assert main(["--check"]) == 1
     assert capsys.readouterr().out == "README.md: one differs\n"
     assert main([]) == 0
