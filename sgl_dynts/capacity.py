@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sgl_dynts.due import is_due
+
 STAGGER_SHARE = 8
 """A compaction moves forward by at most this part (1/8) of a period to spread the batch's compactions."""
 QUEUE_SHARE = 4
@@ -52,7 +54,7 @@ def choose_compactions(
 
     Args:
         give: [n] int64, tokens that a compaction now frees; below 1 for requests that cannot.
-        remaining: [n] int64, tokens until a compaction is due; 0 or below is due.
+        remaining: [n] int64, tokens until a compaction is due.
         period: [n] int64, at least 1: tokens between two compactions.
         demand: what is needed.
         rate: compactions per iteration that spread the load, see :func:`stagger_rate`.
@@ -60,7 +62,7 @@ def choose_compactions(
     Returns:
         [m] int64 indices of the chosen requests, ascending.
     """
-    chosen = remaining <= 0
+    chosen = is_due(remaining)
     _choose_urgent(chosen, remaining, period, rate)
     short = demand.step - demand.free - int(give[chosen].sum())
     if short > 0:
@@ -79,7 +81,7 @@ def stagger_rate(period: np.ndarray) -> int:
 
 def are_near_due(remaining: np.ndarray, period: np.ndarray) -> np.ndarray:
     """[n] bool: requests that are not due yet and whose compaction may be moved forward."""
-    return (remaining > 0) & (remaining <= period // STAGGER_SHARE)
+    return ~is_due(remaining) & (remaining <= period // STAGGER_SHARE)
 
 
 def _choose_urgent(chosen: np.ndarray, remaining: np.ndarray, period: np.ndarray, rate: int) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from sgl_dynts.config import DynTSConfig
+from sgl_dynts.due import is_due
 from sgl_dynts.thinking import ThinkingTracker
 
 
@@ -71,6 +72,10 @@ class RequestWindow:
         """Window length that a compaction leaves, give or take answer tokens not known yet."""
         return self.budget - self.config.period + self.tracker.answer_len
 
+    def remaining(self, window_len: int) -> int:
+        """Tokens until a compaction is due, as far as answers are known; see :func:`is_due`."""
+        return self.due_len - window_len
+
     def seq_len(self, window_len: int) -> int:
         """Tokens the request has seen: the position of its next token."""
         return window_len + self.dropped
@@ -82,10 +87,10 @@ class RequestWindow:
             window_len: tokens whose KV the request holds, the one being computed included.
             output: every token generated so far; may run ahead of the window.
         """
-        if window_len < self.due_len:
+        if not is_due(self.remaining(window_len)):
             return None
         self._look_at(window_len, output)
-        return self._cut_now(window_len) if window_len >= self.due_len else None
+        return self._cut_now(window_len) if is_due(self.remaining(window_len)) else None
 
     def early_cut(self, window_len: int, output: Sequence[int], least: int) -> Cut | None:
         """Return the compaction that would drop at least ``least`` tokens now, or None.

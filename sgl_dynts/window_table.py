@@ -4,12 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sgl_dynts.due import NEVER, UNKNOWN
 from sgl_dynts.window import RequestWindow
-
-NEVER = 1 << 40
-"""A length that no window reaches."""
-UNKNOWN = 0
-"""In place of a length that is not known yet."""
 
 
 class WindowTable:
@@ -33,6 +29,15 @@ class WindowTable:
     def forget(self, rows: Sequence[int]) -> None:
         """Make rows unknown: they are handed to new requests."""
         self.due[rows] = UNKNOWN
+
+    def remaining(self, rows: np.ndarray, window_lens: np.ndarray) -> np.ndarray:
+        """[n] int64, tokens until each request's compaction is due, as of the last look at it.
+
+        Args:
+            rows: [n] int64.
+            window_lens: [n] int64, what each holds.
+        """
+        return self.due[rows] - window_lens
 
     def set(self, row: int, window: RequestWindow, max_seq_len: int) -> None:
         """Note a request's lengths.

@@ -18,15 +18,17 @@ from sglang.srt.plugins import load_plugins
 from benchmark.simulation.hook_clock import CLOCK
 from benchmark.simulation.job import DYNTS, SIDES, Job
 from benchmark.simulation.simulation import simulate
+from sglang_dynts import plugin, seams
+from sglang_dynts.seams import Process
 
 
 def main(side: str) -> None:
     """Serve jobs until standard input ends."""
     torch.set_num_threads(1)
     if side == DYNTS:
-        CLOCK.install()
+        plugin.register(wrap=CLOCK.around)
     load_plugins()
-    assert ("sglang_dynts.seams" in sys.modules) == (side == DYNTS), f"plug-ins do not fit {side=}"
+    assert bool(seams.declared(Process.SCHEDULER)) == (side == DYNTS), f"plug-ins do not fit {side=}"
     fork = multiprocessing.get_context("fork")
     for line in sys.stdin:
         message = json.loads(line)

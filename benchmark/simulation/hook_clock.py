@@ -6,18 +6,14 @@ what the stand-in computes evicts the host's caches on one side more than on the
 
 import time
 from collections.abc import Callable
+from functools import wraps
 
-from sglang_dynts.forward import positions
-from sglang_dynts.scheduling import policy_scores
-from sglang_dynts.scheduling import round as compaction_step
-from sglang_dynts.telling import reporting
+from sglang_dynts.forward.counted_attention import count_attention
+from sglang_dynts.forward.positions import restore_positions
+from sglang_dynts.scheduling.round import compact_requests
+from sglang_dynts.telling.reporting import choose_streamer
 
-HOOKS: tuple[tuple[object, str], ...] = (
-    (compaction_step, "compact_requests"),
-    (positions, "restore_positions"),
-    (policy_scores, "count_attention"),
-    (reporting.DynTSOutputStreamer, "build_additional_customized_info"),
-)
+IN_EVERY_ITERATION = (compact_requests, restore_positions, count_attention)
 
 
 class HookClock:
@@ -27,12 +23,20 @@ class HookClock:
         self.seconds = 0.0
         self.elsewhere: Callable[[], float] = lambda: 0.0
 
-    def install(self) -> None:
-        """Put the clock around the hooks; before SGLang loads the plug-in and takes them as they are."""
-        for owner, name in HOOKS:
-            setattr(owner, name, self._timed(getattr(owner, name)))
+    def around(self, hook: Callable) -> Callable:
+        """Return a hook with the clock around what of it runs in every iteration; for ``register``."""
+        if hook is choose_streamer:
+            return self._choose_timed_streamer
+        return self._timed(hook) if hook in IN_EVERY_ITERATION else hook
+
+    def _choose_timed_streamer(self, streamer_class, scheduler):
+        """AFTER Scheduler.get_output_streamer_class: the streamer that reports, on the clock."""
+        chosen = choose_streamer(streamer_class, scheduler)
+        report = self._timed(chosen.build_additional_customized_info)
+        return type(chosen.__name__, (chosen,), {"build_additional_customized_info": report})
 
     def _timed(self, hook: Callable) -> Callable:
+        @wraps(hook)
         def run(*args, **kwargs):
             elsewhere, started = self.elsewhere(), time.thread_time()
             result = hook(*args, **kwargs)

@@ -53,7 +53,7 @@ class SideProcess:
 
     def _environment(self) -> dict[str, str]:
         return {
-            "SGLANG_PLUGINS": PLUGINS[self.side],
+            "SGLANG_PLUGINS": PLATFORM_PLUGIN,  # the other one registers itself, with the clock
             "CUDA_VISIBLE_DEVICES": "",
             "OMP_NUM_THREADS": "1",
             "TMPDIR": self._folder.name,

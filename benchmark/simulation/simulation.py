@@ -4,6 +4,7 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +26,7 @@ from benchmark.simulation.tiny_model import WORDS
 from benchmark.simulation.turns import Turns
 from sgl_dynts.compaction import apply_compaction
 from sgl_dynts.roofline import COMPACTION_LAUNCH_SECONDS, GPUS, SHAPES
-from sglang_dynts.scheduling import round as compaction_step
+from sglang_dynts.scheduling.governor import DeviceWork, governor_of
 
 MOST_IDLE_ITERATIONS = 1000
 """So many iterations in a row without a forward, requests waiting, and the scheduler is stuck."""
@@ -48,6 +49,24 @@ def simulate(job: Job, side: str, folder: Path) -> dict[str, Any]:
     simulation = Simulation(job, build_scheduler(job.server, side, folder), turns)
     simulation.run()
     return simulation.result()
+
+
+class OnDevice(DeviceWork):
+    """Stands in for the device: work on tensors as long as windows or the pool is not the host's.
+
+    Launching it is; of a whole compaction round it counts as the roofline has it, with the rewriting.
+    """
+
+    def __init__(self, stand_in: StandIn) -> None:
+        self._stand_in = stand_in
+
+    def run(self, work: Callable[..., Any], *args: Any) -> Any:
+        """Do it, and count it for the device."""
+        started = time.thread_time()
+        result = work(*args)
+        launch = COMPACTION_LAUNCH_SECONDS if work is apply_compaction else 0.0
+        self._stand_in.seconds += time.thread_time() - started - launch
+        return result
 
 
 class Simulation:
@@ -76,6 +95,7 @@ class Simulation:
             {request.rid: request for request in plan},
             self._on_forward,
         )
+        self._on_device = OnDevice(self._stand_in)
         CLOCK.elsewhere = lambda: self._stand_in.seconds
         self._plug_in()
 
@@ -85,23 +105,9 @@ class Simulation:
         scheduler.tp_worker.forward_batch_generation = self._stand_in.forward  # pyright: ignore
         scheduler.request_receiver = self  # pyright: ignore  only recv_requests is asked of it
         scheduler.output_streamer.send_to_detokenizer = self  # pyright: ignore  only send_output
-        compaction_step.apply_compaction = self._on_device(apply_compaction, COMPACTION_LAUNCH_SECONDS)
-        for owner, name in ((compaction_step, "slots_of"), (self._allocator, "free")):
-            setattr(owner, name, self._on_device(getattr(owner, name), launch_seconds=0))
-
-    def _on_device(self, work: Callable[..., Any], launch_seconds: float) -> Callable[..., Any]:
-        """Stand in for the device: work on tensors as long as windows or the pool is not the host's.
-
-        Launching it is; of a whole compaction round it counts as the roofline has it, with the rewriting.
-        """
-
-        def run(*args, **kwargs) -> Any:
-            started = time.thread_time()
-            result = work(*args, **kwargs)
-            self._stand_in.seconds += time.thread_time() - started - launch_seconds
-            return result
-
-        return run
+        self._allocator.free = partial(self._on_device.run, self._allocator.free)  # pyright: ignore
+        if (governor := governor_of(scheduler.tree_cache)) is not None:
+            governor.device_work = self._on_device
 
     def run(self) -> None:
         """Run SGLang's event loop until every request is answered."""

@@ -20,7 +20,7 @@ from sgl_dynts.roofline import (
     decode_seconds,
     prefill_seconds,
 )
-from sglang_dynts.forward.device_state import runtime_of
+from sglang_dynts.forward.device_state import state_of
 
 NEVER = -1
 
@@ -113,7 +113,7 @@ class StandIn:
         self._gpu, self._shape = gpu, shape
         self._requests = requests
         self._on_forward = on_forward
-        self._runtime = runtime_of(model_runner)
+        self._state = state_of(model_runner)
         self._script = Script(model_runner.req_to_token_pool.req_to_token.shape[0], seed=0)
 
     def forward(self, batch: ScheduleBatch, pp_proxy_tensors: None = None) -> GenerationBatchResult:
@@ -124,9 +124,9 @@ class StandIn:
             self._prefill(batch)
         else:
             self._decode(batch)
-        if self._runtime is not None:
+        if self._state is not None:
             slots = forward_batch.out_cache_loc
-            self._runtime.scores.write(slots, self._script.scores(len(slots)))
+            self._state.scores.write(slots, self._script.scores(len(slots)))
         result = GenerationBatchResult(
             logits_output=LogitsProcessorOutput(next_token_logits=None),
             next_token_ids=self._script.next_tokens(batch.req_pool_indices_cpu),
@@ -138,7 +138,7 @@ class StandIn:
         num_compacted, compacted = self._script.compacted(batch.req_pool_indices_cpu, batch.seq_lens_cpu)
         num_reqs, kv_tokens = batch.batch_size(), int(batch.seq_lens_cpu.sum())
         seconds = compaction_seconds(self._gpu, compacted) + decode_seconds(
-            self._gpu, self._shape, num_reqs, kv_tokens, predictor=self._runtime is not None
+            self._gpu, self._shape, num_reqs, kv_tokens, predictor=self._state is not None
         )
         self._on_forward(Forward(seconds, num_reqs, kv_tokens, num_compacted))
 
@@ -151,7 +151,7 @@ class StandIn:
             new_tokens,
             sum(causal_pairs(prefix, extend) for prefix, extend in lens),
             batch=len(lens),
-            predictor=self._runtime is not None,
+            predictor=self._state is not None,
         )
         self._script.held[batch.req_pool_indices_cpu] = batch.seq_lens_cpu
         for row, req in zip(batch.req_pool_indices_cpu.tolist(), batch.reqs, strict=True):

@@ -10,6 +10,6 @@ def register() -> None:
 
     Nothing changes for a server that does not ask for DynTS.
     """
-    from sglang_dynts import seams
+    from sglang_dynts import plugin  # not above: SGLang reads this file while it is being imported
 
-    seams.register()
+    plugin.register()

@@ -91,7 +91,7 @@ def record_installed() -> dict[str, Any]:
     users: dict[str, set[str]] = {}
     for file, target in [*_imported_names(), *_overridden_methods()]:
         users.setdefault(target, set()).add(file)
-    for target in [*seams.launcher_targets(), *seams.scheduler_targets(), seams.SERVER_ARGS]:
+    for target in seams.TARGETS:
         users.setdefault(target, set()).add("seams.py")
     targets = {}
     for target, files in sorted(users.items()):

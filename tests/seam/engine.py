@@ -17,11 +17,14 @@ from sgl_dynts.capacity import AnswerReserve
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.policies import build_policies
 from sgl_dynts.thinking import ThinkMarkers
+from sgl_dynts.window import RequestWindow
+from sglang_dynts.entry.governed_request import GovernedRequest
 from sglang_dynts.entry.host_copies import HostCopies
-from sglang_dynts.forward.device_state import _RUNTIMES, DynTSRuntime
+from sglang_dynts.forward.device_state import DeviceState, on_runner
 from sglang_dynts.scheduling.capacity_state import CapacityState
+from sglang_dynts.scheduling.governor import Governor
 from sglang_dynts.scheduling.prefix_cache import DynTSRadixCache
-from sglang_dynts.scheduling.round import _window_maker, compact_requests
+from sglang_dynts.scheduling.round import compact_requests
 
 CONFIG = DynTSConfig(budget=20, local_window=6, keep_ratio=0.5)  # k 7, T 13, period 7
 MARKERS = ThinkMarkers((1,), (2,))
@@ -60,14 +63,16 @@ class Engine:
             )
         )
         runner = Runner()
-        self.runtime = DynTSRuntime(NUM_SLOTS + 1, NUM_ROWS + 1, "cpu")
-        self.rows.register_on_alloc_rows(self.runtime.reset_rows)
-        _RUNTIMES[runner] = self.runtime
-        self.capacity = CapacityState(
-            self.runtime, NUM_SLOTS, HostCopies(1 << 20), AnswerReserve(CONFIG.period // 2)
-        )
+        self.device = DeviceState(NUM_SLOTS + 1, self.rows.req_to_token)
+        self.rows.register_on_alloc_rows(self.device.reset_rows)
+        on_runner(runner).state = self.device
+        self.capacity = CapacityState(NUM_SLOTS, AnswerReserve(CONFIG.period // 2))
         policies = build_policies(separators={5})
-        self.cache.govern(_window_maker(CONFIG, MARKERS), self.capacity, policies)
+        copies = HostCopies(1 << 20)
+        self.governor = Governor(
+            CONFIG, MARKERS, policies, self.device, self.slots, self.capacity, copies
+        )
+        self.cache.governor = self.governor
         self.scheduler = SimpleNamespace(
             tree_cache=self.cache,
             tp_worker=SimpleNamespace(model_runner=runner),
@@ -91,7 +96,7 @@ class Engine:
         row[: req.prefix_len] = matched
         row[req.prefix_len : total] = self.alloc(total - req.prefix_len)
         req.kv.kv_allocated_len = req.kv.kv_committed_len = req.extend_end = total
-        self.runtime.resume_rows([req])
+        self.device.resume_rows([req])
         checkpoint_kv_cache(req, self.cache)
         return req
 
@@ -133,6 +138,17 @@ class Engine:
             hisparse_coordinator=None,
             offload_kv=offload_kv,
         )
+
+    def governed(self, req: Req) -> GovernedRequest:
+        return self.governor.governed(req)
+
+    def window(self, req: Req) -> RequestWindow:
+        return self.governed(req).own_window
+
+    def copied(self, req: Req) -> int | None:
+        """Tokens in a request's copy, None where it has none."""
+        copy = self.governed(req).copy
+        return None if copy is None else copy.num_tokens
 
     def num_shared(self, tokens: list[int]) -> int:
         """How many tokens of a follow-up prompt come from the tree."""

@@ -27,7 +27,7 @@ def adder(engine: Engine, *running, chunk: int | None = None) -> DynTSPrefillAdd
 
 
 def add(its: DynTSPrefillAdder, req) -> AddReqResult:
-    req.init_next_round_input(its.cache)
+    req.init_next_round_input(its.tree_cache)
     return its.add_one_req(req, has_chunked_req=False, truncation_align_size=None)
 
 
@@ -88,7 +88,7 @@ def test_a_window_above_its_mean_offers_the_difference_but_only_what_is_free_is_
     others = engine.alloc(NUM_SLOTS - 19 - 20)
     its = adder(engine, req)
     assert (its.rem_total_tokens, its.cur_rem_tokens) == (24, 20)
-    engine.capacity.runtime.windows.period[req.kv.req_pool_idx] = 1
+    engine.governor.table.period[req.kv.req_pool_idx] = 1
     assert add(adder(engine), request(thoughts(300, 21), length=2)) is AddReqResult.NO_TOKEN
     assert engine.capacity.wanted == 0
     assert len(others) == 161
@@ -142,7 +142,7 @@ def test_a_resumed_window_is_charged_before_it_is_loaded(engine):
     req = engine.prefill(PROMPT)
     engine.decode(req, thoughts(100, 31))
     engine.retract(req)
-    copied = engine.capacity.copies.len_of(req)
+    copied = engine.copied(req)
     its = adder(engine)
     assert add(its, req) is AddReqResult.CONTINUE
     assert NUM_SLOTS - its.cur_rem_tokens == copied + 1 + 1

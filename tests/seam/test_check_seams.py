@@ -26,7 +26,7 @@ def test_the_record_is_of_today_s_code():
 
 def test_every_hook_import_and_override_is_looked_at():
     targets = recorded()["targets"]
-    for hooked in [*seams.scheduler_targets(), *seams.launcher_targets(), seams.SERVER_ARGS]:
+    for hooked in seams.TARGETS:
         assert "seams.py" in targets[hooked]["used_by"]
     cache = "sglang.srt.mem_cache.unified_radix_cache.UnifiedRadixCache"
     assert targets[cache]["used_by"] == ["scheduling/prefix_cache.py"]

@@ -16,12 +16,10 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 
 from sgl_dynts.checkpoint import AUTHOR_LAYER_NAMES, PREDICTOR_FILE, find_predictor, load_predictor
 from sgl_dynts.config import DynTSConfig
-from sgl_dynts.thinking import ThinkMarkers
 from sglang_dynts.boot.server_args import resolve_windows
-from sglang_dynts.scheduling.round import _window_maker
 from tests import fuzz
 from tests.fuzz import Tally
-from tests.seam.engine import request
+from tests.seam.engine import Engine, request
 
 HEAD = """# What hostile input was tried
 
@@ -68,12 +66,13 @@ def both(tally: Tally) -> bool:
 
 def test_options_of_a_request(serve, fuzzed):
     serve("--attention-backend", "dynts", "--dynts-min-selection", "5")
-    new_window = _window_maker(DynTSConfig(96, 16, 0.4, 5), ThinkMarkers((3,), (4,)))
+    governor = Engine().governor
+    governor.config = DynTSConfig(96, 16, 0.4, 5)
 
     def act(options: Any) -> bool:
         custom = {"dynts": options}
         accepted = accepts(lambda: SamplingParams(custom_params=custom).verify(256))
-        if accepted and (window := new_window(request([8, 9], custom))) is not None:
+        if accepted and (window := governor.window_of(request([8, 9], custom))) is not None:
             assert 2 < window.retained_len < window.budget
             assert window.config.period >= 1
         return accepted

@@ -13,12 +13,12 @@ from sgl_dynts.checkpoint import PREDICTOR_FILE, digest, find_predictor, load_pr
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.thinking import ThinkMarkers
 from sglang_dynts import seams
-from sglang_dynts.forward.predictor_runner import LoadedPredictor
+from sglang_dynts.forward.device_state import LoadedPredictor, on_runner
+from sglang_dynts.seams import Process
 from sglang_dynts.telling import health
 from sglang_dynts.telling.health import (
     HEALTH_PATH,
     add_facts,
-    describe_configuration,
     judge,
     offer_health,
 )
@@ -26,17 +26,19 @@ from tests.seam.engine import PROMPT, Engine, thoughts
 
 
 @pytest.fixture
-def facts(model) -> dict[str, Any]:
-    source = find_predictor(model)
-    loaded = LoadedPredictor(load_predictor(source), source, digest(source))
-    return describe_configuration(DynTSConfig(96, 16, 0.4), ThinkMarkers((3,), (4,)), loaded)
+def engine(serve) -> Engine:
+    serve("--attention-backend", "dynts")
+    return Engine()
 
 
 @pytest.fixture
-def engine(facts, serve) -> Engine:
-    serve("--attention-backend", "dynts")
-    engine = Engine()
-    engine.cache.facts = facts
+def resolved(engine, model) -> Engine:
+    """A scheduler as the tiny model's own server has it."""
+    source = find_predictor(model)
+    runner = engine.scheduler.tp_worker.model_runner
+    on_runner(runner).predictor = LoadedPredictor(load_predictor(source), source, digest(source))
+    engine.governor.config = DynTSConfig(96, 16, 0.4)
+    engine.governor.markers = ThinkMarkers((3,), (4,))
     return engine
 
 
@@ -46,8 +48,8 @@ def state_of(engine: Engine) -> dict[str, Any]:
     return output.internal_state
 
 
-def test_server_info_shows_the_resolved_windows_and_the_predictor_s_header(engine, model):
-    ours = state_of(engine)["dynts"]
+def test_server_info_shows_the_resolved_windows_and_the_predictor_s_header(resolved, model):
+    ours = state_of(resolved)["dynts"]
     assert ours["windows"] == {
         "budget": 96,
         "local_window": 16,
@@ -76,9 +78,8 @@ def test_a_scheduler_without_dynts_says_nothing():
     assert output.internal_state == {}
 
 
-def test_compactions_of_all_schedulers_are_added_up(engine, facts):
+def test_compactions_of_all_schedulers_are_added_up(engine):
     other = Engine()
-    other.cache.facts = facts
     for one, length in ((engine, 40), (other, 20)):
         one.decode(one.prefill(PROMPT), thoughts(100, length))
     body, healthy = judge([state_of(engine), state_of(other)])
@@ -89,7 +90,7 @@ def test_compactions_of_all_schedulers_are_added_up(engine, facts):
     assert body["num_dropped"] == 35
     assert body["num_governed"] == body["num_schedulers"] == 2
     assert body["missing"] == []
-    assert set(body["seams"]) == {*seams.scheduler_targets(), *seams.launcher_targets()}
+    assert set(body["seams"]) == {*seams.targets(Process.SCHEDULER), *seams.targets(Process.LAUNCHER)}
 
 
 def test_a_server_that_served_nothing_is_healthy_and_says_so(engine):

@@ -14,8 +14,9 @@ from sglang.srt.managers.scheduler_components.pool_stats_observer import PoolSta
 from sglang.srt.observability.metrics_collector import SchedulerStats
 
 import sglang_dynts
+from sglang_dynts.scheduling.tally import Meter
 from sglang_dynts.telling import metrics
-from sglang_dynts.telling.metrics import METRICS, DeviceTimes, Meter, PrometheusMeter
+from sglang_dynts.telling.metrics import METRICS, DeviceTimes, PrometheusMeter
 from sglang_dynts.telling.reporting import add_totals, new_meter
 from tests.seam.engine import OFF, PROMPT, Engine, request, thoughts
 
@@ -56,7 +57,7 @@ def value(registry):
 def engine(serve, collector) -> Engine:
     serve("--attention-backend", "dynts")
     engine = Engine()
-    engine.cache.meter = PrometheusMeter(collector, is_cuda=False)
+    engine.governor.tally.meter = PrometheusMeter(collector, is_cuda=False)
     return engine
 
 
@@ -67,7 +68,7 @@ def exposed_names() -> set[str]:
 def test_a_request_s_compactions_are_counted_as_its_own_report_counts_them(engine, value):
     req = engine.prefill(PROMPT)
     engine.decode(req, thoughts(100, 40))
-    numbers = engine.cache.report_of(req).as_dict(req.kv.kv_allocated_len)
+    numbers = engine.governed(req).as_dict(req.kv.kv_allocated_len)
     assert numbers["compactions"] == 4
     assert value("sglang:dynts_compactions_total", reason="due") == 4
     assert value("sglang:dynts_compactions_total", reason="early") == 0
@@ -85,9 +86,9 @@ def test_requests_are_counted_once_by_mode_and_by_a_question_that_raises_its_bud
     assert value("sglang:dynts_requests_total", mode="governed") == 2
     assert value("sglang:dynts_requests_total", mode="opted_out") == 1
     assert value("sglang:dynts_long_questions_total") == 1
-    assert engine.cache.totals.num_governed == 2
-    assert engine.cache.totals.num_opted_out == 1
-    assert engine.cache.totals.num_long_questions == 1
+    assert engine.governor.tally.totals.num_governed == 2
+    assert engine.governor.tally.totals.num_opted_out == 1
+    assert engine.governor.tally.totals.num_long_questions == 1
 
 
 def test_sglang_s_own_health_checks_are_nobody_s_requests(engine, value):
@@ -101,7 +102,7 @@ def test_gauges_are_set_where_sglang_sets_its_own(engine, value):
     governed, opted_out = engine.prefill(PROMPT), engine.prefill(PROMPT, OFF)
     engine.decode(governed, thoughts(100, 40))
     running = [governed, opted_out]
-    engine.cache.running_reqs = lambda: running
+    engine.governor.running_reqs = lambda: running
     sglangs: Any = SchedulerStats()
     stats = add_totals(pool_stats(), SimpleNamespace(tree_cache=engine.cache))
     assert stats is not None
@@ -113,7 +114,7 @@ def test_gauges_are_set_where_sglang_sets_its_own(engine, value):
     engine.retract(governed)
     stats.update_scheduler_stats(sglangs)
     assert value("sglang:dynts_kv_tokens_held") == 0
-    assert value("sglang:dynts_host_copy_bytes") == engine.capacity.copies.num_bytes > 0
+    assert value("sglang:dynts_host_copy_bytes") == engine.governor.copies.num_bytes > 0
 
 
 def test_a_resumption_and_the_compaction_that_it_undoes_are_counted(engine, value):
@@ -125,10 +126,10 @@ def test_a_resumption_and_the_compaction_that_it_undoes_are_counted(engine, valu
     engine.compact(req)
     engine.retract(req)
     engine.admit(req)
-    assert engine.cache.report_of(req).num_compactions == 0
+    assert engine.governed(req).num_compactions == 0
     assert value("sglang:dynts_compactions_total", reason="due") == 1
-    assert value("sglang:dynts_undone_compactions_total") == engine.cache.totals.num_undone == 1
-    assert value("sglang:dynts_resumptions_total") == engine.cache.totals.num_resumptions
+    assert value("sglang:dynts_undone_compactions_total") == engine.governor.tally.totals.num_undone == 1
+    assert value("sglang:dynts_resumptions_total") == engine.governor.tally.totals.num_resumptions
 
 
 def test_the_predictor_tells_its_identity_and_its_times(collector, value):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
-from sglang_dynts.forward.device_state import _RUNTIMES, DynTSRuntime
+from sglang_dynts.forward.device_state import DeviceState, on_runner, state_of
 from sglang_dynts.forward.positions import restore_positions
 
 
@@ -18,9 +18,9 @@ class Runner:
 def runner() -> Runner:
     """Row 2 has dropped 7 tokens, row 3 has dropped 100, row 1 none."""
     runner = Runner()
-    _RUNTIMES[runner] = DynTSRuntime(num_slots=10, num_rows=4, device="cpu")
-    _RUNTIMES[runner].dropped[:] = torch.tensor([0, 0, 7, 100])
-    _RUNTIMES[runner].rows_with_drops |= {2, 3}
+    state = on_runner(runner).state = DeviceState(10, torch.zeros(4, 1))
+    state.dropped[:] = torch.tensor([0, 0, 7, 100])
+    state.rows_with_drops |= {2, 3}
     return runner
 
 
@@ -56,7 +56,9 @@ def test_an_idle_batch_is_left_alone(runner):
 
 
 def test_nothing_is_computed_before_anything_is_dropped(runner):
-    _RUNTIMES[runner].rows_with_drops.clear()
+    state = state_of(runner)
+    assert state is not None
+    state.rows_with_drops.clear()
     assert positions(runner, ForwardMode.DECODE, [3], [12]) == [12]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sgl_dynts.checkpoint import PREDICTOR_FILE, load_predictor
-from sglang_dynts.forward.device_state import _RUNTIMES, DynTSRuntime
+from sglang_dynts.forward.device_state import DeviceState, on_runner
 from sglang_dynts.forward.predictor_runner import install_predictor
 
 
@@ -38,11 +38,11 @@ def test_every_forward_scores_its_tokens_as_the_trained_predictor_does(serve, mo
     serve("--attention-backend", "dynts")
     runner = Runner()
     install_predictor(None, runner)
-    _RUNTIMES[runner] = DynTSRuntime(num_slots=5, num_rows=1, device="cpu")
+    state = on_runner(runner).state = DeviceState(5, torch.zeros(1, 1))
     hidden = torch.randn(2, 64)
     runner.forward(hidden, [3, 1])
     wanted = load_predictor(model / PREDICTOR_FILE)(hidden)
-    assert torch.equal(_RUNTIMES[runner].scores.scores[[3, 1]], wanted)
+    assert torch.equal(state.scores.scores[[3, 1]], wanted)
 
 
 def test_the_predictor_stays_outside_the_served_module_tree(serve):
@@ -56,11 +56,11 @@ def test_a_half_precision_model_is_scored_in_bfloat16(serve, model):
     serve("--attention-backend", "dynts")
     runner = Runner(torch.float16)
     install_predictor(None, runner)
-    _RUNTIMES[runner] = DynTSRuntime(num_slots=2, num_rows=1, device="cpu")
+    state = on_runner(runner).state = DeviceState(2, torch.zeros(1, 1))
     hidden = torch.randn(1, 64).half()
     runner.forward(hidden, [1])
     wanted = load_predictor(model / PREDICTOR_FILE).to(torch.bfloat16)(hidden)
-    assert torch.equal(_RUNTIMES[runner].scores.scores[[1]], wanted)
+    assert torch.equal(state.scores.scores[[1]], wanted)
 
 
 def test_a_model_of_another_width_is_refused(serve):
@@ -81,7 +81,7 @@ def test_without_a_predictor_a_token_does_not_inherit_its_slots_earlier_score(se
     serve("--attention-backend", "dynts", "--dynts-policy", "window", *flags, folder=bare)
     runner = Runner()
     install_predictor(None, runner)
-    _RUNTIMES[runner] = DynTSRuntime(num_slots=4, num_rows=1, device="cpu")
-    _RUNTIMES[runner].scores.scores.fill_(float("inf"))
+    state = on_runner(runner).state = DeviceState(4, torch.zeros(1, 1))
+    state.scores.scores.fill_(float("inf"))
     runner.forward(torch.randn(2, 64), [3, 1])
-    assert _RUNTIMES[runner].scores.scores.tolist() == [float("inf"), 0, float("inf"), 0]
+    assert state.scores.scores.tolist() == [float("inf"), 0, float("inf"), 0]

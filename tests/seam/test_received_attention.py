@@ -10,9 +10,9 @@ from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
 from sglang_dynts.forward import received_attention
-from sglang_dynts.forward.device_state import _RUNTIMES, DynTSRuntime
+from sglang_dynts.forward.counted_attention import count_attention
+from sglang_dynts.forward.device_state import DeviceState, on_runner
 from sglang_dynts.forward.received_attention import ReceivedAttention
-from sglang_dynts.scheduling.policy_scores import count_attention
 from tests.seam.engine import Engine, request
 
 NUM_HEADS, KV_HEADS, HEAD_DIM, NUM_LAYERS = 4, 2, 8, 3
@@ -79,8 +79,9 @@ class World:
         ]
         self.received = ReceivedAttention(self.layers, NUM_SLOTS, self.pool, self.table)
         self.runner = Runner()
-        _RUNTIMES[self.runner] = DynTSRuntime(NUM_SLOTS, NUM_ROWS, "cpu")
-        _RUNTIMES[self.runner].received = self.received
+        self.device = DeviceState(NUM_SLOTS, self.table)
+        self.device.received = self.received
+        on_runner(self.runner).state = self.device
 
     def begin(self, mode: ForwardMode, *new: tuple[One, int]) -> tuple:
         """Give each request so many new tokens; returns the forward batch with its queries and keys."""
@@ -242,7 +243,7 @@ def test_a_forward_whose_layers_do_not_run_here_is_noticed(world):
 def test_an_idle_forward_and_a_server_that_counts_nothing_are_left_alone(world):
     idle = SimpleNamespace(forward_mode=ForwardMode.IDLE)
     count_attention(idle, None, None, world.runner)
-    _RUNTIMES[world.runner].received = None
+    world.device.received = None
     count_attention(SimpleNamespace(forward_mode=DECODE), None, None, world.runner)
     count_attention(SimpleNamespace(forward_mode=DECODE), None, None, Runner())
 
@@ -251,13 +252,13 @@ def test_a_compaction_keeps_what_received_most(serve):
     """Budget 20, local window 6: of candidates 4..13 the three that received most stay."""
     serve("--attention-backend", "dynts", "--dynts-observe-queries", "8", "--dynts-host-memory-gb", "0")
     engine = Engine()
-    engine.runtime.received = ReceivedAttention([], 201, engine.kv, engine.rows.req_to_token)
+    engine.device.received = ReceivedAttention([], 201, engine.kv, engine.rows.req_to_token)
     req = engine.prefill([50, 51, 52, 53], {"dynts": {"policy": "h2o"}})
     engine.decode(req, list(range(100, 115)))
     row = engine.rows.req_to_token[req.kv.req_pool_idx].long()
     most = row[[6, 9, 12]].tolist()
-    engine.runtime.received.received[row[4:14]] = 0.5
-    engine.runtime.received.received[most] = 2.0
+    engine.device.received.received[row[4:14]] = 0.5
+    engine.device.received.received[most] = 2.0
     newest = row[14:19].tolist()
     engine.decode(req, [115])
     held = engine.rows.req_to_token[req.kv.req_pool_idx, : req.kv.kv_allocated_len].tolist()

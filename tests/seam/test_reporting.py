@@ -2,21 +2,28 @@
 
 from types import SimpleNamespace
 
+import pytest
 from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
 from sglang.srt.managers.scheduler_components.pool_stats_observer import PoolStats
 
-from sglang_dynts.entry.governed_request import RequestReport, Totals
-from sglang_dynts.scheduling.prefix_cache import DynTSRadixCache
+from sglang_dynts.entry.governed_request import GovernedRequest
+from sglang_dynts.telling import reporting
 from sglang_dynts.telling.reporting import (
     DynTSOutputStreamer,
     add_totals,
     choose_streamer,
     report_one_object,
 )
+from tests.seam.engine import Engine
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine()
 
 
 def test_a_report_keeps_the_numbers_of_earlier_lives():
-    report = RequestReport(window=None, question_len=4, detailed=True)
+    report = GovernedRequest(window=None, question_len=4, detailed=True)
     report.compacted(seq_len=20, window_len=20, num_dropped=7, early=False)
     report.close(window_len=13)
     report.restart()
@@ -37,7 +44,7 @@ def test_a_report_keeps_the_numbers_of_earlier_lives():
 
 
 def test_a_released_request_reports_the_length_it_ended_with():
-    report = RequestReport(window=None, question_len=4)
+    report = GovernedRequest(window=None, question_len=4)
     report.close(window_len=9)
     assert (report.as_dict(0)["window_len"], report.as_dict(0)["peak_window_len"]) == (9, 9)
 
@@ -50,11 +57,10 @@ def test_meta_info_gets_the_newest_numbers_and_sglang_the_rest():
     assert set(info) == {"dynts", "other"}
 
 
-def test_a_client_that_is_sent_nothing_yet_costs_no_report():
-    cache = DynTSRadixCache.__new__(DynTSRadixCache)
-    cache.report_now = lambda req: {"of": req.rid}
+def test_a_client_that_is_sent_nothing_yet_costs_no_report(engine, monkeypatch):
+    monkeypatch.setattr(reporting, "report_now", lambda _governor, req: {"of": req.rid})
     streamer = DynTSOutputStreamer.__new__(DynTSOutputStreamer)
-    streamer.tree_cache = cache
+    streamer.tree_cache = engine.cache
     reqs = [
         SimpleNamespace(rid="streams", stream=True, finished=lambda: False),
         SimpleNamespace(rid="waits", stream=False, finished=lambda: False),
@@ -83,13 +89,11 @@ def test_only_a_server_with_dynts_gets_our_streamer(serve):
     assert choose_streamer(SchedulerOutputStreamer, None) is DynTSOutputStreamer
 
 
-def test_the_decode_log_line_counts_compactions_and_dropped_tokens():
-    cache = DynTSRadixCache.__new__(DynTSRadixCache)
-    cache.totals = Totals()
-    cache.totals.add(7, early=False)
-    cache.totals.add(5, early=True)
+def test_the_decode_log_line_counts_compactions_and_dropped_tokens(engine):
+    engine.governor.tally.compacted(20, 7, early=False)
+    engine.governor.tally.compacted(18, 5, early=True)
     plain = stats()
-    ours = add_totals(plain, SimpleNamespace(tree_cache=cache))
+    ours = add_totals(plain, SimpleNamespace(tree_cache=engine.cache))
     assert ours is not None
     parts = ours.get_decode_usage_msg_parts()
     assert parts[:-3] == plain.get_decode_usage_msg_parts()

@@ -9,6 +9,7 @@ import torch
 from sgl_dynts.thinking import ThinkingTracker
 from sglang_dynts.entry.host_copies import HostCopies, bytes_per_token
 from sglang_dynts.scheduling.resume import allow_beyond_pool
+from sglang_dynts.scheduling.retraction import give_up_copy
 from tests.seam.engine import CONFIG, NUM_SLOTS, OFF, PROMPT, Engine, request, thoughts
 
 
@@ -21,7 +22,7 @@ def engine(serve) -> Engine:
 def stores(engine: Engine) -> list[torch.Tensor]:
     """Everything that is kept per slot."""
     layers: Any = [*(engine.kv.k_buffer or ()), *(engine.kv.v_buffer or ())]
-    return [*layers, engine.runtime.scores.scores]
+    return [*layers, engine.device.scores.scores]
 
 
 def compacted(engine: Engine, first: int = 100):
@@ -42,12 +43,12 @@ def contents(engine: Engine, req, count: int) -> list[torch.Tensor]:
 
 def test_a_compacted_request_goes_on_with_the_same_kv_scores_and_positions(engine):
     req = compacted(engine)
-    window = engine.cache.window_of(req)
+    window = engine.window(req)
     held, dropped = req.kv.kv_allocated_len, window.dropped
     assert (held, dropped) == (14, 21)
     before = contents(engine, req, held - 1)
     engine.retract(req)
-    assert (window.dropped, engine.capacity.copies.len_of(req)) == (21, 13)
+    assert (window.dropped, engine.copied(req)) == (21, 13)
     engine.check_conservation()
     other = engine.prefill(thoughts(500, 60), OFF)  # what was freed now belongs to somebody else
     others = engine.rows.req_to_token[other.kv.req_pool_idx, :60].long()
@@ -59,8 +60,8 @@ def test_a_compacted_request_goes_on_with_the_same_kv_scores_and_positions(engin
     assert req.output_ids[-1] == 130
     for was, now in zip(before, contents(engine, req, held - 1), strict=True):
         assert torch.equal(was, now)
-    assert engine.runtime.dropped[req.kv.req_pool_idx] == 21
-    assert req not in engine.capacity.copies
+    assert engine.device.dropped[req.kv.req_pool_idx] == 21
+    assert engine.copied(req) is None
     engine.check_conservation(req, other)
 
 
@@ -70,9 +71,9 @@ def test_a_resumed_request_is_compacted_retracted_and_resumed_again(engine):
         engine.retract(req)
         engine.admit(req)
         engine.decode(req, thoughts(200 + 20 * round_, 10))
-    numbers = engine.cache.report_of(req).as_dict(0)
+    numbers = engine.governed(req).as_dict(0)
     assert numbers["resumptions"] == 3
-    assert engine.cache.window_of(req).dropped == numbers["dropped_tokens"] > 21
+    assert engine.window(req).dropped == numbers["dropped_tokens"] > 21
     held = len(PROMPT) + len(req.output_ids) - numbers["dropped_tokens"]
     assert req.kv.kv_allocated_len == held
     engine.finish(req)
@@ -84,18 +85,18 @@ def test_a_compaction_that_the_forward_in_flight_did_not_see_is_undone(engine):
     """Its token is lost with the retraction; to come again, it needs the window it was computed on."""
     req = compacted(engine)
     engine.decode(req, thoughts(140, 5))
-    window = engine.cache.window_of(req)
+    window = engine.window(req)
     held = req.kv.kv_allocated_len + 1
     engine.rows.req_to_token[req.kv.req_pool_idx, held - 1] = newest = engine.alloc(1)
     req.kv.kv_allocated_len = req.kv.kv_committed_len = held
     req.output_ids.append(145)
-    before, compactions = contents(engine, req, held - 1), len(engine.cache.report_of(req).compacted_at)
+    before, compactions = contents(engine, req, held - 1), len(engine.governed(req).compacted_at)
     assert newest not in engine.slots.free_pages
     engine.compact(req)
     assert (req.kv.kv_allocated_len, window.dropped) == (13, 28)
     engine.retract(req)
-    assert (engine.capacity.copies.len_of(req), window.dropped) == (held - 1, 21)
-    assert len(engine.cache.report_of(req).compacted_at) == compactions
+    assert (engine.copied(req), window.dropped) == (held - 1, 21)
+    assert len(engine.governed(req).compacted_at) == compactions
     engine.check_conservation()
 
     engine.admit(req)
@@ -110,10 +111,10 @@ def test_a_compaction_with_no_forward_in_flight_stands(engine):
     req = compacted(engine)
     engine.decode(req, thoughts(140, 6))
     req.output_ids.append(146)  # sampled, its forward not launched
-    window = engine.cache.window_of(req)
+    window = engine.window(req)
     assert window.dropped == 28
     engine.retract(req)
-    assert (engine.capacity.copies.len_of(req), window.dropped) == (13, 28)
+    assert (engine.copied(req), window.dropped) == (13, 28)
 
 
 def test_only_the_newest_token_is_computed_by_a_resumed_request(engine):
@@ -129,7 +130,7 @@ def test_what_was_never_compacted_is_computed_again(engine):
     req = engine.prefill(PROMPT)
     engine.decode(req, thoughts(100, 10))
     engine.retract(req)
-    assert req not in engine.capacity.copies
+    assert engine.copied(req) is None
     engine.admit(req)
     assert (req.num_matched_prefix_tokens, req.kv.kv_allocated_len) == (4, 14)
 
@@ -139,17 +140,17 @@ def test_what_was_never_compacted_but_fills_the_pool_is_copied(engine):
     engine.decode(req, thoughts(100, 10))
     engine.capacity.pool_len = 15
     engine.retract(req)
-    assert (engine.capacity.copies.len_of(req), engine.capacity.lost) == (13, [])
+    assert (engine.copied(req), engine.governor.lost) == (13, [])
     engine.admit(req)
     assert (req.prefix_len, req.kv.kv_allocated_len) == (14, 14)
-    assert engine.runtime.dropped[req.kv.req_pool_idx] == 0
+    assert engine.device.dropped[req.kv.req_pool_idx] == 0
 
 
 def test_a_pause_that_recomputes_copies_only_what_the_pool_cannot_hold(engine):
     req = compacted(engine)
     engine.retract(req, offload_kv=False)
-    assert req not in engine.capacity.copies
-    assert engine.cache.window_of(req).dropped == 0
+    assert engine.copied(req) is None
+    assert engine.window(req).dropped == 0
     engine.admit(req)
     assert req.kv.kv_allocated_len == 35
     req.decode_batch_idx = 1
@@ -157,23 +158,23 @@ def test_a_pause_that_recomputes_copies_only_what_the_pool_cannot_hold(engine):
     engine.compact(req)
     engine.capacity.pool_len = 30
     engine.retract(req, offload_kv=False)
-    assert req in engine.capacity.copies
-    assert engine.capacity.lost == []
+    assert engine.copied(req)
+    assert engine.governor.lost == []
 
 
 def limited(engine: Engine, num_tokens: int) -> None:
-    engine.capacity.copies = HostCopies(num_tokens * bytes_per_token(engine.slots))
+    engine.governor.copies = HostCopies(num_tokens * bytes_per_token(engine.slots))
 
 
 def test_the_bound_on_host_memory_holds_and_what_can_be_computed_again_makes_room(engine):
     limited(engine, 20)
     first, second = compacted(engine), compacted(engine, 300)
     engine.retract(first)
-    assert engine.capacity.copies.num_bytes == 13 * bytes_per_token(engine.slots)
+    assert engine.governor.copies.num_bytes == 13 * bytes_per_token(engine.slots)
     engine.retract(second)
-    assert first not in engine.capacity.copies
-    assert second in engine.capacity.copies
-    assert engine.capacity.copies.num_bytes <= engine.capacity.copies.max_bytes
+    assert engine.copied(first) is None
+    assert engine.copied(second)
+    assert engine.governor.copies.num_bytes <= engine.governor.copies.max_bytes
     engine.admit(first)
     assert first.kv.kv_allocated_len == 35
     engine.admit(second)
@@ -187,8 +188,8 @@ def test_a_request_that_can_neither_be_copied_nor_computed_is_ended_with_its_rea
     first, second = compacted(engine), compacted(engine, 300)
     engine.retract(first)
     engine.retract(second)
-    assert first in engine.capacity.copies
-    assert engine.capacity.lost == [second]
+    assert engine.copied(first)
+    assert engine.governor.lost == [second]
     sent = []
     engine.scheduler.waiting_queue = [first, second]
     engine.scheduler.send_abort_output = lambda output, req: sent.append((output, req))
@@ -203,9 +204,9 @@ def test_a_request_that_can_neither_be_copied_nor_computed_is_ended_with_its_rea
 def test_a_copy_goes_with_its_request(engine):
     req = compacted(engine)
     engine.retract(req)
-    assert engine.capacity.copies.num_bytes > 0
+    assert engine.governor.copies.num_bytes > 0
     del req
-    assert engine.capacity.copies.num_bytes == 0
+    assert engine.governor.copies.num_bytes == 0
 
 
 def clipped_to_pool(scheduler, req) -> None:
@@ -236,15 +237,15 @@ def test_who_is_not_bounded_by_a_window_is_clipped_to_the_pool(engine):
     assert allowed(engine, 700, OFF) == 194
     assert allowed(engine, 700, {"dynts": {"budget": 500}}) == 194
     assert allowed(engine, 700, return_logprob=True, logprob_start_len=0) == 194
-    engine.capacity.copies = HostCopies(0)
+    engine.governor.copies = HostCopies(0)
     assert allowed(engine, 700) == 194
 
 
 def test_windows_know_nothing_of_copies_after_a_restart(engine):
     req = compacted(engine)
     engine.retract(req)
-    engine.cache._give_up_copy(req)
-    window = engine.cache.window_of(req)
+    give_up_copy(engine.governor, engine.governed(req))
+    window = engine.window(req)
     assert isinstance(window.tracker, ThinkingTracker)
     assert (window.dropped, window.config) == (0, CONFIG)
     engine.admit(req)

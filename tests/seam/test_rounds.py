@@ -43,17 +43,17 @@ def test_before_the_step_fails_to_fit_the_largest_gives(engine):
     engine.compact(young, old)
     assert lens(young, old) == [16, 13]
     assert engine.slots.available_size() == 1 + 5
-    assert engine.cache.report_of(old).as_dict(0)["early_compactions"] == 1
-    assert engine.cache.totals.num_early == 1
+    assert engine.governed(old).as_dict(0)["early_compactions"] == 1
+    assert engine.governor.tally.totals.num_early == 1
 
 
 def test_a_batch_s_positions_are_looked_up_again_after_its_compaction(engine):
     young, old = running(engine, 100, 12), running(engine, 300, 14)
     rows = torch.tensor([req.kv.req_pool_idx for req in (young, old)])
-    assert engine.runtime.dropped_of(rows).tolist() == [0, 0]
+    assert engine.device.dropped_of(rows).tolist() == [0, 0]
     leave_free(engine, 1)
     engine.compact(young, old)
-    assert engine.runtime.dropped_of(rows).tolist() == [0, 5]
+    assert engine.device.dropped_of(rows).tolist() == [0, 5]
 
 
 def test_the_prefix_cache_gives_first(engine):
@@ -131,9 +131,7 @@ def test_an_answer_that_came_since_the_last_look_is_not_taken_for_thinking(engin
     leave_free(engine, 0)
     engine.compact(old)
     assert lens(old) == [19]
-    window = engine.cache.window_of(old)
-    assert window is not None
-    assert window.tracker.answer_len == 12
+    assert engine.window(old).tracker.answer_len == 12
 
 
 def test_a_waiting_request_is_let_in_as_soon_as_there_is_room(engine):

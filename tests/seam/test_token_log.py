@@ -1,10 +1,13 @@
 """What became of every token of a request that asked: its score, and which compaction dropped it."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from sglang.srt.managers.schedule_batch import Req
 
 from sglang_dynts.entry.token_log import NEWEST, TokenLog
+from sglang_dynts.telling.reporting import report_now
 from tests.seam.engine import PROMPT, Engine, thoughts
 
 ASKED = {"dynts": {"return_tokens": True}}
@@ -32,17 +35,21 @@ def write_scores(engine: Engine, req: Req, count: int) -> None:
     """Score the newest tokens of a request as their forward would."""
     end = req.kv.kv_allocated_len
     row = engine.rows.req_to_token[req.kv.req_pool_idx, end - count : end].long()
-    window = engine.cache.window_of(req)
-    dropped = 0 if window is None else window.dropped
+    dropped = engine.governed(req).dropped
     for column, slot in enumerate(row.tolist(), start=end - count):
-        engine.runtime.scores.scores[slot] = score(column + dropped)
+        engine.device.scores.scores[slot] = score(column + dropped)
+
+
+def told(engine: Engine, req: Req) -> Any:
+    """What the client reads under ``meta_info.dynts``."""
+    return report_now(engine.governor, req)
 
 
 def live(engine: Engine, req: Req, tokens: list[int]) -> list[dict]:
     """Decode these tokens; what each part of a stream told."""
     parts = []
     for token in tokens:
-        parts.append(engine.cache.report_now(req)["tokens"])
+        parts.append(told(engine, req)["tokens"])
         engine.decode(req, [token])
         write_scores(engine, req, 1)
     return parts
@@ -52,7 +59,7 @@ def held_positions(engine: Engine, req: Req) -> list[int]:
     """Positions that the slots of a row are scored for."""
     row = engine.rows.req_to_token[req.kv.req_pool_idx, : req.kv.kv_allocated_len].long()
     by_score = {score(position): position for position in range(101)}
-    return [by_score[value] for value in engine.runtime.scores.scores[row].tolist()]
+    return [by_score[value] for value in engine.device.scores.scores[row].tolist()]
 
 
 def test_scores_and_drops_are_those_of_the_row(engine):
@@ -60,7 +67,7 @@ def test_scores_and_drops_are_those_of_the_row(engine):
     live(engine, req, thoughts(100, 40))
     held = held_positions(engine, req)
     engine.finish(req)
-    tokens = engine.cache.report_now(req)["tokens"]
+    tokens = told(engine, req)["tokens"]
     assert tokens["scores"] == [score(position) for position in range(43)]  # the newest was not computed
     gone = [position for drop in tokens["dropped"] for position in drop["positions"]]
     assert sorted(gone + held) == list(range(44))
@@ -74,7 +81,7 @@ def test_the_parts_of_a_stream_add_up_to_the_whole(engine):
     req = admit(engine)
     parts = live(engine, req, thoughts(100, 90))
     engine.finish(req)
-    whole = engine.cache.report_now(req)["tokens"]
+    whole = told(engine, req)["tokens"]
     scores, drops = {}, {}
     for part in parts[::NEWEST]:  # a client that sees few of them
         scores |= dict(enumerate(part["scores"], start=part["first"]))
@@ -89,14 +96,14 @@ def test_the_parts_of_a_stream_add_up_to_the_whole(engine):
 def test_who_does_not_ask_is_told_nothing(engine):
     req = admit(engine, custom=None)
     engine.decode(req, thoughts(100, 20))
-    assert "tokens" not in engine.cache.report_now(req)
+    assert "tokens" not in told(engine, req)
 
 
 def test_answer_tokens_keep_the_score_they_were_born_with(engine):
     req = admit(engine)
     live(engine, req, [*thoughts(100, 10), CLOSE, *thoughts(200, 40)])
     engine.finish(req)
-    tokens = engine.cache.report_now(req)["tokens"]
+    tokens = told(engine, req)["tokens"]
     assert tokens["scores"] == [score(position) for position in range(len(tokens["scores"]))]
 
 
@@ -104,7 +111,7 @@ def test_an_opted_out_request_has_scores_and_drops_nothing(engine):
     req = admit(engine, {"dynts": {"return_tokens": True, "enabled": False}})
     live(engine, req, thoughts(100, 30))
     engine.finish(req)
-    tokens = engine.cache.report_now(req)["tokens"]
+    tokens = told(engine, req)["tokens"]
     assert tokens == {"first": 0, "scores": [score(position) for position in range(33)], "dropped": []}
 
 

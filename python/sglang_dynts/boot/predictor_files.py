@@ -1,8 +1,13 @@
-"""Where the files of the served model lie on this machine."""
+"""Where the served model's files lie, and which predictor belongs to it."""
 
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
+from sglang.srt.runtime_context import get_model
+
+from sgl_dynts.checkpoint import PredictorSource, find_predictor, find_predictor_if_any
+from sgl_dynts.policies import NEED_PREDICTOR
+from sglang_dynts.boot.configuration import arguments
 
 MODEL_FILES = ["*.safetensors", "*.json"]
 
@@ -12,3 +17,39 @@ def local_model_folder(model_path: str, revision: str | None) -> Path:
     if Path(model_path).is_dir():
         return Path(model_path)
     return Path(snapshot_download(model_path, revision=revision, allow_patterns=MODEL_FILES))
+
+
+def find_served_predictor(policy: str | None = None) -> PredictorSource | None:
+    """Find the predictor of this server, None where it has none and the policy does without.
+
+    Args:
+        policy: name of the policy that is to be served; default: the server's.
+
+    Raises:
+        ValueError: the policy needs a predictor and there is none, or it is not usable.
+    """
+    ours, model = arguments(), get_model()
+    return find_for_policy(
+        policy or ours.dynts_policy, model.model_path, model.revision, ours.dynts_predictor
+    )
+
+
+def find_for_policy(
+    policy: str, model_path: str, revision: str | None, named: str | None
+) -> PredictorSource | None:
+    """Find the predictor of a model; arguments and errors as in :func:`find_served_predictor`."""
+    find = find_predictor if policy in NEED_PREDICTOR else find_predictor_if_any
+    return find(local_model_folder(model_path, revision), Path(named) if named else None)
+
+
+def check_hidden_size(path: Path, found: int, wanted: int) -> None:
+    """Refuse a predictor made for another width.
+
+    Raises:
+        ValueError: naming both sizes.
+    """
+    if found != wanted:
+        raise ValueError(
+            f"--dynts-predictor {path}: made for hidden_size={found}, the served model has "
+            f"hidden_size={wanted}; name a predictor trained for this model"
+        )

@@ -16,10 +16,11 @@ from sglang.srt.server_args import ServerArgs
 from sgl_dynts.checkpoint import PredictorHeader
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.policies import NEED_ALL_QUERIES, NEED_PREDICTOR, NEED_QUERIES, POLICIES, PREDICTOR
+from sglang_dynts.boot.predictor_files import check_hidden_size, find_for_policy
 from sglang_dynts.boot.refusals import refuse_unsupported
 from sglang_dynts.check_seams import check_release
-from sglang_dynts.forward.predictor_runner import check_hidden_size, find_for_policy
 from sglang_dynts.names import BACKEND_NAME, BASE_BACKENDS, SOURCE
+from sglang_dynts.seams import Process, check
 
 _NAMESPACE = NS(BACKEND_NAME)
 WINDOW_FLAGS = {
@@ -179,10 +180,8 @@ def resolve_dynts(server_args, previous) -> None:
     if not cfg.enable_dynts:
         _refuse_idle_flags(cfg)
         return
-    from sglang_dynts.seams import check_launcher_seams
-
     check_release()
-    check_launcher_seams()
+    check(Process.LAUNCHER)
     refuse_unsupported(cfg, model_config_of(server_args))
     _check_host_memory(cfg.dynts_host_memory_gb)
     _check_policy(cfg)

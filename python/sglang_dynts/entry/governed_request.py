@@ -1,21 +1,29 @@
-"""The numbers one request reports: ``meta_info.dynts``."""
+"""All that is ours of one request: its window, its policy, its copy, and the numbers it reports."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from sgl_dynts.policies import FULL, PREDICTOR
 from sgl_dynts.window import RequestWindow
+from sglang_dynts.entry.host_copies import HostCopy
 from sglang_dynts.entry.token_log import TokenLog, Tokens
 
 Numbers = dict[str, int | float | bool | str | list[int] | Tokens]
 """What a client reads under ``meta_info.dynts``."""
 
 
-@dataclass
-class RequestReport:
+def _nobody() -> None:
+    """Stand in for the weak reference of an object without a request."""
+
+
+@dataclass(eq=False)
+class GovernedRequest:
     """A request's window and what it went through, over all its lives if it was retracted.
 
-    Lengths count KV tokens. ``window`` is None for a request that DynTS is switched off for.
+    Lengths count KV tokens. ``window`` is None for a request that DynTS is switched off for; ``copy`` is
+    what a retracted request goes on from.
     """
 
     window: RequestWindow | None
@@ -26,6 +34,9 @@ class RequestReport:
     """Whether the request asked to be told where it was compacted."""
     tokens: TokenLog | None = None
     """What became of its tokens, if it asked for that."""
+    req: Callable[[], Any] = _nobody
+    """A weak reference to SGLang's request."""
+    copy: HostCopy | None = None
     num_compactions: int = 0
     num_early: int = 0
     num_dropped: int = 0
@@ -36,6 +47,17 @@ class RequestReport:
     """Tokens that each of these compactions dropped."""
     end_len: int = 0
     peak_len: int = 0
+
+    @property
+    def own_window(self) -> RequestWindow:
+        """The window of a request that is known to have one."""
+        assert self.window is not None, "only governed requests are compacted, copied and scored"
+        return self.window
+
+    @property
+    def dropped(self) -> int:
+        """Tokens that are gone from its row."""
+        return 0 if self.window is None else self.window.dropped
 
     @property
     def has_long_question(self) -> bool:
@@ -53,8 +75,7 @@ class RequestReport:
 
     def undo(self, num_dropped: int, early: bool) -> None:
         """Forget the last compaction."""
-        assert self.window is not None, "only governed requests are compacted"
-        self.window.undo()
+        self.own_window.undo()
         if self.tokens is not None:
             self.tokens.undo()
         self.num_compactions -= 1
@@ -116,33 +137,3 @@ class RequestReport:
                 "keep_ratio": config.keep_ratio,
             }
         return settings
-
-
-@dataclass
-class Totals:
-    """What one scheduler has seen and done since it started.
-
-    ``num_undone`` compactions are counted as compactions too; ``num_long_questions`` governed requests
-    have a budget that their question raised.
-    """
-
-    num_compactions: int = 0
-    num_early: int = 0
-    num_dropped: int = 0
-    num_undone: int = 0
-    num_resumptions: int = 0
-    num_governed: int = 0
-    num_opted_out: int = 0
-    num_long_questions: int = 0
-
-    def add(self, num_dropped: int, early: bool) -> None:
-        """Count one compaction."""
-        self.num_compactions += 1
-        self.num_early += early
-        self.num_dropped += num_dropped
-
-    def add_request(self, governed: bool, is_long: bool) -> None:
-        """Count one request."""
-        self.num_governed += governed
-        self.num_opted_out += not governed
-        self.num_long_questions += is_long

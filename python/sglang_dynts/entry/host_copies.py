@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakSet
 
 import torch
 
@@ -26,40 +26,39 @@ class HostCopy:
 
 
 class HostCopies:
-    """Copies of retracted requests, within a bound; gone with their request."""
+    """Who has a copy, within a bound; a holder that is gone takes its copy along.
+
+    A holder's copy is its attribute ``copy``.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
-        self._copies: WeakKeyDictionary[object, HostCopy] = WeakKeyDictionary()
-
-    def __contains__(self, req: object) -> bool:
-        return req in self._copies
+        self._holders: WeakSet[Any] = WeakSet()
 
     @property
     def num_bytes(self) -> int:
         """Bytes that all copies take."""
-        return sum(copy.num_bytes for copy in self._copies.values())
+        return sum(holder.copy.num_bytes for holder in self._holders)
 
     def has_room_for(self, num_bytes: int) -> bool:
         """Whether a copy of this size may be added."""
         return self.num_bytes + num_bytes <= self.max_bytes
 
-    def requests(self) -> list:
-        """Requests that have a copy, the largest copy first."""
-        return sorted(self._copies, key=lambda req: -self._copies[req].num_bytes)
+    def holders(self) -> list[Any]:
+        """Return who has a copy, the largest copy first."""
+        return sorted(self._holders, key=lambda holder: -holder.copy.num_bytes)
 
-    def add(self, req: object, copy: HostCopy) -> None:
-        """Keep a copy until it is taken or its request is gone."""
+    def give(self, holder: Any, copy: HostCopy) -> None:
+        """Let somebody hold a copy until it is taken."""
         assert self.has_room_for(copy.num_bytes), f"{self.num_bytes=} {copy.num_bytes=} {self.max_bytes=}"
-        self._copies[req] = copy
+        holder.copy = copy
+        self._holders.add(holder)
 
-    def len_of(self, req: object) -> int:
-        """Tokens in a request's copy."""
-        return self._copies[req].num_tokens
-
-    def take(self, req: object) -> HostCopy:
-        """Remove and return a request's copy."""
-        return self._copies.pop(req)
+    def take(self, holder: Any) -> HostCopy:
+        """Remove and return a holder's copy."""
+        copy, holder.copy = holder.copy, None
+        self._holders.remove(holder)
+        return copy
 
 
 def read_copy(allocator, table_row: torch.Tensor, scores: torch.Tensor) -> HostCopy:

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from sglang.srt.runtime_context import get_context
-
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.policies import FULL, NEED_PREDICTOR, NEED_QUERIES, POLICIES
-from sglang_dynts.forward.predictor_runner import find_served_predictor
+from sglang_dynts.boot.configuration import arguments, server_config
+from sglang_dynts.boot.predictor_files import find_served_predictor
 from sglang_dynts.names import BACKEND_NAME
 
 WINDOW_FIELDS = ("budget", "local_window", "keep_ratio")
@@ -21,7 +20,7 @@ def verify_request(_result, sampling_params, *_args, **_kwargs) -> None:
         ValueError: naming the field, its value and what it may be.
     """
     options = _options_of(sampling_params)
-    bag = get_context().config_bag(BACKEND_NAME)
+    bag = arguments()
     if options is None:
         return
     if not bag.enable_dynts:
@@ -38,14 +37,6 @@ def verify_request(_result, sampling_params, *_args, **_kwargs) -> None:
     _check_predictor(options.get("policy", bag.dynts_policy), bag.dynts_policy)
 
 
-def server_config() -> DynTSConfig:
-    """The windows this server was started with."""
-    bag = get_context().config_bag(BACKEND_NAME)
-    return DynTSConfig(
-        bag.dynts_budget, bag.dynts_local_window, bag.dynts_keep_ratio, bag.dynts_min_selection
-    )
-
-
 def config_of_request(sampling_params, default: DynTSConfig) -> DynTSConfig | None:
     """The windows of a request that was verified, None where it is switched off."""
     if policy_of_request(sampling_params) == FULL:
@@ -56,7 +47,7 @@ def config_of_request(sampling_params, default: DynTSConfig) -> DynTSConfig | No
 
 def policy_of_request(sampling_params) -> str:
     """The name of a verified request's policy."""
-    server = get_context().config_bag(BACKEND_NAME).dynts_policy
+    server = arguments().dynts_policy
     options = _options_of(sampling_params)
     return server if options is None else options.get("policy", server)
 

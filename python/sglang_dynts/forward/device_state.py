@@ -1,40 +1,58 @@
-"""DynTS on one model runner: the score pool and the per-row counters on its device."""
+"""DynTS on one model runner: the predictor, the score pool and the per-row counters on its device."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from sglang.srt.runtime_context import get_context
 
+from sgl_dynts.checkpoint import PredictorSource
 from sgl_dynts.compaction import to_device, warm_up
 from sgl_dynts.predictor import ImportancePredictor
 from sgl_dynts.score_pool import ScorePool
-from sgl_dynts.scoring import write_scores
-from sgl_dynts.window_table import WindowTable
+from sglang_dynts.boot.configuration import is_enabled
 from sglang_dynts.forward.query_recorder import QueryRecorder, attention_layers, create_recorder
 from sglang_dynts.forward.received_attention import ReceivedAttention
-from sglang_dynts.names import BACKEND_NAME
-
-_RUNTIMES: "WeakKeyDictionary[object, DynTSRuntime]" = WeakKeyDictionary()
+from sglang_dynts.seams import Process, check
 
 
-class DynTSRuntime:
+@dataclass(frozen=True)
+class LoadedPredictor:
+    """The predictor of one model runner, where it came from, and the digest that identifies it."""
+
+    predictor: ImportancePredictor
+    source: PredictorSource
+    sha256: str
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a server tells about its predictor."""
+        return {
+            "path": str(self.source.path),
+            "sha256": self.sha256,
+            "inner_sizes": list(self.predictor.inner_sizes),
+            **asdict(self.source.header),
+        }
+
+
+class DeviceState:
     """Device state that a forward and a compaction share.
 
-    ``dropped`` is [rows] int64, tokens dropped by the request of each request-to-token row, 0 for the
-    padding row. ``rows_with_drops`` names on the host the rows where it may be other than 0, and
-    ``windows`` holds on the host the lengths of the same rows. ``resumed`` maps requests whose KV came
-    back from a host copy to what they had dropped, until their first forward.
+    ``table`` is [rows, max_len] int32, SGLang's slots of each request. ``dropped`` is [rows] int64, the
+    tokens dropped by the request of each row, 0 for the padding row. ``rows_with_drops`` names on the
+    host the rows where it may be other than 0. ``resumed`` maps requests whose KV came back from a host
+    copy to what they had dropped, until their first forward.
     """
 
-    def __init__(self, num_slots: int, num_rows: int, device: torch.device | str) -> None:
-        self.scores = ScorePool(num_slots, device)
-        self.dropped = torch.zeros(num_rows, dtype=torch.int64, device=device)
+    def __init__(self, num_slots: int, table: torch.Tensor) -> None:
+        self.table = table
+        self.scores = ScorePool(num_slots, table.device)
+        self.dropped = torch.zeros(len(table), dtype=torch.int64, device=table.device)
         self.rows_with_drops: set[int] = set()
         self._looked_up: tuple[torch.Tensor, torch.Tensor] | None = None
         """Rows that were asked for last, and what their requests have dropped."""
-        self.windows = WindowTable(num_rows)
         self.resumed: dict[object, int] = {}
+        self.hears_of_new_rows: list[Callable[[list[int]], None]] = []
         self.recorder: QueryRecorder | None = None
         """The newest queries, where the server records them."""
         self.received: ReceivedAttention | None = None
@@ -59,8 +77,9 @@ class DynTSRuntime:
         self._looked_up = None
 
     def reset_rows(self, rows: list[int]) -> None:
-        """Forget the earlier owners of newly allocated rows."""
-        self.windows.forget(rows)
+        """Forget the earlier owners of newly allocated rows; others that keep something by row do too."""
+        for forget in self.hears_of_new_rows:
+            forget(rows)
         stale = self.rows_with_drops.intersection(rows)
         if stale:
             indices = torch.tensor(sorted(stale), dtype=torch.int64)
@@ -78,58 +97,43 @@ class DynTSRuntime:
         self.note_drops(row for row, _ in back)
 
 
-def is_enabled() -> bool:
-    """Whether this server was asked for DynTS."""
-    return get_context().config_bag(BACKEND_NAME).enable_dynts
+@dataclass
+class OnRunner:
+    """What is ours on one model runner; ``state`` exists once the pools do."""
+
+    predictor: LoadedPredictor | None = None
+    state: DeviceState | None = None
 
 
-def runtime_of(model_runner) -> DynTSRuntime | None:
-    """Return the state of a model runner, None where DynTS is off."""
-    return _RUNTIMES.get(model_runner)
+_RUNNERS: "WeakKeyDictionary[object, OnRunner]" = WeakKeyDictionary()
+"""Of this process. A hook inside a forward is given nothing but its runner, which is SGLang's: what is
+ours cannot be put there. An entry goes with its runner."""
 
 
-def allocate_runtime(_result, model_runner) -> None:
+def on_runner(model_runner) -> OnRunner:
+    """Return what is ours on a model runner, made at the first call."""
+    return _RUNNERS.setdefault(model_runner, OnRunner())
+
+
+def state_of(model_runner) -> DeviceState | None:
+    """Return the state of a model runner, None where DynTS is off or the pools do not exist yet."""
+    ours = _RUNNERS.get(model_runner)
+    return None if ours is None else ours.state
+
+
+def allocate(_result, model_runner) -> None:
     """AFTER ModelRunner._init_post_memory_pool_components: allocate before graphs are captured."""
     if not is_enabled():
         return
-    from sglang_dynts.seams import check_scheduler_seams
-
-    check_scheduler_seams()
+    check(Process.SCHEDULER)
     rows = model_runner.req_to_token_pool
-    runtime = DynTSRuntime(
-        num_slots=model_runner.token_to_kv_pool_allocator.size + 1,
-        num_rows=rows.req_to_token.shape[0],
-        device=model_runner.device,
-    )
-    runtime.recorder = create_recorder(model_runner, rows.req_to_token.shape[0])
-    if runtime.recorder is not None:
-        runtime.received = ReceivedAttention(
-            attention_layers(model_runner),
-            num_slots=model_runner.token_to_kv_pool_allocator.size + 1,
-            kv_pool=model_runner.token_to_kv_pool,
-            req_to_token=rows.req_to_token,
-        )
-    rows.register_on_alloc_rows(runtime.reset_rows)
+    num_slots = model_runner.token_to_kv_pool_allocator.size + 1
+    state = DeviceState(num_slots, rows.req_to_token)
+    state.recorder = create_recorder(model_runner, len(state.table))
+    if state.recorder is not None:
+        layers = attention_layers(model_runner)
+        pool = model_runner.token_to_kv_pool
+        state.received = ReceivedAttention(layers, num_slots, pool, state.table)
+    rows.register_on_alloc_rows(state.reset_rows)
     warm_up(model_runner.device)
-    _RUNTIMES[model_runner] = runtime
-
-
-def score_tokens(
-    model_runner, predictor: ImportancePredictor | None, hidden: torch.Tensor, slots: torch.Tensor
-) -> None:
-    """Write the scores of one forward's tokens; captured in CUDA graphs, never waits for the device.
-
-    Args:
-        model_runner: whose pool is written.
-        predictor: on the runner's device; None scores every token 0.
-        hidden: [num_tokens, hidden_size], after the final norm.
-        slots: [num_tokens], KV slots of the same tokens.
-    """
-    runtime = runtime_of(model_runner)
-    if runtime is None:  # a forward before the pools exist scores nothing that is kept
-        return
-    assert hidden.shape[0] == slots.shape[0], f"{hidden.shape=} {slots.shape=}"
-    if predictor is None:
-        runtime.scores.write(slots, torch.zeros(hidden.shape[0], device=hidden.device))
-    else:
-        write_scores(predictor, hidden, slots, runtime.scores)
+    on_runner(model_runner).state = state

@@ -1,52 +1,16 @@
 """The predictor beside the served model: loaded with it, run on every token inside its forward."""
 
 import logging
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
-from sglang.srt.runtime_context import get_context, get_model
 
-from sgl_dynts.checkpoint import (
-    PredictorSource,
-    digest,
-    find_predictor,
-    find_predictor_if_any,
-    load_predictor,
-)
-from sgl_dynts.policies import NEED_PREDICTOR
-from sgl_dynts.predictor import ImportancePredictor
-from sglang_dynts.boot.predictor_files import local_model_folder
-from sglang_dynts.forward.device_state import is_enabled, score_tokens
-from sglang_dynts.names import BACKEND_NAME
+from sgl_dynts.checkpoint import digest, load_predictor
+from sgl_dynts.scoring import write_scores
+from sglang_dynts.boot.configuration import is_enabled
+from sglang_dynts.boot.predictor_files import check_hidden_size, find_served_predictor
+from sglang_dynts.forward.device_state import LoadedPredictor, OnRunner, on_runner
 
 logger = logging.getLogger(__name__)
-_LOADED: "WeakKeyDictionary[object, LoadedPredictor | None]" = WeakKeyDictionary()
-
-
-@dataclass(frozen=True)
-class LoadedPredictor:
-    """The predictor of one model runner, where it came from, and the digest that identifies it."""
-
-    predictor: ImportancePredictor
-    source: PredictorSource
-    sha256: str
-
-    def facts(self) -> dict[str, Any]:
-        """Return what a server tells about its predictor."""
-        return {
-            "path": str(self.source.path),
-            "sha256": self.sha256,
-            "inner_sizes": list(self.predictor.inner_sizes),
-            **asdict(self.source.header),
-        }
-
-
-def loaded_predictor(model_runner) -> LoadedPredictor | None:
-    """Return the predictor that scores a model runner's tokens, None where it serves without one."""
-    return _LOADED[model_runner]
 
 
 def install_predictor(_result, model_runner) -> None:
@@ -61,39 +25,31 @@ def install_predictor(_result, model_runner) -> None:
     """
     if not is_enabled() or model_runner.is_draft_worker:
         return
-    loaded = _load_for(model_runner)
-    _LOADED[model_runner] = loaded
-    predictor = None if loaded is None else loaded.predictor
+    ours = on_runner(model_runner)
+    ours.predictor = _load_for(model_runner)
 
     def score_before_logits(_module, args) -> None:
         _input_ids, hidden, _lm_head, forward_batch = args[:4]
-        score_tokens(model_runner, predictor, hidden, forward_batch.out_cache_loc)
+        score_tokens(ours, hidden, forward_batch.out_cache_loc)
 
     model_runner.model.logits_processor.register_forward_pre_hook(score_before_logits)
 
 
-def find_served_predictor(policy: str | None = None) -> PredictorSource | None:
-    """Find the predictor of this server, None where it has none and the policy does without.
+def score_tokens(ours: OnRunner, hidden: torch.Tensor, slots: torch.Tensor) -> None:
+    """Write the scores of one forward's tokens; captured in CUDA graphs, never waits for the device.
 
     Args:
-        policy: name of the policy that is to be served; default: the server's.
-
-    Raises:
-        ValueError: the policy needs a predictor and there is none, or it is not usable.
+        ours: predictor and pool; without a predictor every token scores 0.
+        hidden: [num_tokens, hidden_size], after the final norm.
+        slots: [num_tokens], KV slots of the same tokens.
     """
-    bag = get_context().config_bag(BACKEND_NAME)
-    model = get_model()
-    return find_for_policy(
-        policy or bag.dynts_policy, model.model_path, model.revision, bag.dynts_predictor
-    )
-
-
-def find_for_policy(
-    policy: str, model_path: str, revision: str | None, named: str | None
-) -> PredictorSource | None:
-    """Find the predictor of a model; arguments and errors as in :func:`find_served_predictor`."""
-    find = find_predictor if policy in NEED_PREDICTOR else find_predictor_if_any
-    return find(local_model_folder(model_path, revision), Path(named) if named else None)
+    if ours.state is None:  # a forward before the pools exist scores nothing that is kept
+        return
+    assert hidden.shape[0] == slots.shape[0], f"{hidden.shape=} {slots.shape=}"
+    if ours.predictor is None:
+        ours.state.scores.write(slots, torch.zeros(hidden.shape[0], device=hidden.device))
+    else:
+        write_scores(ours.predictor.predictor, hidden, slots, ours.state.scores)
 
 
 def _load_for(model_runner) -> LoadedPredictor | None:
@@ -104,21 +60,7 @@ def _load_for(model_runner) -> LoadedPredictor | None:
     check_hidden_size(source.path, source.header.hidden_size, model_runner.model_config.hidden_size)
     predictor = load_predictor(source)
     dtype = torch.float32 if model_runner.dtype == torch.float32 else torch.bfloat16
-    loaded = LoadedPredictor(
-        predictor.to(device=model_runner.device, dtype=dtype), source, digest(source)
-    )
+    predictor = predictor.to(device=model_runner.device, dtype=dtype)
+    loaded = LoadedPredictor(predictor, source, digest(source))
     logger.info("DynTS predictor: %s", loaded.facts())
     return loaded
-
-
-def check_hidden_size(path: Path, found: int, wanted: int) -> None:
-    """Refuse a predictor made for another width.
-
-    Raises:
-        ValueError: naming both sizes.
-    """
-    if found != wanted:
-        raise ValueError(
-            f"--dynts-predictor {path}: made for hidden_size={found}, the served model has "
-            f"hidden_size={wanted}; name a predictor trained for this model"
-        )

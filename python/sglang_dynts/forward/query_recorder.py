@@ -4,10 +4,9 @@ from collections.abc import Iterator
 
 import torch
 from sglang.srt.layers.radix_attention import RadixAttention
-from sglang.srt.runtime_context import get_context
 
 from sgl_dynts.policies import LayerView
-from sglang_dynts.names import BACKEND_NAME
+from sglang_dynts.boot.configuration import arguments
 
 IN_FLIGHT = 2
 """Places that a forward in flight may write while older queries are read."""
@@ -77,7 +76,7 @@ class QueryRecorder:
 
 def create_recorder(model_runner, num_rows: int) -> QueryRecorder | None:
     """Start recording on a model runner if the server was asked to."""
-    num_kept = get_context().config_bag(BACKEND_NAME).dynts_observe_queries
+    num_kept = arguments().dynts_observe_queries
     if not num_kept:
         return None
     layers = attention_layers(model_runner)

@@ -10,14 +10,14 @@ from sglang.srt.managers.schedule_policy import (
     PrefillAdder,
 )
 
+from sgl_dynts.due import NEVER
 from sgl_dynts.window import RequestWindow
-from sgl_dynts.window_table import NEVER
-from sglang_dynts.scheduling.prefix_cache import DynTSRadixCache
+from sglang_dynts.scheduling.governor import governor_of
 
 
 def choose_adder(adder_class, scheduler):
     """AFTER Scheduler.get_prefill_adder_class: ours where the cache is ours."""
-    return DynTSPrefillAdder if isinstance(scheduler.tree_cache, DynTSRadixCache) else adder_class
+    return adder_class if governor_of(scheduler.tree_cache) is None else DynTSPrefillAdder
 
 
 class DynTSPrefillAdder(PrefillAdder):
@@ -30,9 +30,9 @@ class DynTSPrefillAdder(PrefillAdder):
     def __init__(self, page_size, tree_cache, token_to_kv_pool_allocator, running_batch, *args, **kwargs):
         nobody: Any = None  # SGLang would count request by request
         super().__init__(page_size, tree_cache, token_to_kv_pool_allocator, nobody, *args, **kwargs)
-        assert isinstance(tree_cache, DynTSRadixCache), type(tree_cache)
-        self.cache = tree_cache
-        self.capacity = tree_cache.capacity
+        governor = governor_of(tree_cache)
+        assert governor is not None, "a server without DynTS admits as SGLang does"
+        self.governor, self.capacity = governor, governor.capacity
         self.capacity.wanted = 0
         self.running_batch = running_batch
         self.num_running = 0
@@ -68,7 +68,7 @@ class DynTSPrefillAdder(PrefillAdder):
         )
 
     def _select_prefill_admission(self, req, *, total_tokens, **kwargs):
-        window = self.cache.window_of(req)
+        window = self.governor.window_of(req)
         fill_len = len(req.full_untruncated_fill_ids)
         cached = req.kv.cache_protected_len
         reserve = fill_len if window is None else self._reserve_of_new(req, window)
@@ -86,13 +86,14 @@ class DynTSPrefillAdder(PrefillAdder):
         return replace(admission, max_new_tokens=reserve - fill_len)
 
     def _commit_prefill_admission(self, req, admission, mamba_gap_reserve) -> None:
-        copied = self.capacity.copies.len_of(req) if req in self.capacity.copies else 0
+        copy = self.governor.governed(req).copy
+        copied = 0 if copy is None else copy.num_tokens
         super()._commit_prefill_admission(req, admission, mamba_gap_reserve)
         self.memory_budget.total_offset += copied
         self.memory_budget.current_offset += copied
 
     def _get_running_request_total_token_offset(self, req):
-        table = self.capacity.runtime.windows
+        table = self.governor.table
         row = req.kv.req_pool_idx
         if table.due[row] == NEVER:
             return super()._get_running_request_total_token_offset(req)
@@ -102,7 +103,7 @@ class DynTSPrefillAdder(PrefillAdder):
         """Slots that all running requests are still expected to take; less than 0 if they will give."""
         num = len(batch.reqs)
         rows = batch.req_pool_indices_cpu.numpy()[:num]
-        governed = self.capacity.runtime.windows.due[rows] != NEVER
+        governed = self.governor.table.due[rows] != NEVER
         growth = self._growth(rows[governed], batch.seq_lens_cpu.numpy()[:num][governed]).sum()
         others = np.flatnonzero(~governed)
         stock = super()._get_running_request_total_token_offset
@@ -110,7 +111,7 @@ class DynTSPrefillAdder(PrefillAdder):
 
     def _growth(self, rows: np.ndarray, window_lens: np.ndarray) -> np.ndarray:
         """[n] int64, slots that governed requests are expected to take beyond their windows."""
-        table = self.capacity.runtime.windows
+        table = self.governor.table
         lines = table.retained[rows], table.period[rows], table.answered[rows]
         return np.minimum(self.capacity.reserved_len(*lines), table.end[rows]) - window_lens
 

@@ -1,23 +1,9 @@
-"""What compaction, admission and retraction of one scheduler share."""
-
-from dataclasses import dataclass
+"""How full a scheduler's pool is and may get: what compaction, admission and retraction share."""
 
 import numpy as np
 import torch
 
 from sgl_dynts.capacity import AnswerReserve, room_beyond_retained
-from sgl_dynts.window import Cut
-from sglang_dynts.entry.host_copies import HostCopies
-from sglang_dynts.forward.device_state import DynTSRuntime
-
-
-@dataclass(frozen=True)
-class Compaction:
-    """One request's compaction: the cut, whether it was early, and [cut.window_len] slots before it."""
-
-    cut: Cut
-    early: bool
-    slots: torch.Tensor
 
 
 class CapacityState:
@@ -25,22 +11,11 @@ class CapacityState:
 
     ``elastic`` tells whether compactions may run early. ``wanted`` counts the slots that the first
     waiting request needs besides the running ones' next step, 0 unless it was refused for lack of them
-    alone; ``lost`` holds retracted requests that can be neither resumed nor computed again;
-    ``rate`` is the pace of staggered compactions, per iteration, of the batch that was met last;
-    ``compacted_now`` holds the requests that this iteration's round compacted, with their former slots.
+    alone; ``rate`` is the pace of staggered compactions, per iteration, of the batch that was met last.
     """
 
-    def __init__(
-        self,
-        runtime: DynTSRuntime,
-        pool_len: int,
-        copies: HostCopies,
-        answers: AnswerReserve,
-        elastic: bool = True,
-    ) -> None:
-        self.runtime = runtime
+    def __init__(self, pool_len: int, answers: AnswerReserve, elastic: bool = True) -> None:
         self.pool_len = pool_len
-        self.copies = copies
         self.answers = answers
         self.elastic = elastic
         self.wanted = 0
@@ -48,8 +23,6 @@ class CapacityState:
         self._calm_rounds = 0
         self._promised_waiting = False
         self._met: torch.Tensor | None = None
-        self.lost: list = []
-        self.compacted_now: dict[object, Compaction] = {}
 
     def knows(self, batch_rows: torch.Tensor) -> bool:
         """Whether these are the rows of the batch that was met last.

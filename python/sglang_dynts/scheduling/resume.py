@@ -7,7 +7,8 @@ from sglang.srt.managers.scheduler import _make_abort_req
 
 from sgl_dynts.capacity import room_beyond_retained
 from sgl_dynts.window import RequestWindow
-from sglang_dynts.scheduling.prefix_cache import DynTSRadixCache
+from sglang_dynts.scheduling.governor import Governor, governor_of, seen_len
+from sglang_dynts.scheduling.retraction import copy_to_host, may_be_copied
 
 UNLIMITED = 1 << 30
 
@@ -17,18 +18,22 @@ def copy_before_release(original, *, req, tree_cache, offload_kv: bool = True, *
 
     A pause that asks for recomputation (``offload_kv`` False) gets it from whatever fits the pool.
     """
-    if isinstance(tree_cache, DynTSRadixCache) and req.to_finish is None:
-        seq_len = len(req.origin_input_ids) + len(req.output_ids)
-        fits = tree_cache.capacity.fits_pool(seq_len)
-        copied = (offload_kv or not fits) and tree_cache.copy_to_host(req)
+    governor = governor_of(tree_cache)
+    if governor is not None and req.to_finish is None:
+        fits = governor.capacity.fits_pool(seen_len(req))
+        copied = (offload_kv or not fits) and copy_to_host(governor, req)
         if not copied and not fits:
-            tree_cache.capacity.lost.append(req)
+            governor.lost.append(req)
     return original(req=req, tree_cache=tree_cache, offload_kv=offload_kv, **kwargs)
 
 
-def abort_lost(scheduler) -> None:
-    """End retracted requests that can be neither resumed nor computed again, with their reason."""
-    lost = scheduler.tree_cache.capacity.lost
+def abort_lost(scheduler, lost: list) -> None:
+    """End retracted requests that can be neither resumed nor computed again, with their reason.
+
+    Args:
+        scheduler: SGLang's.
+        lost: these requests; emptied.
+    """
     waiting = [req for req in scheduler.waiting_queue if req in lost]
     scheduler.waiting_queue = [req for req in scheduler.waiting_queue if req not in lost]
     lost.clear()
@@ -50,22 +55,22 @@ def allow_beyond_pool(original, scheduler, req) -> None:
     asked = req.sampling_params.max_new_tokens
     asked_least = req.sampling_params.min_new_tokens
     original(scheduler, req)
-    cache = scheduler.tree_cache
-    if not isinstance(cache, DynTSRadixCache) or req.to_finish is not None:
+    governor = governor_of(scheduler.tree_cache)
+    if governor is None or req.to_finish is not None:
         return
-    window = cache.window_of(req)
-    if window is None or not _is_bounded(cache, req, window):
+    window = governor.window_of(req)
+    if window is None or not _is_bounded(governor, req, window):
         return
     allowed = min(asked if asked is not None else UNLIMITED, _longest_output(scheduler, req))
     req.sampling_params.max_new_tokens = max(req.sampling_params.max_new_tokens, allowed)
     req.sampling_params.min_new_tokens = min(asked_least, req.sampling_params.max_new_tokens)
 
 
-def _is_bounded(cache: DynTSRadixCache, req, window: RequestWindow) -> bool:
+def _is_bounded(governor: Governor, req, window: RequestWindow) -> bool:
     """Whether the pool holds the request's window whatever its length, and a copy can be kept."""
     period = window.config.period
-    most = window.retained_len + room_beyond_retained(period, 0, cache.capacity.elastic)
-    return int(most) < cache.capacity.pool_len and cache.may_be_copied(req)
+    most = window.retained_len + room_beyond_retained(period, 0, governor.capacity.elastic)
+    return int(most) < governor.capacity.pool_len and may_be_copied(governor, req)
 
 
 def _longest_output(scheduler, req) -> int:

@@ -9,10 +9,12 @@ from fastapi.responses import JSONResponse
 
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.thinking import ThinkMarkers
-from sglang_dynts.forward.device_state import is_enabled
-from sglang_dynts.forward.predictor_runner import LoadedPredictor
+from sglang_dynts import seams
+from sglang_dynts.boot.configuration import is_enabled
+from sglang_dynts.forward.device_state import LoadedPredictor, on_runner
 from sglang_dynts.names import BACKEND_NAME
-from sglang_dynts.scheduling.prefix_cache import DynTSRadixCache
+from sglang_dynts.scheduling.governor import governor_of
+from sglang_dynts.seams import Process
 
 HTTP_SERVER = "sglang.srt.entrypoints.http_server"
 HEALTH_PATH = "/dynts/health"
@@ -33,15 +35,16 @@ def describe_configuration(
 
 def add_facts(output, controller, _recv_req) -> None:
     """AFTER SchedulerInternalStateController.get_internal_state: tell the scheduler's side of DynTS."""
-    from sglang_dynts.seams import missing_scheduler_seams, scheduler_targets
-
-    cache = controller.scheduler.tree_cache
-    if not isinstance(cache, DynTSRadixCache):
+    scheduler = controller.scheduler
+    governor = governor_of(scheduler.tree_cache)
+    if governor is None:
         return
-    output.internal_state[BACKEND_NAME] = cache.facts | {
-        "totals": asdict(cache.totals),
-        "seams": scheduler_targets(),
-        "missing_seams": missing_scheduler_seams(),
+    predictor = on_runner(scheduler.tp_worker.model_runner).predictor
+    facts = describe_configuration(governor.config, governor.markers, predictor)
+    output.internal_state[BACKEND_NAME] = facts | {
+        "totals": asdict(governor.tally.totals),
+        "seams": seams.targets(Process.SCHEDULER),
+        "missing_seams": seams.missing(Process.SCHEDULER),
     }
 
 
@@ -71,10 +74,8 @@ def judge(states: list[dict[str, Any]]) -> tuple[dict[str, Any], bool]:
     Returns:
         The answer for the client, and whether everything is in place.
     """
-    from sglang_dynts.seams import launcher_targets, missing_launcher_seams
-
     ours = [state[BACKEND_NAME] for state in states if BACKEND_NAME in state]
-    missing = missing_launcher_seams() + [name for one in ours for name in one["missing_seams"]]
+    missing = seams.missing(Process.LAUNCHER) + [name for one in ours for name in one["missing_seams"]]
     if len(ours) < len(states) or not states:
         missing.append(f"{len(states) - len(ours)} of {len(states)} schedulers run without DynTS")
     totals = {name: sum(one["totals"][name] for one in ours) for name in _total_names(ours)}
@@ -84,7 +85,9 @@ def judge(states: list[dict[str, Any]]) -> tuple[dict[str, Any], bool]:
         **totals,
         "num_schedulers": len(states),
         "missing": missing,
-        "seams": sorted(launcher_targets() + [name for one in ours[:1] for name in one["seams"]]),
+        "seams": sorted(
+            seams.targets(Process.LAUNCHER) + [name for one in ours[:1] for name in one["seams"]]
+        ),
         "predictor": ours[0]["predictor"] if ours else None,
         "windows": ours[0]["windows"] if ours else None,
     }

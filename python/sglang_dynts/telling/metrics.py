@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from sglang_dynts.scheduling.tally import Meter
+
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
 _TOKENS = tuple(float(1 << power) for power in range(6, 18))
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
@@ -104,36 +106,6 @@ METRICS = (
     *(WINDOW_LEN, ROUND_SECONDS, DEVICE_SECONDS),
     *(HELD, SAVED, HOST_BYTES, SCORING_SECONDS, PREDICTOR),
 )
-
-
-class Meter:
-    """Hears what DynTS does; this one is for servers without metrics and remembers nothing."""
-
-    def request_seen(self, governed: bool, is_long: bool) -> None:
-        """A request reached the scheduler; ``is_long`` if its question raised its budget."""
-
-    def compacted(self, window_len: int, num_dropped: int, early: bool) -> None:
-        """A window of this length was compacted."""
-
-    def undone(self) -> None:
-        """The last compaction of a request was undone."""
-
-    def resumed(self) -> None:
-        """A retracted request went on from its copy."""
-
-    def round_took(self, seconds: float) -> None:
-        """A round that compacted took this long on the host."""
-
-    @contextmanager
-    def on_device(self) -> Iterator[None]:
-        """Stand around the launch of a round's kernels."""
-        yield
-
-    def observe_pool(self, held: int, saved: int, host_bytes: int) -> None:
-        """What running requests hold and save now, in tokens, and the bytes of host copies."""
-
-    def describe_predictor(self, labels: dict[str, str], seconds: dict[int, float]) -> None:
-        """The predictor's identity, and its time by batch size."""
 
 
 class PrometheusMeter(Meter):

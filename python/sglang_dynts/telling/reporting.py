@@ -7,11 +7,13 @@ import torch
 from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
 from sglang.srt.managers.scheduler_components.pool_stats_observer import PoolStats
 
-from sglang_dynts.forward.device_state import is_enabled
-from sglang_dynts.forward.predictor_runner import LoadedPredictor
+from sglang_dynts.boot.configuration import is_enabled
+from sglang_dynts.entry.governed_request import Numbers
+from sglang_dynts.forward.device_state import LoadedPredictor, on_runner
 from sglang_dynts.names import BACKEND_NAME
-from sglang_dynts.scheduling.prefix_cache import DynTSRadixCache
-from sglang_dynts.telling.metrics import PREDICTOR, Meter, PrometheusMeter, time_calls
+from sglang_dynts.scheduling.governor import Governor, governor_of
+from sglang_dynts.scheduling.tally import Meter
+from sglang_dynts.telling.metrics import PREDICTOR, PrometheusMeter, time_calls
 
 SCORED_BATCH_SIZES = (1, 8, 64, 256)
 """Decode batches whose scoring is timed at the start, up to the most that may run."""
@@ -24,13 +26,19 @@ class DynTSOutputStreamer(SchedulerOutputStreamer):
 
     def build_additional_customized_info(self, reqs: list) -> dict[str, list]:
         """Return one object of numbers per request, None for a client that is sent nothing yet."""
-        cache = self.tree_cache
-        assert isinstance(cache, DynTSRadixCache), type(cache)
-        return {
-            BACKEND_NAME: [
-                cache.report_now(req) if req.stream or req.finished() else None for req in reqs
-            ]
-        }
+        governor = governor_of(self.tree_cache)
+        assert governor is not None, "a server without DynTS streams as SGLang does"
+        sent = (req if req.stream or req.finished() else None for req in reqs)
+        return {BACKEND_NAME: [None if req is None else report_now(governor, req) for req in sent]}
+
+
+def report_now(governor: Governor, req) -> Numbers:
+    """Return what a client is told of a request, read up to the newest token it was sent."""
+    governed = governor.governed(req)
+    if not req.kv.holds_kv:
+        return governed.as_dict(0, req.finished())
+    governor.read_scores(req)
+    return governed.as_dict(req.kv.kv_allocated_len, req.finished())
 
 
 def choose_streamer(streamer_class, _scheduler):
@@ -56,11 +64,11 @@ def report_one_object(manager, meta_info, state, customized_info, index, finish_
 class DynTSPoolStats(PoolStats):
     """Pool statistics whose decode log line counts what DynTS dropped."""
 
-    cache: DynTSRadixCache
+    governor: Governor
 
     def get_decode_usage_msg_parts(self) -> list[str]:
         """Return SGLang's parts and ours."""
-        totals = self.cache.totals
+        totals = self.governor.tally.totals
         return [
             *super().get_decode_usage_msg_parts(),
             f"#compactions: {totals.num_compactions}",
@@ -71,14 +79,21 @@ class DynTSPoolStats(PoolStats):
     def update_scheduler_stats(self, stats) -> None:
         """Set our gauges where SGLang sets its own: at log intervals, prefills and when idle."""
         super().update_scheduler_stats(stats)
-        self.cache.observe_pool()
+        self.governor.observe_pool()
 
 
 def add_totals(stats: PoolStats, observer) -> PoolStats | None:
     """AFTER SchedulerPoolStatsObserver.get_pool_stats: carry our totals to the log and the gauges."""
-    if not isinstance(observer.tree_cache, DynTSRadixCache):
-        return None
-    return DynTSPoolStats(**vars(stats), cache=observer.tree_cache)
+    governor = governor_of(observer.tree_cache)
+    return None if governor is None else DynTSPoolStats(**vars(stats), governor=governor)
+
+
+def start_meter(_result, scheduler) -> None:
+    """AFTER Scheduler.init_output_streamer: let Prometheus hear of a scheduler that just started."""
+    governor = governor_of(scheduler.tree_cache)
+    if governor is not None:
+        loaded = on_runner(scheduler.tp_worker.model_runner).predictor
+        governor.tally.meter = new_meter(scheduler, loaded)
 
 
 def new_meter(scheduler, loaded: LoadedPredictor | None) -> Meter:

@@ -21,9 +21,7 @@ def row_of(engine: Engine, req: Req) -> list[int]:
 
 
 def num_dropped(engine: Engine, req: Req) -> int:
-    window = engine.cache.window_of(req)
-    assert window is not None
-    return window.dropped
+    return engine.window(req).dropped
 
 
 def compacted_request(engine: Engine) -> tuple[Req, list[int]]:
@@ -63,7 +61,7 @@ def test_a_compaction_frees_what_it_drops(engine):
     assert row_of(engine, req)[:4] == before[:4]
     assert row_of(engine, req)[7:13] == [*before[14:19], newest]
     assert row_of(engine, req)[13:] == [0] * (MAX_LEN - 13)
-    assert engine.runtime.dropped[req.kv.req_pool_idx] == 7
+    assert engine.device.dropped[req.kv.req_pool_idx] == 7
     engine.check_conservation(req)
 
 
@@ -71,7 +69,7 @@ def test_the_report_counts_what_happened(engine):
     req, _ = compacted_request(engine)
     held = req.kv.kv_allocated_len
     engine.finish(req)
-    assert engine.cache.report_of(req).as_dict(0) == {
+    assert engine.governed(req).as_dict(0) == {
         "enabled": True,
         "policy": "predictor",
         "question_len": 4,
@@ -85,7 +83,10 @@ def test_the_report_counts_what_happened(engine):
         "local_window": 6,
         "keep_ratio": 0.5,
     }
-    assert (engine.cache.totals.num_compactions, engine.cache.totals.num_dropped) == (3, 21)
+    assert (engine.governor.tally.totals.num_compactions, engine.governor.tally.totals.num_dropped) == (
+        3,
+        21,
+    )
 
 
 def test_a_running_request_has_only_its_prompt_in_the_tree(engine):
@@ -108,7 +109,7 @@ def test_a_switched_off_request_keeps_everything_and_is_shared_whole(engine):
     engine.decode(req, thoughts(100, 40))
     assert req.kv.kv_allocated_len == 44
     engine.finish(req)
-    assert engine.cache.report_of(req).as_dict(0)["enabled"] is False
+    assert engine.governed(req).as_dict(0)["enabled"] is False
     follow_up = engine.prefill([*PROMPT, *thoughts(100, 40), 99], OFF)
     assert follow_up.num_matched_prefix_tokens == 44
 
@@ -142,7 +143,7 @@ def test_a_retracted_request_starts_anew_and_is_matched_no_further_than_its_prom
     engine.admit(req)
     assert (req.num_matched_prefix_tokens, req.kv.kv_allocated_len) == (4, 34)
     assert engine.cache.protected_size() == 4
-    assert engine.runtime.dropped[req.kv.req_pool_idx] == 0
+    assert engine.device.dropped[req.kv.req_pool_idx] == 0
     req.decode_batch_idx = 1
     engine.compact(req)
     assert (req.kv.kv_allocated_len, num_dropped(engine, req)) == (13, 21)

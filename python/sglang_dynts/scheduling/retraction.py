@@ -1,0 +1,96 @@
+"""What a request that loses its row leaves on the host, and how it is brought back."""
+
+from array import array
+from typing import Any
+
+import torch
+
+from sgl_dynts.window import RequestWindow
+from sglang_dynts.entry.governed_request import GovernedRequest
+from sglang_dynts.entry.host_copies import bytes_per_token, read_copy, write_copy
+from sglang_dynts.scheduling.governor import Governor, seen_len
+
+
+def may_be_copied(governor: Governor, req) -> bool:
+    """Whether copies are kept at all, and the request can go on without a forward over its prompt."""
+    needs_prompt = req.return_logprob and req.logprob_start_len >= 0
+    return governor.copies.max_bytes > 0 and not needs_prompt
+
+
+def copy_to_host(governor: Governor, req) -> bool:
+    """Copy the window of a request that is about to lose its row; whether a copy was kept.
+
+    The forward in flight, if there is one, saw the window before this iteration's compaction, and its
+    token is lost. So that the same token comes again, that compaction is undone in the copy; what it
+    freed was not written since.
+    """
+    governed = governor.governed(req)
+    window = governed.window
+    row = governor.device.table[req.kv.req_pool_idx]
+    undone = governor.compacted_now.pop(req, None)
+    if undone is not None and _is_in_flight(req, governed.own_window):
+        row = undone.slots
+        governed.undo(undone.cut.num_dropped, undone.early)
+        governor.tally.undone()
+    if window is None or not may_be_copied(governor, req) or _can_be_recomputed(governor, req, window):
+        return False
+    num_tokens = _held_len(req, window) - 1
+    if not _make_room(governor, num_tokens * bytes_per_token(governor.allocator)):
+        return False
+    scores = governor.device.scores.scores
+    governor.copies.give(governed, read_copy(governor.allocator, row[:num_tokens], scores))
+    return True
+
+
+def bring_back(governor: Governor, req, slots: torch.Tensor) -> None:
+    """Write a request's copy to newly allocated slots.
+
+    Args:
+        governor: of the scheduler.
+        req: a request with a copy.
+        slots: [num_tokens of the copy] int64.
+    """
+    governed = governor.governed(req)
+    copy = governor.copies.take(governed)
+    write_copy(governor.allocator, copy, slots, governor.device.scores.scores)
+    governor.device.resumed[req] = governed.own_window.dropped
+    governed.num_resumptions += 1
+    governor.tally.resumed()
+
+
+def build_fill_ids_anew(req: Any) -> None:
+    """Let SGLang put the tokens to compute together again: those of a copy are not all of a request's."""
+    req.full_untruncated_fill_ids = array("q")
+
+
+def _make_room(governor: Governor, num_bytes: int) -> bool:
+    """Whether a copy of this size fits, after giving up copies that can be computed again."""
+    copies = governor.copies
+    for holder in copies.holders():
+        if copies.has_room_for(num_bytes):
+            break
+        if governor.capacity.fits_pool(seen_len(holder.req())):
+            give_up_copy(governor, holder)
+    return copies.has_room_for(num_bytes)
+
+
+def give_up_copy(governor: Governor, holder: GovernedRequest) -> None:
+    """Let a retracted request start anew instead."""
+    governor.copies.take(holder)
+    holder.restart()
+    build_fill_ids_anew(holder.req())
+
+
+def _can_be_recomputed(governor: Governor, req, window: RequestWindow) -> bool:
+    """Whether computing the request again gives the window it had."""
+    return window.dropped == 0 and governor.capacity.fits_pool(_held_len(req, window))
+
+
+def _is_in_flight(req, window: RequestWindow) -> bool:
+    """Whether a forward of the request's newest token was launched: that token has its slot already."""
+    return _held_len(req, window) == req.kv.kv_allocated_len
+
+
+def _held_len(req, window: RequestWindow) -> int:
+    """Tokens a request needs KV of to go on, its newest included."""
+    return seen_len(req) - window.dropped

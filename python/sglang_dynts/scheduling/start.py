@@ -1,0 +1,89 @@
+"""The start of a scheduler: its governor is made, once tokenizer, pools and cache exist."""
+
+import logging
+
+from sglang.srt.runtime_context import get_serving
+from sglang.srt.utils.hf_transformers_utils import get_tokenizer
+
+from sgl_dynts.capacity import AnswerReserve
+from sgl_dynts.config import DynTSConfig
+from sgl_dynts.policies import build_policies
+from sgl_dynts.thinking import ThinkMarkers
+from sglang_dynts.boot.configuration import arguments, is_enabled, server_config
+from sglang_dynts.boot.markers import resolve_markers, separator_ids
+from sglang_dynts.entry.host_copies import HostCopies, bytes_per_token
+from sglang_dynts.forward.device_state import state_of
+from sglang_dynts.scheduling.capacity_state import CapacityState
+from sglang_dynts.scheduling.governor import Governor
+from sglang_dynts.scheduling.prefix_cache import DynTSRadixCache
+
+logger = logging.getLogger(__name__)
+
+
+def start(scheduler) -> None:
+    """BEFORE Scheduler.init_output_streamer: tokenizer, pools and cache exist; govern from here on.
+
+    Raises:
+        ValueError: the think markers cannot be recognised.
+        RuntimeError: another cache than ours was built.
+    """
+    if not is_enabled():
+        return
+    cache = scheduler.tree_cache
+    if not isinstance(cache, DynTSRadixCache):
+        raise RuntimeError(f"DynTS needs its own radix cache, SGLang built {type(cache).__name__}")
+    cache.governor = _new_governor(scheduler)
+    logger.info(describe(cache.governor.config, cache.governor.markers))
+
+
+def _new_governor(scheduler) -> Governor:
+    tokenizer = scheduler.tokenizer or get_tokenizer(get_serving().tokenizer_path)
+    config, allocator = server_config(), scheduler.token_to_kv_pool_allocator
+    device = state_of(scheduler.tp_worker.model_runner)
+    assert device is not None, "a server with DynTS has its device state"
+    answers = AnswerReserve(first_guess=config.period // 2)
+    governor = Governor(
+        config,
+        resolve_markers(tokenizer),
+        build_policies(separator_ids(tokenizer)),
+        device,
+        allocator,
+        CapacityState(allocator.size, answers, not arguments().dynts_disable_elastic),
+        _new_copies(allocator, config),
+    )
+    governor.running_reqs = lambda: scheduler.running_batch.reqs
+    return governor
+
+
+def _new_copies(allocator, config: DynTSConfig) -> HostCopies:
+    """Refuse a bound that holds no window, and a KV pool whose tokens cannot be copied.
+
+    Raises:
+        ValueError: naming the flag.
+    """
+    copies = HostCopies(int(arguments().dynts_host_memory_gb * (1 << 30)))
+    if not copies.max_bytes:
+        return copies
+    needed = config.budget * bytes_per_token(allocator)
+    if copies.max_bytes < needed:
+        raise ValueError(
+            f"--dynts-host-memory-gb {copies.max_bytes / (1 << 30):g} does not hold one window of "
+            f"{config.budget} tokens: give {needed / (1 << 30):.3g} or more, or 0 to keep no copies"
+        )
+    if allocator.get_kvcache().use_hnd:
+        raise ValueError(
+            "SGLANG_USE_HND_KVCACHE keeps K and V by head, which cannot be copied by token: unset it, "
+            "or give --dynts-host-memory-gb 0 to keep no copies of retracted requests"
+        )
+    return copies
+
+
+def describe(config: DynTSConfig, markers: ThinkMarkers) -> str:
+    """Say in one line what the resolved windows mean."""
+    return (
+        f"DynTS is on: budget {config.budget}, local window {config.local_window}, keep ratio "
+        f"{config.keep_ratio}. A request holds at most {config.budget} tokens of question and "
+        f"thinking, {config.retained_len(0)} after a compaction, and compacts every {config.period} "
+        f"tokens; a question longer than {config.keep_len - config.selection_floor} raises its own "
+        f"budget. Thinking ends at token {list(markers.closing)}, opens at {list(markers.opening)}."
+    )
