@@ -50,10 +50,38 @@ def filled(columns: Sequence[tuple[str, str]], rows: Iterable[Row], **more: Call
     return table(titles, [[form.format_map(row) for form in forms] for row in whole])
 
 
+def pivot(
+    titles: Sequence[str],
+    rows: Iterable[Row],
+    keys: Sequence[str],
+    columns: dict[str, Row],
+    cell: Callable[[Row], Any],
+) -> list[str]:
+    """Return a table of a line for each value of the keys, and a column for each of some other values.
+
+    Args:
+        titles: of the keys.
+        rows: of a file of results.
+        keys: whose values begin the lines.
+        columns: by title, what a row of this column has.
+        cell: what is shown of a row; ``not run`` where there is none.
+    """
+    lines = []
+    for key, own in grouped(rows, *keys):
+        found = (pick(own, **wanted) for wanted in columns.values())
+        lines.append([*key, *(cell(rows[0]) if rows else "not run" for rows in found)])
+    return table((*titles, *columns), lines)
+
+
 def right(row: Row) -> str:
     """Return a share answered right with its interval."""
     share = 100 * row.get("correct", row.get("right")) / row["n"]
     return f"{share:.1f} % ({100 * row['wilson_low']:.1f} to {100 * row['wilson_high']:.1f})"
+
+
+def correct(row: Row) -> int:
+    """Return how many were answered right."""
+    return row["correct"]
 
 
 def percent(row: Row) -> str:
@@ -167,46 +195,34 @@ def accuracy() -> list[str]:
 def accuracy_proportions() -> list[str]:
     """Shares answered right on the validation split, by the windows' proportions."""
     cells = results_of("accuracy", split="validation", policy="predictor")
-    proportions = [(0.312, 0.9), (0.312, 0.95), (0.221, 0.9), (0.221, 0.95)]
-    rows = []
-    for (share, task), own in sorted(grouped(cells, "budget_fraction", "task")):
-        found = (pick(own, local_share=local, keep_ratio=ratio) for local, ratio in proportions)
-        rows.append([f"{task}, {share}", *(percent(row) for (row,) in found)])
-    return table(("task, budget", *(f"{local:.2f}, {ratio}" for local, ratio in proportions)), rows)
+    cells = [row | {"name": f"{row['task']}, {row['budget_fraction']}"} for row in cells]
+    cells.sort(key=lambda row: (row["budget_fraction"], row["task"]))
+    columns = {
+        f"{share:.2f}, {ratio}": {"local_share": share, "keep_ratio": ratio}
+        for share in (0.312, 0.221)
+        for ratio in (0.9, 0.95)
+    }
+    return pivot(("task, budget",), cells, ("name",), columns, percent)
 
 
 def accuracy_large() -> list[str]:
     """How many of 500 the large model answers right, by policy."""
-    cells = [{**row, "name": policy_name(row)} for row in results_of("accuracy", model=LARGE)]
+    cells = [row | {"name": policy_name(row)} for row in results_of("accuracy", model=LARGE)]
+    columns = {
+        f"seed {seed}, {share}": {"seed": seed, "budget_fraction": share}
+        for seed in (1, 2)
+        for share in (0.3, 0.5)
+    }
     cells = sorted((row for row in cells if row["policy"] != FULL), key=by_policy)
-    columns = [(seed, share) for seed in (1, 2) for share in (0.3, 0.5)]
-    rows = []
-    for (name,), own in grouped(cells, "name"):
-        found = (pick(own, seed=seed, budget_fraction=share) for seed, share in columns)
-        rows.append([name, *(cell[0]["correct"] if cell else "not run" for cell in found)])
-    return table(("policy", *(f"seed {seed}, {share}" for seed, share in columns)), rows)
-
-
-def large_models() -> list[str]:
-    """How many of 500 the large model answers right, by what its predictor was fitted to."""
-    cells = results_of("accuracy", model=LARGE)
-    rows = []
-    for (seed, target), own in grouped(pick(cells, policy="predictor"), "seed", "target"):
-        shown = [
-            *pick(cells, seed=seed, policy=FULL),
-            *sorted(own, key=lambda row: row["budget_fraction"]),
-        ]
-        rows.append([seed, f"`{target}`", *(row["correct"] for row in shown)])
-    return table(("seed", "target", "full", "predictor, 30 %", "predictor, 50 %"), rows)
+    return pivot(("policy",), cells, ("name",), columns, correct)
 
 
 def target_memory() -> list[str]:
     """MiB that each target takes, by the length of a trace."""
-    rows = [
-        [f"{length:,}", *(f"{row['added_mib']:,.1f}" if "added_mib" in row else "not run" for row in own)]
-        for (length,), own in grouped(results_of("target_memory"), "seq_len")
-    ]
-    return table(("tokens", *(row["target"] for row in results_of("target_memory")[:4])), rows)
+    cells = [row | {"tokens": f"{row['seq_len']:,}"} for row in results_of("target_memory")]
+    columns = {target: {"target": target} for target in dict.fromkeys(row["target"] for row in cells)}
+    run = (row for row in cells if "added_mib" in row)
+    return pivot(("tokens",), run, ("tokens",), columns, lambda row: f"{row['added_mib']:,.1f}")
 
 
 GPU_ROWS = (
@@ -258,35 +274,33 @@ def predictor_gap() -> list[str]:
 def gap_by_ratio() -> list[str]:
     """How many of 100 validation problems predictor and oracle get right, by keep ratio."""
     cells = results_of("families", split="validation", budget=185, local_window=58, n=100)
-    rows = [
-        [ratio, *(row["correct"] for name in ("dynts", "oracle") for row in pick(own, policy=name))]
-        for (ratio,), own in sorted(grouped(cells, "keep_ratio"))
-    ]
-    return table(("keep ratio", "predictor", "oracle"), rows)
+    columns = {"predictor": {"policy": "dynts"}, "oracle": {"policy": "oracle"}}
+    return pivot(("keep ratio",), cells, ("keep_ratio",), columns, correct)
 
 
 def families() -> list[str]:
     """Shares answered right by models of other seeds and families."""
-    policies = {"dynts": "predictor", "oracle": "oracle", "random": "random"}
-    columns = [(name, budget) for budget in (308, 185) for name in policies]
-    rows = []
-    for key, own in grouped(results_of("families", split="test", dtype="float32"), "family", "seed"):
-        found = (pick(own, policy=name, budget=budget) for name, budget in (("full", 308), *columns))
-        rows.append([*key, *(percent(row) for (row,) in found)])
-    titles = (f"{policies[name]}, {budget}" for name, budget in columns)
-    return table(("family", "seed", "full", *titles), rows)
+    columns = {"full": {"policy": FULL}} | {
+        f"{name.replace('dynts', 'predictor')}, {budget}": {"policy": name, "budget": budget}
+        for budget in (308, 185)
+        for name in ("dynts", "oracle", "random")
+    }
+    keys = ("family", "seed")
+    return pivot(keys, results_of("families", split="test", dtype="float32"), keys, columns, percent)
 
 
 def transfer() -> list[str]:
     """How many of 200 are right, by what a predictor was fitted to and used on."""
-    cells = results_of("transfer")
-    rows = []
-    for (fitted_to,), own in grouped(cells, "fitted_to"):
-        name = {"all": "a quarter of each"}.get(fitted_to, fitted_to)
-        numbers = ((row["right"], row["used_on"] == fitted_to) for row in own)
-        rows.append([name, *(f"**{number}**" if at_home else number for number, at_home in numbers)])
-    kinds = dict.fromkeys(row["used_on"] for row in cells)
-    return table(("fitted to, used on", *kinds), rows)
+    names = {"all": "a quarter of each"}
+    cells = [
+        row | {"name": names.get(row["fitted_to"], row["fitted_to"])} for row in results_of("transfer")
+    ]
+    columns = {kind: {"used_on": kind} for kind in dict.fromkeys(row["used_on"] for row in cells)}
+
+    def cell(row: Row) -> str:
+        return f"**{row['right']}**" if row["used_on"] == row["fitted_to"] else str(row["right"])
+
+    return pivot(("fitted to, used on",), cells, ("fitted_to",), columns, cell)
 
 
 def wrong_traces() -> list[str]:
@@ -333,7 +347,6 @@ TABLES: Tables = {
     "accuracy": accuracy,
     "accuracy-proportions": accuracy_proportions,
     "accuracy-large": accuracy_large,
-    "large-models": large_models,
     "target-memory": target_memory,
     "gpu": gpu,
     "predictor-gap": predictor_gap,
@@ -345,19 +358,6 @@ TABLES: Tables = {
     "model-bfloat16": lambda: shipped("bfloat16"),
 }
 """Every table that a document may show, by the name that its marker gives."""
-WRITERS = {
-    "accuracy.": "benchmark.accuracy",
-    "capacity": "benchmark.capacity",
-    "families.json": "benchmark.ledgers.evaluate",
-    "gpu": "benchmark.gpu.report",
-    "iteration_cost.": "benchmark.iteration_cost",
-    "predictor_gap.json": "benchmark.studies.predictor_gap",
-    "target_memory.": "benchmark.target_memory",
-    "trace-": "benchmark.pictures",
-    "transfer.json": "benchmark.studies.transfer",
-    "wrong_traces.json": "benchmark.studies.wrong_traces",
-}
-"""The module that writes each file of results, by what the file's name begins with."""
 MARKED = re.compile(r"^( *)<!-- generated: (\S+) -->\n(.*?)^ *<!-- end -->\n", re.MULTILINE | re.DOTALL)
 
 

@@ -8,9 +8,22 @@ from pathlib import Path
 import pytest
 
 from benchmark.harness import provenance, tables
-from benchmark.harness.tables import MARKED, TABLES, WRITERS, renewed
+from benchmark.harness.tables import MARKED, TABLES, renewed
 from benchmark.report import documents, main
 
+WRITERS = {
+    "accuracy.": "benchmark.accuracy",
+    "capacity": "benchmark.capacity",
+    "families.json": "benchmark.ledgers.evaluate",
+    "gpu": "benchmark.gpu.report",
+    "iteration_cost.": "benchmark.iteration_cost",
+    "predictor_gap.json": "benchmark.studies.predictor_gap",
+    "target_memory.": "benchmark.target_memory",
+    "trace-": "benchmark.pictures",
+    "transfer.json": "benchmark.studies.transfer",
+    "wrong_traces.json": "benchmark.studies.wrong_traces",
+}
+"""The module that writes each file of results, by what the file's name begins with."""
 OLD_NAMES = {"benchmark.studies": "benchmark", "benchmark.ledgers": "sgl_dynts.demo"}
 
 
