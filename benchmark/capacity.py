@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmark.harness.charts import draw_capacity
 from benchmark.harness.provenance import RESULTS, parser_of, provenance, publish
+from benchmark.harness.tables import table
 from benchmark.simulation.job import (
     DYNTS,
     PAPER_WINDOWS,
@@ -230,19 +231,14 @@ def print_table(result: dict[str, Any], stock: dict[str, Any], dynts: dict[str, 
         f"\n{result['shape']}, {result['output_len']} output tokens, load {result['load']}, "
         f"{result['n_requests']} requests, pool of {result['pool_tokens']} tokens"
     )
-    print(f"{'':24}{'stock':>14}{'DynTS':>14}{'ratio':>9}")
-    for title, name in ROWS:
-        print_row(title, stock[name], dynts[name])
+    rows = [(title, stock[name], dynts[name]) for title, name in ROWS]
     for title, measure in (("first token after", "ttft"), ("done after", "latency")):
         for name in ("mean", "p50", "p99"):
-            print_row(f"{title}, s, {name}", stock[measure].get(name), dynts[measure].get(name))
+            rows.append((f"{title}, s, {name}", stock[measure].get(name), dynts[measure].get(name)))
+    ratios = [f"{ours / theirs:.2f}" if theirs and ours else "" for _, theirs, ours in rows]
+    lines = ((*row, ratio) for row, ratio in zip(rows, ratios, strict=True))
+    print(*table(("", "stock", "DynTS", "ratio"), lines), sep="\n")
     print(f"host time per iteration, with the hooks / without: {result['host_overhead_ratio']}")
-
-
-def print_row(title: str, stock: float | None, dynts: float | None) -> None:
-    """Print one measure of both sides."""
-    ratio = f"{dynts / stock:9.2f}" if stock and dynts else ""
-    print(f"{title:24}{stock!s:>14}{dynts!s:>14}{ratio}")
 
 
 def name_of(result: dict[str, Any]) -> str:

@@ -75,7 +75,7 @@ def pivot(
 
 def right(row: Row) -> str:
     """Return a share answered right with its interval."""
-    share = 100 * row.get("correct", row.get("right")) / row["n"]
+    share = 100 * (row["correct"] if "correct" in row else row["right"]) / row["n"]
     return f"{share:.1f} % ({100 * row['wilson_low']:.1f} to {100 * row['wilson_high']:.1f})"
 
 
@@ -291,11 +291,8 @@ def families() -> list[str]:
 
 def transfer() -> list[str]:
     """How many of 200 are right, by what a predictor was fitted to and used on."""
-    names = {"all": "a quarter of each"}
-    cells = [
-        row | {"name": names.get(row["fitted_to"], row["fitted_to"])} for row in results_of("transfer")
-    ]
-    columns = {kind: {"used_on": kind} for kind in dict.fromkeys(row["used_on"] for row in cells)}
+    cells = results_of("transfer")
+    columns = {row["used_on"]: {"used_on": row["used_on"]} for row in cells}
 
     def cell(row: Row) -> str:
         return f"**{row['right']}**" if row["used_on"] == row["fitted_to"] else str(row["right"])
