@@ -28,7 +28,7 @@ from benchmark.served import Client, ServerError, served, unwind_on_sigterm
 from sgl_dynts import demo_model_path
 from sgl_dynts.checkpoint import PredictorHeader, find_predictor
 from sgl_dynts.config import DynTSConfig
-from sgl_dynts.policies import FULL, NEED_PREDICTOR, POLICIES
+from sgl_dynts.policies import FULL, needing, policies
 from sgl_dynts.tasks.graders import GRADERS, RUN_PROGRAMS_HELP, grader_of
 from sgl_dynts.tasks.problems import SPLITS, Problem
 from sgl_dynts.training.language import Language
@@ -129,7 +129,7 @@ class Run:
             "model": self.header.base_model,
             "seed": self.args.seed,
             "policy": cell.policy,
-            "target": self.header.target if cell.policy in NEED_PREDICTOR else None,
+            "target": self.header.target if cell.policy in needing("predictor") else None,
             "budget_fraction": cell.budget_fraction,
             "local_share": round(proportions.local_window / proportions.budget, 3),
             "keep_ratio": proportions.keep_ratio,
@@ -236,7 +236,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--family", choices=(QWEN, LLAMA), default=QWEN, help="whose windows a preset takes")
     add("--grader", choices=GRADERS, help="of --problems that name none; default: exact")
     add("--run-programs", action="store_true", help=RUN_PROGRAMS_HELP)
-    add("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
+    add("--policies", nargs="+", default=list(policies()), choices=list(policies()))
     add("--budget-fraction", nargs="+", type=float, default=[0.3, 0.4, 0.5, 0.7], help=FRACTION_HELP)
     add("--local-share", type=float, help=f"local window over budget; {PROPORTIONS_HELP}")
     add("--keep-ratio", type=float, help=PROPORTIONS_HELP)

@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import FuncFormatter
 
 from benchmark.harness.grading import PAPERS_TARGET
+from sgl_dynts.policies import FULL, policies
 
 COLORS = {"stock": "#8a8d91", "dynts": "#d1495b"}
 NAMES = {"stock": "stock SGLang", "dynts": "DynTS"}
@@ -136,17 +137,6 @@ def sweep_of(results: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     return sorted(max(groups.values(), key=len), key=lambda result: result[name])
 
 
-POLICY_COLORS = {
-    "predictor": "#d1495b",
-    "window": "#00798c",
-    "streaming": "#66a182",
-    "random": "#8a8d91",
-    "sepllm": "#edae49",
-    "bottom": "#2e4057",
-    "h2o": "#8d5a97",
-    "snapkv": "#3d7ea6",
-    "rkv": "#a0522d",
-}
 MARKS = "osD^vP*X<"
 OLD_NAME = "far_attention_max"
 """Of the target ``future``, in the header of the demo's predictor."""
@@ -196,7 +186,7 @@ def draw_panel(axis, cells: list[dict[str, Any]], of_model: list[dict[str, Any]]
     """Draw the cells of one panel; those of its model's other panels decide how a line looks."""
     for full in of_policy(cells, "full"):
         axis.axhline(share(full), color="black", linewidth=0.9, linestyle=":", label="full cache")
-    for policy in POLICY_COLORS:
+    for policy in policies():
         draw_policy(axis, policy, of_policy(cells, policy), of_policy(of_model, policy))
     tidy(axis, "answered right, %", "{:g}")
     axis.set_ylim(-3, 104)
@@ -227,6 +217,8 @@ def of_policy(cells: list[dict[str, Any]], policy: str) -> list[dict[str, Any]]:
 
 def draw_policy(axis, policy: str, cells: list[dict[str, Any]], of_model: list[dict[str, Any]]) -> None:
     """Draw one policy, a line for each target and proportions, alike in all panels of its model."""
+    if policy == FULL:  # a line of its own across the panel
+        return
     variants = sorted({variant_of(cell) for cell in of_model}, reverse=True)
     for number, variant in enumerate(variants):
         own = [cell for cell in cells if variant_of(cell) == variant]
@@ -248,7 +240,7 @@ def differences(variant: tuple[str, float, float], variants: list[tuple[str, flo
 
 def draw_line(axis, policy: str, label: str, style: str, cells: list[dict[str, Any]]) -> None:
     """Draw one line with its intervals, in its policy's color and with its mark."""
-    number = list(POLICY_COLORS).index(policy)
+    number = list(policies()).index(policy)
     cells = sorted(cells, key=lambda cell: cell["budget_fraction"])
     places = [cell["budget_fraction"] + 0.003 * (number - 4) for cell in cells]
     shares = [share(cell) for cell in cells]
@@ -258,8 +250,8 @@ def draw_line(axis, policy: str, label: str, style: str, cells: list[dict[str, A
         places,
         shares,
         yerr=[below, above],
-        color=POLICY_COLORS[policy],
-        marker=MARKS[number],
+        color=policies()[policy].color,
+        marker=MARKS[number % len(MARKS)],
         markerfacecolor="white" if cells[0]["target"] == PAPERS_TARGET else None,
         markersize=5,
         linestyle=style,

@@ -15,7 +15,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 
 from sgl_dynts.capacity import AnswerReserve
 from sgl_dynts.config import DynTSConfig
-from sgl_dynts.policies import build_policies
+from sgl_dynts.policies import ModelFacts, build_policies
 from sgl_dynts.thinking import ThinkMarkers
 from sgl_dynts.window import RequestWindow
 from sglang_dynts.entry.governed_request import GovernedRequest
@@ -67,7 +67,7 @@ class Engine:
         self.rows.register_on_alloc_rows(self.device.reset_rows)
         on_runner(runner).state = self.device
         self.capacity = CapacityState(NUM_SLOTS, AnswerReserve(CONFIG.period // 2))
-        policies = build_policies(separators={5})
+        policies = build_policies(ModelFacts(frozenset({5})))
         copies = HostCopies(1 << 20)
         self.governor = Governor(
             CONFIG, MARKERS, policies, self.device, self.slots, self.capacity, copies

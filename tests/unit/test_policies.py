@@ -8,28 +8,35 @@ import numpy as np
 import pytest
 import torch
 
-from sgl_dynts import policies
+import sgl_dynts
 from sgl_dynts.compaction import apply_compaction, plan_compaction
 from sgl_dynts.policies import (
     FULL,
-    NEED_QUERIES,
-    POLICIES,
-    QUERIES_AT_ONCE,
     RKV,
     Candidates,
     LayerView,
+    ModelFacts,
     Random,
+    ScoredOnce,
     build_policies,
-    mix,
+    needing,
+    policy_names,
     received_from_newest,
+    register,
     rewrite_scores,
 )
+from sgl_dynts.policies.attention import QUERIES_AT_ONCE
+from sgl_dynts.policies.random import mix
 from sgl_dynts.score_pool import ScorePool
 from sgl_dynts.window import Cut
 
 INF = float("inf")
 SEPARATOR = 5
-SCORING = build_policies({SEPARATOR})
+SCORING = {
+    name: policy
+    for name, policy in build_policies(ModelFacts(frozenset({SEPARATOR}))).items()
+    if name != FULL
+}
 
 
 def candidates(
@@ -54,7 +61,23 @@ def kept(name: str, some: Candidates, count: int) -> list[int]:
 
 
 def test_every_name_but_full_scores():
-    assert (*SCORING, FULL) == POLICIES
+    assert (*SCORING, FULL) == policy_names()
+
+
+def test_a_name_belongs_to_one_class():
+    with pytest.raises(ValueError, match=r"is called 'window', as .*\.Recent is already"):
+
+        @register
+        class Other(Random):
+            name = "window"
+
+
+def test_a_class_that_does_not_say_who_it_is_is_refused():
+    with pytest.raises(ValueError, match="Nameless has no name, color, keeps"):
+
+        @register
+        class Nameless(ScoredOnce):
+            pass
 
 
 def test_the_predictor_keeps_the_highest_and_bottom_the_lowest():
@@ -126,12 +149,12 @@ def test_random_scores_are_uniform():
     assert scores.max() < 1
 
 
-@pytest.mark.parametrize("name", [name for name in SCORING if name not in NEED_QUERIES])
+@pytest.mark.parametrize("name", [name for name in SCORING if name not in needing("queries")])
 def test_an_answer_token_outlives_all_others_under_every_policy(name):
     assert kept(name, candidates([0.5, INF, 0.7, INF, 0.1, 0.2]), 2) == [1, 3]
 
 
-@pytest.mark.parametrize("name", [name for name in SCORING if name not in NEED_QUERIES])
+@pytest.mark.parametrize("name", [name for name in SCORING if name not in needing("queries")])
 def test_only_the_candidates_slots_are_written(name):
     pool = torch.tensor([7.0, 0.1, 0.2, 0.3, 8.0])
     rewrite_scores(SCORING[name], candidates(pool[1:4].tolist()), pool, torch.arange(1, 4))
@@ -236,7 +259,7 @@ def test_layers_count_alike():
 
 
 def test_the_policy_that_the_guide_writes_works():
-    text = (Path(policies.__file__).parent / "POLICIES.md").read_text()
+    text = (Path(sgl_dynts.__file__).parent / "POLICIES.md").read_text()
     names: dict = {}
     exec(text.partition("```python\n")[2].partition("```")[0], names)
     candidates = Candidates(torch.zeros(5), np.arange(10, 14), np.zeros(4, dtype=np.int64), [1, 2])

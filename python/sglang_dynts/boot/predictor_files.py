@@ -6,7 +6,7 @@ from huggingface_hub import snapshot_download
 from sglang.srt.runtime_context import get_model
 
 from sgl_dynts.checkpoint import PredictorSource, find_predictor, find_predictor_if_any
-from sgl_dynts.policies import NEED_PREDICTOR
+from sgl_dynts.policies import policies
 from sglang_dynts.boot.configuration import arguments
 
 MODEL_FILES = ["*.safetensors", "*.json"]
@@ -38,7 +38,7 @@ def find_for_policy(
     policy: str, model_path: str, revision: str | None, named: str | None
 ) -> PredictorSource | None:
     """Find the predictor of a model; arguments and errors as in :func:`find_served_predictor`."""
-    find = find_predictor if policy in NEED_PREDICTOR else find_predictor_if_any
+    find = find_predictor if policies()[policy].needs_predictor else find_predictor_if_any
     return find(local_model_folder(model_path, revision), Path(named) if named else None)
 
 

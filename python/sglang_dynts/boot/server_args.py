@@ -15,7 +15,7 @@ from sglang.srt.server_args import ServerArgs
 
 from sgl_dynts.checkpoint import PredictorHeader
 from sgl_dynts.config import DynTSConfig
-from sgl_dynts.policies import NEED_ALL_QUERIES, NEED_PREDICTOR, NEED_QUERIES, POLICIES, PREDICTOR
+from sgl_dynts.policies import PREDICTOR, needing, policies, policy_names
 from sglang_dynts.boot.predictor_files import check_hidden_size, find_for_policy
 from sglang_dynts.boot.refusals import refuse_unsupported
 from sglang_dynts.check_seams import check_release
@@ -57,8 +57,8 @@ class DynTSServerArgs(ServerArgs, dict=True):  # pyright: ignore  a msgspec.Stru
         str,
         Arg(
             help="Who decides which tokens a compaction keeps, for requests that name no policy of "
-            f"their own: {', '.join(POLICIES)}. All but {' and '.join(NEED_PREDICTOR)} can be served "
-            "without a predictor, then --dynts-budget, --dynts-local-window and --dynts-keep-ratio "
+            f"their own: {', '.join(policy_names())}. All but {' and '.join(needing('predictor'))} can be "
+            "served without a predictor, then --dynts-budget, --dynts-local-window and --dynts-keep-ratio "
             "are to be given.",
         ),
         _NAMESPACE,
@@ -67,9 +67,9 @@ class DynTSServerArgs(ServerArgs, dict=True):  # pyright: ignore  a msgspec.Stru
         int,
         Arg(
             help="Keep so many of each request's newest queries in every layer (32 is usual), and let "
-            f"policies read attention: {', '.join(NEED_QUERIES)} need it. "
-            f"{' and '.join(NEED_ALL_QUERIES)} reads that of every step, which is computed a second time "
-            "in plain torch. For comparisons, not for speed; needs --tp-size 1, no CUDA graphs and "
+            f"policies read attention: {', '.join(needing('queries'))} need it. "
+            f"{' and '.join(needing('all_queries'))} reads that of every step, which is computed a second "
+            "time in plain torch. For comparisons, not for speed; needs --tp-size 1, no CUDA graphs and "
             "--dynts-host-memory-gb 0. 0 keeps none.",
         ),
         _NAMESPACE,
@@ -225,9 +225,9 @@ def _check_host_memory(gigabytes: float) -> None:
 
 def _check_policy(cfg) -> None:
     name = cfg.dynts_policy
-    if name not in POLICIES:
-        raise ValueError(f"--dynts-policy {name} is not known; choose one of {', '.join(POLICIES)}")
-    if name in NEED_QUERIES and not cfg.dynts_observe_queries:
+    if name not in policies():
+        raise ValueError(f"--dynts-policy {name} is not known; choose one of {', '.join(policies())}")
+    if policies()[name].needs_queries and not cfg.dynts_observe_queries:
         raise ValueError(f"--dynts-policy {name} needs --dynts-observe-queries 32 or another number")
     if cfg.dynts_observe_queries:
         _check_observation(cfg)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from sgl_dynts.config import DynTSConfig
-from sgl_dynts.policies import FULL, NEED_PREDICTOR, NEED_QUERIES, POLICIES
+from sgl_dynts.policies import FULL, policies
 from sglang_dynts.boot.configuration import arguments, server_config
 from sglang_dynts.boot.predictor_files import find_served_predictor
 from sglang_dynts.names import BACKEND_NAME
@@ -29,7 +29,7 @@ def verify_request(_result, sampling_params, *_args, **_kwargs) -> None:
             f"--attention-backend {BACKEND_NAME}, or leave the field out"
         )
     request_config(options, server_config(), bag.dynts_min_selection)
-    if options.get("policy") in NEED_QUERIES and not bag.dynts_observe_queries:
+    if policies()[options.get("policy", FULL)].needs_queries and not bag.dynts_observe_queries:
         raise ValueError(
             f"custom_params.dynts.policy={options['policy']!r} needs a server that was started with "
             "--dynts-observe-queries; choose another policy"
@@ -86,9 +86,9 @@ def request_config(options: Any, default: DynTSConfig, min_selection: int | None
     for name in SWITCHES:
         if not isinstance(options.get(name, True), bool):
             raise ValueError(f"custom_params.dynts.{name}={options[name]!r} must be true or false")
-    if options.get("policy", FULL) not in POLICIES:
+    if options.get("policy", FULL) not in tuple(policies()):
         raise ValueError(
-            f"custom_params.dynts.policy={options['policy']!r} must be one of {', '.join(POLICIES)}"
+            f"custom_params.dynts.policy={options['policy']!r} must be one of {', '.join(policies())}"
         )
     given = {name: options[name] for name in WINDOW_FIELDS if name in options}
     config = _checked(default, given, min_selection) if given else default
@@ -97,7 +97,7 @@ def request_config(options: Any, default: DynTSConfig, min_selection: int | None
 
 def _check_predictor(policy: str, server_policy: str) -> None:
     """Refuse a policy that needs a predictor on a server that was started without one."""
-    if policy not in NEED_PREDICTOR or server_policy in NEED_PREDICTOR:
+    if not policies()[policy].needs_predictor or policies()[server_policy].needs_predictor:
         return
     if find_served_predictor() is None:
         raise ValueError(

@@ -1,6 +1,6 @@
 """Which requests' attention a forward counts: those whose policy asks for all of it."""
 
-from sgl_dynts.policies import NEED_ALL_QUERIES
+from sgl_dynts.policies import policies
 from sglang_dynts.entry.options import policy_of_request
 from sglang_dynts.forward.device_state import state_of
 
@@ -13,6 +13,6 @@ def count_attention(forward_batch, cls, batch, model_runner, **_kwargs) -> None:
     rows = {
         index: (req.kv.req_pool_idx, len(req.origin_input_ids))
         for index, req in enumerate(batch.reqs)
-        if policy_of_request(req.sampling_params) in NEED_ALL_QUERIES
+        if policies()[policy_of_request(req.sampling_params)].needs_all_queries
     }
     state.received.begin(forward_batch, rows)

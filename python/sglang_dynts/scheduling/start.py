@@ -7,7 +7,7 @@ from sglang.srt.utils.hf_transformers_utils import get_tokenizer
 
 from sgl_dynts.capacity import AnswerReserve
 from sgl_dynts.config import DynTSConfig
-from sgl_dynts.policies import build_policies
+from sgl_dynts.policies import ModelFacts, build_policies
 from sgl_dynts.thinking import ThinkMarkers
 from sglang_dynts.boot.configuration import arguments, is_enabled, server_config
 from sglang_dynts.boot.markers import resolve_markers, separator_ids
@@ -45,7 +45,7 @@ def _new_governor(scheduler) -> Governor:
     governor = Governor(
         config,
         resolve_markers(tokenizer),
-        build_policies(separator_ids(tokenizer)),
+        build_policies(ModelFacts(separator_ids(tokenizer))),
         device,
         allocator,
         CapacityState(allocator.size, answers, not arguments().dynts_disable_elastic),

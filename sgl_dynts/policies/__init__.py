@@ -1,0 +1,70 @@
+"""Who decides which thinking tokens survive: the predictor, and what it is compared with.
+
+One file for each policy. They register themselves in the order of the list below, which is the order of
+messages, charts and tables.
+"""
+
+from sgl_dynts.policies.attention import LayerView, received_from_newest
+from sgl_dynts.policies.base import (
+    Candidates,
+    ModelFacts,
+    Observing,
+    Policy,
+    ScoredOnce,
+    rewrite_scores,
+)
+from sgl_dynts.policies.registry import (
+    as_markdown,
+    build_policies,
+    needing,
+    policies,
+    policy_names,
+    register,
+)
+
+# The order counts.
+# isort: off
+from sgl_dynts.policies.predictor import Predicted
+from sgl_dynts.policies.random import Random
+from sgl_dynts.policies.window import Recent
+from sgl_dynts.policies.streaming import Streaming
+from sgl_dynts.policies.sepllm import Separators
+from sgl_dynts.policies.bottom import Bottom
+from sgl_dynts.policies.h2o import HeavyHitters
+from sgl_dynts.policies.snapkv import SnapKV
+from sgl_dynts.policies.rkv import RKV
+from sgl_dynts.policies.full import Full
+# isort: on
+
+PREDICTOR = Predicted.name
+FULL = Full.name
+"""The name of the policy that drops nothing."""
+
+__all__ = [
+    "FULL",
+    "PREDICTOR",
+    "RKV",
+    "Bottom",
+    "Candidates",
+    "Full",
+    "HeavyHitters",
+    "LayerView",
+    "ModelFacts",
+    "Observing",
+    "Policy",
+    "Predicted",
+    "Random",
+    "Recent",
+    "ScoredOnce",
+    "Separators",
+    "SnapKV",
+    "Streaming",
+    "as_markdown",
+    "build_policies",
+    "needing",
+    "policies",
+    "policy_names",
+    "received_from_newest",
+    "register",
+    "rewrite_scores",
+]

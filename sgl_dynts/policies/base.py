@@ -1,0 +1,149 @@
+"""What a policy is: it turns the candidates of one request into scores, and that is all it does.
+
+All policies share the windows, the budget and the compaction. Scores are float32, higher is kept, equal
+scores go to the older token. The question stands outside the choice and answer tokens are never dropped,
+whatever the policy, as the method has it; so a baseline here is its paper's idea under this method's
+rules, and each class says what differs from its paper. One set of tokens is kept for all layers and
+heads.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import numpy as np
+import torch
+
+from sgl_dynts.policies.attention import LayerView
+from sgl_dynts.score_pool import HIGHEST_SCORE
+
+ABOVE_ALL_POSITIONS = float(1 << 23)
+"""Added to a position it outranks every bare one, and float32 still tells all of them apart."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a policy may learn of the served model before the first request."""
+
+    separators: frozenset[int] = frozenset()
+    """Token ids of punctuation and line breaks."""
+
+
+def _no_views() -> Iterable[LayerView]:
+    return ()
+
+
+def _not_counted() -> torch.Tensor:
+    raise AssertionError("a policy that needs all attention was accepted where it is not counted")
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The candidates of one request's compaction, older first: n tokens, all thinking or answer.
+
+    The oldest ``len(scores) - len(positions)`` survived an earlier compaction, and their scores are what
+    the request's policy gave them then. The others are new: consecutive tokens, with the scores that
+    the predictor gave them when they were computed, or 0 where none is loaded.
+    """
+
+    scores: torch.Tensor
+    """[n] float32 on the device of the pool."""
+    positions: np.ndarray
+    """[num_new] int64, sequence positions of the new ones."""
+    token_ids: np.ndarray
+    """[num_new] int64."""
+    question: Sequence[int]
+    """Token ids of the question."""
+    views: Callable[[], Iterable[LayerView]] = _no_views
+    """Gives the layers, where queries are recorded."""
+    received: Callable[[], torch.Tensor] = _not_counted
+    """Gives [n] float32, the attention each has got since it was computed, where it is counted."""
+
+
+class Policy(ABC):
+    """Scores the candidates of one request.
+
+    A class says who it is: ``name`` is what a server or a request asks for, ``color`` its line in charts.
+    ``keeps``, ``paper`` and ``differs`` are its row in the list of policies.
+    """
+
+    name: ClassVar[str]
+    color: ClassVar[str]
+    keeps: ClassVar[str]
+    paper: ClassVar[str] = ""
+    differs: ClassVar[str] = ""
+    needs_predictor: ClassVar[bool] = False
+    needs_queries: ClassVar[bool] = False
+    """Whether the newest queries are to be recorded."""
+    needs_all_queries: ClassVar[bool] = False
+    """Whether the attention of every query is to be counted, not that of the newest alone."""
+
+    @classmethod
+    def build(cls, facts: ModelFacts) -> Self:
+        """Make the policy for a served model."""
+        return cls()
+
+    @abstractmethod
+    def score(self, candidates: Candidates) -> torch.Tensor:
+        """Return [n] float32 scores of all candidates, on any device; higher is kept."""
+
+
+class ScoredOnce(Policy):
+    """A policy for which a token's score never changes and follows from host facts alone."""
+
+    @abstractmethod
+    def score_new(self, candidates: Candidates) -> np.ndarray:
+        """Return [num_new] scores of the new candidates."""
+
+    def score(self, candidates: Candidates) -> torch.Tensor:
+        """Return the survivors' earlier scores and the new ones'."""
+        new = torch.from_numpy(self.score_new(candidates).astype(np.float32))
+        old = candidates.scores[: len(candidates.scores) - len(new)]
+        return torch.cat([old, _to_device(new, old.device)])
+
+
+class Observing(Policy):
+    """A policy that asks what the newest tokens attend to, anew at every compaction.
+
+    Its papers choose for each head by itself; here heads and layers are averaged, for one choice.
+    """
+
+    needs_queries = True
+
+    @abstractmethod
+    def score_layer(self, view: LayerView, chosen: slice) -> torch.Tensor:
+        """Return [n] scores of one layer.
+
+        Args:
+            view: the layer.
+            chosen: where the candidates stand among its keys.
+        """
+
+    def score(self, candidates: Candidates) -> torch.Tensor:
+        """Return the mean over layers."""
+        first = len(candidates.question)
+        chosen = slice(first, first + len(candidates.scores))
+        return torch.stack([self.score_layer(view, chosen) for view in candidates.views()]).mean(0)
+
+
+def rewrite_scores(
+    policy: Policy, candidates: Candidates, pool: torch.Tensor, slots: torch.Tensor
+) -> None:
+    """Let a policy score candidates in the pool, whose compaction then goes as for any other.
+
+    Args:
+        policy: of the request that owns the slots.
+        candidates: its scores are the pool's.
+        pool: [num_slots] float32, changed in place; what is infinite stays, for it is answer.
+        slots: [n] int64, slots of the candidates.
+    """
+    scores = _to_device(policy.score(candidates), pool.device)
+    finite = torch.nan_to_num(scores, nan=0.0, posinf=HIGHEST_SCORE, neginf=-HIGHEST_SCORE)
+    pool[slots] = torch.where(candidates.scores == torch.inf, candidates.scores, finite)
+
+
+def _to_device(scores: torch.Tensor, device: torch.device) -> torch.Tensor:
+    if device.type == "cuda" and scores.device.type == "cpu":
+        scores = scores.pin_memory()
+    return scores.to(device, non_blocking=True)
