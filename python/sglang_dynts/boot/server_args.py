@@ -57,9 +57,9 @@ class DynTSServerArgs(ServerArgs, dict=True):  # pyright: ignore  a msgspec.Stru
         str,
         Arg(
             help="Who decides which tokens a compaction keeps, for requests that name no policy of "
-            f"their own: {', '.join(policy_names())}. All but {' and '.join(needing('predictor'))} can be "
-            "served without a predictor, then --dynts-budget, --dynts-local-window and --dynts-keep-ratio "
-            "are to be given.",
+            f"their own: {', '.join(policy_names())}. All but {' and '.join(needing('predictor'))} can "
+            "be served without a predictor, then --dynts-budget, --dynts-local-window and "
+            "--dynts-keep-ratio are to be given.",
         ),
         _NAMESPACE,
     ] = PREDICTOR
@@ -68,9 +68,9 @@ class DynTSServerArgs(ServerArgs, dict=True):  # pyright: ignore  a msgspec.Stru
         Arg(
             help="Keep so many of each request's newest queries in every layer (32 is usual), and let "
             f"policies read attention: {', '.join(needing('queries'))} need it. "
-            f"{' and '.join(needing('all_queries'))} reads that of every step, which is computed a second "
-            "time in plain torch. For comparisons, not for speed; needs --tp-size 1, no CUDA graphs and "
-            "--dynts-host-memory-gb 0. 0 keeps none.",
+            f"{' and '.join(needing('all_queries'))} reads that of every step, which is computed a "
+            "second time in plain torch. For comparisons, not for speed; needs --tp-size 1, no CUDA "
+            "graphs and --dynts-host-memory-gb 0. 0 keeps none.",
         ),
         _NAMESPACE,
     ] = 0
