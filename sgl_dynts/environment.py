@@ -130,7 +130,7 @@ def _make(root: Path, python: Path, say: Say) -> None:
     elif not python.exists():
         new = [*uv, "venv", "--clear", "--python", sys.executable, str(root / ".venv")]
         _run(new, root, "making .venv", say)
-    install = [*uv, "pip", "install", "--python", str(python), "-e", ".[test]"]
+    install = [*uv, "pip", "install", "--python", str(python), "-e", ".[pinned,test]"]
     _run(install, root, "installing the project, SGLang and torch", say)
 
 
