@@ -35,12 +35,15 @@ RUN_BY = {
     "python python/examples/offline_engine.py": "tests/e2e/test_front_ends.py",
     "python python/examples/json_after_thinking.py": "tests/e2e/test_json_answer.py",
     "curl": "tests/e2e/test_operating.py",  # what it asks for is asked there
+    "python -m sgl_dynts.environment": ".ci/run",
+    "sgl-dynts-demo": "tests/unit/test_package.py",
+    "sgl-dynts-check": "tests/unit/test_package.py",
     "pip install": ".ci/run",  # by sgl_dynts.environment
 }
 """Commands that a test, or CI, runs with arguments of its own, and where."""
 MARKS = ("needs a GPU", "needs weights", "needs Docker", "takes minutes", "takes hours")
 """What a comment says of a command that no test runs."""
-TROUBLESHOOTING = (ROOT / "python" / "TROUBLESHOOTING.md").read_text()
+TROUBLESHOOTING = (ROOT / "python" / "docs" / "troubleshooting.md").read_text()
 
 
 def texts_of(path: Path) -> list[str]:
@@ -78,7 +81,7 @@ def commands_of(document: Path) -> list[str]:
     """Every command of the fenced blocks that are for a shell, continued lines joined."""
     blocks = re.findall(r"^```(?:|sh|bash)\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    programs = r"(python3?|pip|curl|sglang|docker|git|apt-get|export|huggingface-cli|hf) "
+    programs = r"(python3?|sgl-dynts-\w+|pip|curl|sglang|docker|git|apt-get|export|huggingface-cli|hf) "
     return [re.sub(" +", " ", line) for line in lines if re.match(programs, line)]
 
 
@@ -97,6 +100,7 @@ def test_the_test_that_runs_a_command_still_does(command, path):
     text = (ROOT / path).read_text()
     name = re.split(r"[./ ]", command.removesuffix(".py"))[-1]
     shown = {"tests": "-m tests", "install": "sgl_dynts.environment", "curl": "server.request("}
+    shown |= dict.fromkeys(("sgl-dynts-demo", "sgl-dynts-check"), "SCRIPTS)")  # each of them
     assert shown.get(name, name) in text
 
 

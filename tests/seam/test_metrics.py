@@ -228,7 +228,7 @@ def test_panels_select_and_group_by_labels_that_exist():
 
 
 def test_the_page_describes_every_metric_in_these_words():
-    page = (PACKAGE.parent / "OPERATING.md").read_text()
+    page = (PACKAGE.parent / "docs" / "operating.md").read_text()
     for metric in METRICS:
         labels = f" `{', '.join(metric.labels)}`" if metric.labels else ""
         assert f"| `{metric.name}`{labels} | {metric.kind} | {metric.help} |" in page
