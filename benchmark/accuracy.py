@@ -24,10 +24,11 @@ from benchmark.harness.grading import Reply, ends_in_loop, mean_held, summarize
 from benchmark.harness.presets import LLAMA, QWEN
 from benchmark.harness.provenance import RESULTS, keep, parser_of, provenance
 from benchmark.harness.tables import answers
-from benchmark.served import Client, ServerError, served, unwind_on_sigterm
 from sgl_dynts import demo_model_path
 from sgl_dynts.checkpoint import PredictorHeader, find_predictor
 from sgl_dynts.config import DynTSConfig
+from sgl_dynts.harness.client import Client
+from sgl_dynts.harness.server import ServerError, served, unwind_on_sigterm
 from sgl_dynts.policies import FULL, needing, policies
 from sgl_dynts.tasks.graders import GRADERS, RUN_PROGRAMS_HELP, grader_of
 from sgl_dynts.tasks.problems import SPLITS, Problem

@@ -1,7 +1,6 @@
 """Both sides' servers: started with the same flags, watched while they run, ended by their own pid."""
 
 import argparse
-import os
 import tempfile
 import threading
 import time
@@ -17,10 +16,11 @@ import torch
 
 from benchmark.gpu.models import THINK_END, THINK_START, TOKENIZER_FOLDER, write_model
 from benchmark.gpu.shapes import CONFIGS, TINY, WINDOWS
-from benchmark.served import Client, running, unwind_on_sigterm
 from benchmark.simulation.job import SIDES, STOCK, Windows
 from benchmark.simulation.launch import PLUGINS
 from sgl_dynts.config import DynTSConfig
+from sgl_dynts.harness.client import Client
+from sgl_dynts.harness.server import one_thread, running, unwind_on_sigterm
 
 Measured = TypeVar("Measured")
 SAMPLE_SECONDS = 0.25
@@ -140,7 +140,7 @@ class RunningServer:
                 watch.loads.append(load_of(self._loads(), time.perf_counter() - start))
 
     def _loads(self) -> list[dict[str, Any]]:
-        return self.client.call("/v1/loads?include=all", timeout=30)["loads"]
+        return self.client.loads()
 
 
 def load_of(loads: list[dict[str, Any]], seconds: float) -> Load:
@@ -193,8 +193,7 @@ def environment_of(setup: Setup, side: str) -> dict[str, str]:
     common = {"SGLANG_PLUGINS": PLUGINS[side], **OFFLINE}
     if setup.on_gpu:
         return common
-    cores = "1" if (os.cpu_count() or 1) > 1 else "0"
-    return {**common, "OMP_NUM_THREADS": "1", "SGLANG_CPU_OMP_THREADS_BIND": cores}
+    return {**common, **one_thread()}
 
 
 @contextmanager

@@ -18,7 +18,8 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from sgl_dynts.page.replies import Follower, ServerError, parse_event
+from sgl_dynts.harness.client import parse_event
+from sgl_dynts.page.replies import Follower, ServerError
 
 STATIC = Path(__file__).parent / "static"
 LONGEST_QUESTION = 200_000

@@ -1,6 +1,5 @@
 """A reply of SGLang that grows, as the parts that a browser draws; no network and no framework."""
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,9 +50,3 @@ class Follower:
             "tokens": numbers["tokens"],
             "finish": meta["finish_reason"],
         }
-
-
-def parse_event(line: str) -> dict[str, Any] | None:
-    """Return the object of one line of an event stream, None where the line holds none."""
-    text = line.removeprefix("data:").strip()
-    return json.loads(text) if line.startswith("data:") and text.startswith("{") else None

@@ -26,7 +26,7 @@ from typing import TextIO
 
 import psutil
 
-from benchmark.served import unwind_on_sigterm
+from sgl_dynts.harness.server import unwind_on_sigterm
 from tests.e2e.conftest import prompt
 from tests.e2e.models import build_model
 from tests.e2e.server import Server

@@ -1,28 +1,21 @@
-"""The real SGLang server in a process of its own, on a free loopback port, ended by its own pid."""
+"""The real SGLang server as the tests start it: strict with its books, small, quick to ask."""
 
-import json
-import os
-import subprocess
 import sys
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmark.served import end, free_port
+from sgl_dynts.harness import server as harness
+from sgl_dynts.harness.server import LAUNCH_SERVER, ServerError
 
 STRICT = {
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
     "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1",
-    "SGLANG_CPU_OMP_THREADS_BIND": "1" if (os.cpu_count() or 1) > 1 else "0",
-    "OMP_NUM_THREADS": "1",
-    "PYTHONWARNINGS": "ignore",
+    **harness.one_thread(),
 }
-START_SECONDS = 900  # a busy machine, or a GPU whose kernels are compiled at the first start
-LAUNCH_SERVER = (sys.executable, "-m", "sglang.launch_server")
 SGLANG_SERVE = (str(Path(sys.executable).with_name("sglang")), "serve")
 
 
@@ -30,7 +23,7 @@ class RefusedError(AssertionError):
     """The server ended instead of starting; the message is its log."""
 
 
-class Server:
+class Server(harness.Server):
     def __init__(
         self,
         model: Path,
@@ -39,63 +32,33 @@ class Server:
         command: Sequence[str] = LAUNCH_SERVER,
         **environment: str,
     ) -> None:
-        self.port = free_port()
-        self.log = log
         self.has_dynts = "dynts" in flags or "--enable-dynts" in flags
-        self.headers = {"Content-Type": "application/json"}
+        headers = {}
         if "--api-key" in flags:
-            self.headers["Authorization"] = f"Bearer {flags[flags.index('--api-key') + 1]}"
-        words = [*command, "--model-path", str(model)]
-        words += ["--host", "127.0.0.1", "--port", str(self.port), "--dtype", "float32"]
+            headers["Authorization"] = f"Bearer {flags[flags.index('--api-key') + 1]}"
+        words = ["--model-path", str(model), "--dtype", "float32"]
         words += ["--mem-fraction-static", "0.1", "--skip-server-warmup", *flags]
         if "--max-total-tokens" not in flags:
             words += ["--max-total-tokens", "4000"]
-        with log.open("w") as out:
-            self.process = subprocess.Popen(
-                words,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=os.environ | STRICT | environment,
-                start_new_session=True,
-            )
+        variables = STRICT | environment
+        super().__init__(words, log, environment=variables, command=command, headers=headers)
 
     def wait_ready(self) -> "Server":
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                raise RefusedError(self.log.read_text()[-20000:])
-            try:
-                urllib.request.urlopen(self.url("/health"), timeout=5)
-            except (urllib.error.URLError, ConnectionError, TimeoutError):
-                time.sleep(0.5)
-            else:
-                return self
-        self.stop()
-        raise RefusedError(self.log.read_text()[-20000:])
+        try:
+            self.wait()
+        except ServerError as error:
+            self.stop()
+            raise RefusedError(self.log.read_text()[-20000:]) from error
+        return self
 
     def __enter__(self) -> "Server":
         return self
 
-    def __exit__(self, *_exception: object) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """End the server by its pid, then whatever is left of its process group."""
-        end(self.process)
-
     def url(self, path: str) -> str:
-        return f"http://127.0.0.1:{self.port}{path}"
+        return self.client.url + path
 
     def request(self, path: str, body: dict | None = None, timeout: float = 300) -> Any:
-        with self._open(path, body, timeout) as reply:
-            text = reply.read().decode()
-        return json.loads(text) if text.startswith(("{", "[")) else text
-
-    def _open(self, path: str, body: dict | None, timeout: float) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        return urllib.request.urlopen(
-            urllib.request.Request(self.url(path), data, self.headers), timeout=timeout
-        )
+        return self.client.call(path, body, timeout)
 
     def error(self, path: str, body: dict) -> tuple[int, str]:
         """HTTP status and body of a request that must fail."""
@@ -113,12 +76,7 @@ class Server:
         self, prompt: list[int], length: int, dynts: dict | None = None, **extra
     ) -> Iterator[dict]:
         """What :meth:`generate` gives, as it grows: an object per token, fewer if read slowly."""
-        body = self._body(prompt, length, dynts, {"stream": True} | extra)
-        with self._open("/generate", body, timeout=300) as reply:
-            for line in reply:
-                text = line.decode().removeprefix("data:").strip()
-                if text and text != "[DONE]":
-                    yield json.loads(text)
+        return self.client.stream("/generate", self._body(prompt, length, dynts, extra), timeout=300)
 
     def _body(self, prompt: list[int], length: int, dynts: dict | None, extra: dict) -> dict:
         params = {"max_new_tokens": length, "temperature": 0, "ignore_eos": True}
@@ -133,8 +91,7 @@ class Server:
             return list(pool.map(lambda job: self.generate(**job), jobs))
 
     def used_tokens(self) -> int:
-        loads = self.request("/v1/loads?include=all")["loads"]
-        return sum(load["num_used_tokens"] for load in loads)
+        return sum(load["num_used_tokens"] for load in self.client.loads(timeout=300))
 
     def assert_nothing_leaked(self) -> None:
         """All slots are free once the tree is flushed; the server checked itself all along."""

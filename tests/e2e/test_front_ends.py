@@ -13,10 +13,10 @@ import httpx
 import openai
 import pytest
 
-from benchmark.served import end, free_port
 from sgl_dynts import demo_model_path
 from sgl_dynts.checkpoint import find_predictor
 from sgl_dynts.demo import ledger
+from sgl_dynts.harness.server import end, free_port
 from sgl_dynts.training.trace_file import read_traces
 from tests.e2e.server import SGLANG_SERVE, STRICT, Server
 

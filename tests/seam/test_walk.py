@@ -1,4 +1,4 @@
-"""The walk of one token in the developers' page names functions that are there, and imports run one way."""
+"""The walk of one token in the developers' page names functions that are there; rooms have an order."""
 
 import ast
 import re

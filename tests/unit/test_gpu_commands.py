@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from benchmark import served
 from benchmark.gpu import capacity_run, fixed_batch, serving, shared_prefix, short, untriggered
 from benchmark.gpu.servers import RunningServer
 
@@ -93,44 +92,3 @@ def test_other_tokens_than_stocks_fail_the_command_after_its_report(run, monkeyp
     )
     with pytest.raises(SystemExit, match="other tokens than stock at batch 4"):
         run(untriggered, "--batch 4 --output-len 40 --question-len 20")
-
-
-def test_a_server_is_ended_with_its_block(tmp_path):
-    with served.running([], tmp_path / "log", {}, seconds=60) as client:
-        assert client.is_up()
-        assert client.call("/flush_cache", {}) == "Cache flushed."
-    assert not client.is_up()
-
-
-def test_a_server_that_ends_instead_of_starting_gives_its_log(tmp_path):
-    with (
-        pytest.raises(served.ServerError, match=r"(?s)ended with 1; .*log:.*refused by its flags"),
-        served.running(["--refuse"], tmp_path / "log", {}, seconds=60),
-    ):
-        pytest.fail("it started")
-
-
-def test_a_server_that_dies_of_a_request_gives_its_log(tmp_path):
-    with (
-        pytest.raises(served.ServerError, match=r"(?s)the server ended with 7; .*log:.*out of luck"),
-        served.running([], tmp_path / "log", {}, seconds=60) as client,
-    ):
-        client.call("/die", {})
-
-
-def test_a_server_that_drops_a_request_and_lives_is_told_from_one_that_dies(tmp_path, monkeypatch):
-    monkeypatch.setattr(served, "SECONDS_TO_END", 0.1)
-    with (
-        pytest.raises(served.ServerError, match="without response: the server still runs"),
-        served.running([], tmp_path / "log", {}, seconds=60) as client,
-    ):
-        client.call("/drop", {})
-
-
-def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(served.Client, "is_up", lambda _client: False)
-    with (
-        pytest.raises(served.ServerError, match="did not answer within 0 s"),
-        served.running([], tmp_path / "log", {}, seconds=0),
-    ):
-        pytest.fail("it started")

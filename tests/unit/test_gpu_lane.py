@@ -39,9 +39,9 @@ from benchmark.gpu.servers import Load, RunningServer, Setup, Watch
 from benchmark.gpu.serving import RandomLoad, Served, SharedPrefixLoad
 from benchmark.gpu.shapes import CONFIGS, WINDOWS, gpu_named, read_shape, roofline_shape, shape_of
 from benchmark.harness import provenance
-from benchmark.served import Client
 from sgl_dynts.checkpoint import find_predictor, load_predictor
 from sgl_dynts.config import DynTSConfig
+from sgl_dynts.harness.client import Client
 from sgl_dynts.roofline import GPUS, H100, H200, SHAPES, Gpu, ModelShape
 
 SETUP = Setup("tiny", WINDOWS["tiny"], 4000, (), 300, on_gpu=False)

@@ -16,10 +16,11 @@ from benchmark.harness.presets import PRESETS
 from benchmark.harness.provenance import keep
 from benchmark.ledgers.export import save_model_folder
 from benchmark.ledgers.model import DemoModel, ModelShape
-from benchmark.served import Client, ServerError
 from sgl_dynts import demo_model_path
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.demo.ledger import MAX_STEPS, Vocabulary, make_problem, vocabulary
+from sgl_dynts.harness.client import Client
+from sgl_dynts.harness.server import ServerError
 from sgl_dynts.policies import FULL
 from sgl_dynts.tasks.problems import SPLITS
 from sgl_dynts.training.language import Language

@@ -8,7 +8,7 @@ import time
 import httpx
 import pytest
 
-from benchmark.served import free_port
+from sgl_dynts.harness.server import free_port
 from tests.unit.page.conftest import Running, Script, stand_in
 
 SECONDS_TO_START = 300

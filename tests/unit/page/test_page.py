@@ -8,8 +8,9 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
+from sgl_dynts.harness.client import parse_event
 from sgl_dynts.page.app import STATIC, create_app
-from sgl_dynts.page.replies import Follower, ServerError, parse_event
+from sgl_dynts.page.replies import Follower, ServerError
 
 IDS = [1, 7, 9]
 WINDOWS = {"budget": 96, "local_window": 16, "keep_ratio": 0.4}
