@@ -19,7 +19,7 @@ RUN_BY = {
     "python -m sgl_dynts.demo": ".ci/run",
     "python -m tests": ".ci/run",
     "python -m tests.e2e.endurance": "tests/e2e/test_soak.py",
-    "python -m sglang.launch_server": "tests/e2e/server.py",
+    "python -m sglang.launch_server": "sgl_dynts/harness/server.py",
     "sglang serve": "tests/e2e/server.py",
     "python -m sgl_dynts.page": "tests/unit/page/test_command.py",
     "python -m sgl_dynts.training.convert": "tests/unit/training/test_convert.py",
