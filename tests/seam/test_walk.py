@@ -14,8 +14,11 @@ ROOMS = ("boot", "entry", "forward", "scheduling", "telling")
 
 def names_of(path: Path) -> set[str]:
     """Every function and class of a file."""
-    kinds = ast.FunctionDef | ast.ClassDef
-    return {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, kinds)}
+    return {
+        node.name
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+    }
 
 
 def test_the_walk_takes_at_most_six_files():
