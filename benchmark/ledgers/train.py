@@ -34,7 +34,7 @@ from sgl_dynts.demo.ledger import Vocabulary
 from sgl_dynts.predictor import ImportancePredictor
 from sgl_dynts.training.collect import TARGET_KINDS, Target
 from sgl_dynts.training.device import usable_device
-from sgl_dynts.training.fit_predictor import HEAD, print_epoch
+from sgl_dynts.training.pipeline import HEAD, epoch_row
 
 REPORT_EVERY = 25
 SHIPPED = ("demo", ModelShape.family, Recipe.seed, DEMO_TARGET.kind)
@@ -97,7 +97,9 @@ def _print_progress(progress: Progress) -> None:
 def _fit_predictor(folder: Path, size: Size, target: Target, device: str) -> ImportancePredictor:
     print(f"predictor: {size.num_problems} training traces\n{HEAD}", flush=True)
     problems = problems_of("train", size.num_problems, size.num_steps)
-    return train_predictor(folder, problems, size.fit, target, device, print_epoch)
+    return train_predictor(
+        folder, problems, size.fit, target, device, lambda epoch: print(epoch_row(epoch), flush=True)
+    )
 
 
 def _save_predictor(path: Path, predictor: ImportancePredictor, target: Target, size: Size) -> None:

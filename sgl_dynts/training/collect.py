@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -76,42 +76,55 @@ class Target:
 
 @dataclass(frozen=True)
 class Model:
-    """A model's folder: what of it decides states and targets, and the longest sequence it takes."""
+    """A model: what of it decides states and targets, and the longest sequence it takes.
 
-    folder: Path
+    ``tokenizer`` is the fingerprint of its vocabulary, None of a loaded model that names no place of its.
+    """
+
+    source: Path | PreTrainedModel
+    name: str
     sha256: str
     dtype: torch.dtype
     max_len: int
     vocab_size: int
-    tokenizer: str
+    tokenizer: str | None
 
     @classmethod
-    def open(cls, folder: Path, dtype: torch.dtype | None = None) -> Model:
-        """Read what is known of a model without loading it; `dtype` defaults to the configuration's.
+    def open(cls, source: Path | PreTrainedModel, dtype: torch.dtype | None = None) -> Model:
+        """Read what is known of a model without loading it.
+
+        Args:
+            source: folder of a model, or one that is loaded.
+            dtype: to compute in; default: the configuration's, or the one it is loaded in.
 
         Raises:
-            ValueError: no Hugging Face model in the folder.
+            ValueError: no Hugging Face model in the folder, or one is loaded in another dtype.
         """
-        files = sorted([folder / "config.json", *folder.glob("*.safetensors")])
-        if len(files) < 2 or not files[0].is_file():
-            raise ValueError(f"{folder}: no config.json with *.safetensors; name a model's folder")
-        digest = hashlib.sha256()
-        for file in files:
-            with file.open("rb") as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
-        config = AutoConfig.from_pretrained(folder)
+        if isinstance(source, Path):
+            sha256, config, place = _digest_of_files(source), AutoConfig.from_pretrained(source), source
+            own = getattr(torch, str(config.dtype or "float32").removeprefix("torch."))
+        else:
+            sha256, config, place = _digest_of_weights(source), source.config, source.name_or_path
+            own = source.dtype
+            if dtype not in (None, own):
+                raise ValueError(
+                    f"dtype={dtype}: the model is loaded in {own}; convert it or leave dtype out"
+                )
         return cls(
-            folder,
-            digest.hexdigest(),
-            dtype or getattr(torch, str(config.dtype or "float32").removeprefix("torch.")),
+            source,
+            Path(place).resolve().name if place else config.model_type,
+            sha256,
+            dtype or own,
             config.max_position_embeddings,
             config.vocab_size,
-            fingerprint(AutoTokenizer.from_pretrained(folder).get_vocab()),
+            fingerprint(AutoTokenizer.from_pretrained(place).get_vocab()) if place else None,
         )
 
     def load(self, device: torch.device | str) -> PreTrainedModel:
-        """Load the model, frozen."""
-        model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.dtype)
+        """Load the model onto `device`, frozen; one that is loaded stays where it is."""
+        if not isinstance(self.source, Path):
+            return self.source.eval()
+        model = AutoModelForCausalLM.from_pretrained(self.source, dtype=self.dtype)
         frozen = cast(torch.nn.Module, model).requires_grad_(False).eval()
         return cast(PreTrainedModel, frozen.to(device))
 
@@ -120,24 +133,32 @@ class Model:
         return StateSettings(self.sha256, str(self.dtype), target.kind, target.distance)
 
 
-def usable_traces(path: Path, model: Model, target: Target) -> tuple[list[Trace], int]:
-    """Return (traces to train on, how many are too short for the target), having checked every line.
+def usable_traces(
+    source: Path | Iterable[Trace], model: Model, target: Target
+) -> tuple[list[Trace], int]:
+    """Return (right traces to train on, how many are too short for the target), all of them checked.
 
     Raises:
-        LineError: a line that cannot be used, another tokenizer, or no trace to train on.
+        LineError: a trace that cannot be used, another tokenizer, or no trace to train on.
     """
-    traces = list(read_traces(path, tokenizer=model.tokenizer, max_len=model.max_len))
+    if isinstance(source, Path):
+        place = str(source)
+        traces = list(read_traces(source, tokenizer=model.tokenizer, max_len=model.max_len))
+    else:
+        place, traces = "traces", [trace for trace in source if trace.correct]
+        for trace in traces:
+            trace.check(f"traces: problem {trace.problem}", model.max_len)
     for trace in traces:
         highest = max(*trace.prompt_ids, *trace.output_ids)
         if highest >= model.vocab_size:
             raise LineError(
-                f"{path}: problem {trace.problem}: token id {highest}, but the model knows "
+                f"{place}: problem {trace.problem}: token id {highest}, but the model knows "
                 f"{model.vocab_size}; generate the trace with this model"
             )
     long_enough = [trace for trace in traces if target.num_counted(spans_of(trace)) >= LEAST_TOKENS]
     if not long_enough:
         raise LineError(
-            f"{path}: none of {len(traces)} right traces has {LEAST_TOKENS} tokens that count for the "
+            f"{place}: none of {len(traces)} right traces has {LEAST_TOKENS} tokens that count for the "
             f"target {target.name}; generate longer ones or lower --distance"
         )
     return long_enough, len(traces) - len(long_enough)
@@ -178,3 +199,22 @@ def trace_key(trace: Trace) -> str:
     """Return the key of a trace: a digest of all that its states and targets follow from."""
     parts = [trace.prompt_ids, trace.output_ids, list(trace.thinking), trace.critical]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _digest_of_files(folder: Path) -> str:
+    files = sorted([folder / "config.json", *folder.glob("*.safetensors")])
+    if len(files) < 2 or not files[0].is_file():
+        raise ValueError(f"{folder}: no config.json with *.safetensors; name a model's folder")
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _digest_of_weights(model: PreTrainedModel) -> str:
+    digest = hashlib.sha256(model.config.to_json_string().encode())
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

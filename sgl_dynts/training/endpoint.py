@@ -23,10 +23,10 @@ class EndpointError(RuntimeError):
 class Sampling:
     """How tokens are drawn; ``top_k`` 0 means all."""
 
-    temperature: float
-    top_p: float
-    top_k: int
-    max_new_tokens: int
+    temperature: float = 0.6
+    top_p: float = 0.95
+    top_k: int = 20
+    max_new_tokens: int = 16384
 
 
 @dataclass(frozen=True)

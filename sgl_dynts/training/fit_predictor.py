@@ -10,38 +10,21 @@ Beside the predictor go its epochs (.fit.json) and their picture (.fit.png).
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import sys
-from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import asdict, fields
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sgl_dynts.checkpoint import PredictorHeader, save_predictor
 from sgl_dynts.config import PAPER_CONFIG, DynTSConfig
-from sgl_dynts.training.collect import (
-    TARGET_KINDS,
-    Model,
-    Target,
-    collect,
-    trace_key,
-    usable_traces,
-)
+from sgl_dynts.training.collect import TARGET_KINDS
 from sgl_dynts.training.device import usable_device
-from sgl_dynts.training.fit import Epoch, FitRecipe, Split, fit_predictor
+from sgl_dynts.training.fit import FitRecipe
 from sgl_dynts.training.losses import LOSSES, SCALES
-from sgl_dynts.training.picture import draw_fit
-from sgl_dynts.training.states import StateStore, write_whole
-from sgl_dynts.training.trace_file import Trace
+from sgl_dynts.training.pipeline import train
 
-HEAD = (
-    f"{'epoch':>5}{'loss':>11}{'held out':>11}{'tau':>8}{'top 20 %':>10}{'top 30 %':>10}"
-    f"{'critical in 20 %':>18}{'in 30 %':>9}"
-)
 INTERRUPTED = 130
 
 
@@ -60,96 +43,24 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def split_by_question(traces: Sequence[Trace], share: float) -> Split:
-    """Hold out the traces of a share of the questions, at least one, the same whatever the seed.
-
-    Raises:
-        ValueError: no question is left on one side.
-    """
-    questions = {trace_key(trace): _rank_of_question(trace) for trace in traces}
-    ranks = sorted(set(questions.values()))
-    held_out = set(ranks[: max(1, round(share * len(ranks)))])
-    return Split(
-        tuple(key for key, rank in questions.items() if rank not in held_out),
-        tuple(key for key, rank in questions.items() if rank in held_out),
-    )
-
-
 def _train(args: argparse.Namespace) -> None:
-    target = Target(args.target, _distance(args))
-    recipe = FitRecipe(**{field.name: getattr(args, field.name) for field in fields(FitRecipe)})
-    windows = DynTSConfig(args.budget, args.local_window, args.keep_ratio)
-    model = Model.open(args.model, args.dtype and getattr(torch, args.dtype))
-    traces, num_short = usable_traces(args.traces, model, target)
-    split = split_by_question(traces, args.held_out)
-    store = StateStore(_work_folder(args) / "states", model.settings(target))
-    _fill(store, traces, model, target, args.device)
-    if num_short:
-        print(f"{num_short} traces are too short for the target {target.name} and are left out")
-    print(
-        f"{len(split.fitted)} traces to fit, {len(split.held_out)} held out, {recipe}\n{HEAD}", flush=True
+    trained = train(
+        args.model,
+        args.traces,
+        DynTSConfig(args.budget, args.local_window, args.keep_ratio),
+        target=args.target,
+        distance=args.distance,
+        held_out=args.held_out,
+        recipe=FitRecipe(**{field.name: getattr(args, field.name) for field in fields(FitRecipe)}),
+        work=_work_folder(args),
+        base_model=args.base_model,
+        dtype=args.dtype and getattr(torch, args.dtype),
+        device=args.device,
+        progress=False,
+        tell=partial(print, flush=True),
     )
-    predictor, history = fit_predictor(
-        store, split, recipe, folder=_work_folder(args), device=args.device, report=print_epoch
-    )
-    header = PredictorHeader(
-        predictor.hidden_size,
-        args.base_model or args.model.resolve().name,
-        target.name,
-        windows.budget,
-        windows.local_window,
-        windows.keep_ratio,
-    )
-    save_predictor(args.output, predictor, header)
-    _keep_history(args.output, recipe, split, header, history)
+    trained.save(args.output)
     print(f"wrote {args.output}")
-
-
-def _fill(store: StateStore, traces: list[Trace], model: Model, target: Target, device: str) -> None:
-    missing = [trace for trace in traces if trace_key(trace) not in store.places]
-    if not missing:
-        return
-    # Closed whatever happens, so that what is computed is stored.
-    with closing(collect(store, missing, model.load(device), target)) as computed:
-        for number, _ in enumerate(computed, start=1):
-            if number % 50 == 0 or number == len(missing):
-                print(f"states of {number} of {len(missing)} traces", flush=True)
-
-
-def _keep_history(
-    output: Path, recipe: FitRecipe, split: Split, header: PredictorHeader, history: list[Epoch]
-) -> None:
-    kept = {
-        "header": asdict(header),
-        "recipe": asdict(recipe),
-        "num_fitted": len(split.fitted),
-        "num_held_out": len(split.held_out),
-        "epochs": [asdict(epoch) for epoch in history],
-    }
-    write_whole(output.with_suffix(".fit.json"), json.dumps(kept, indent=1) + "\n")
-    draw_fit(output.with_suffix(".fit.png"), history, f"{header.base_model}, target {header.target}")
-
-
-def print_epoch(epoch: Epoch) -> None:
-    """Print one row of the table that `HEAD` begins."""
-    held_out = epoch.held_out
-    recalls = [held_out.recall_20, held_out.recall_30]
-    known = ["unknown" if recall is None else f"{recall:.3f}" for recall in recalls]
-    print(
-        f"{epoch.epoch:>5}{epoch.loss:>11.5g}{epoch.held_out_loss:>11.5g}{held_out.tau:>8.3f}"
-        f"{held_out.overlap_20:>10.3f}{held_out.overlap_30:>10.3f}{known[0]:>18}{known[1]:>9}",
-        flush=True,
-    )
-
-
-def _rank_of_question(trace: Trace) -> str:
-    return hashlib.sha256(json.dumps(trace.prompt_ids).encode()).hexdigest()
-
-
-def _distance(args: argparse.Namespace) -> int:
-    if args.target != "future":
-        return 0
-    return args.local_window if args.distance is None else args.distance
 
 
 def _work_folder(args: argparse.Namespace) -> Path:

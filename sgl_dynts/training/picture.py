@@ -3,10 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 from sgl_dynts.training.fit import Epoch
 
@@ -21,7 +18,8 @@ RANKINGS = (
 
 def draw_fit(path: Path, history: Sequence[Epoch], title: str) -> None:
     """Write a PNG with one panel of losses and one of shares found in held-out traces."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
     epochs = [epoch.epoch for epoch in history]
     for name, label, color in LOSSES:
         left.plot(epochs, [getattr(epoch, name) for epoch in history], color=color, label=label)
@@ -39,4 +37,3 @@ def draw_fit(path: Path, history: Sequence[Epoch], title: str) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title, fontsize=11)
     figure.savefig(path, dpi=130)
-    plt.close(figure)

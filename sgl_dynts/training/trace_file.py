@@ -96,7 +96,7 @@ class Trace:
         return json.dumps(values, ensure_ascii=False)
 
     @classmethod
-    def from_line(cls, line: str, place: str) -> Self:
+    def from_line(cls, line: str, place: str, max_len: int | None = None) -> Self:
         """Parse and check one line.
 
         Raises:
@@ -105,10 +105,15 @@ class Trace:
         found = parse_object(line, place)
         check_fields(found, REQUIRED, OPTIONAL, place)
         trace = cls(**{**found, "thinking": tuple(found["thinking"])})
-        trace._check_spans(place)
+        trace.check(place, max_len)
         return trace
 
-    def _check_spans(self, place: str) -> None:
+    def check(self, place: str, max_len: int | None = None) -> None:
+        """Refuse a trace that says what cannot be, or that is longer than `max_len` tokens.
+
+        Raises:
+            LineError: begins with `place`.
+        """
         ids = [*self.prompt_ids, *self.output_ids, *self.thinking, *(self.critical or ())]
         if not all(type(number) is int and number >= 0 for number in ids):
             raise LineError(f"{place}: ids and positions must be integers from 0 on")
@@ -126,6 +131,11 @@ class Trace:
             raise LineError(
                 f"{place}: critical={max(self.critical)} is behind the last of "
                 f"{len(self.output_ids)} output_ids"
+            )
+        if max_len is not None and self.length > max_len:
+            raise LineError(
+                f"{place}: {self.length} tokens, but the model takes {max_len} "
+                "(max_position_embeddings); leave the trace out or lower --max-new-tokens"
             )
 
 
@@ -228,13 +238,7 @@ def _usable(line: str, place: str, max_len: int | None) -> Trace:
             f"{place}: the last line has no end: its run was stopped while writing it; "
             "run that command again, or remove the line"
         )
-    trace = Trace.from_line(line, place)
-    if max_len is not None and trace.length > max_len:
-        raise LineError(
-            f"{place}: {trace.length} tokens, but the model takes {max_len} "
-            "(max_position_embeddings); leave the trace out or lower --max-new-tokens"
-        )
-    return trace
+    return Trace.from_line(line, place, max_len)
 
 
 def _check_same(path: Path, found: TraceHeader, wanted: TraceHeader) -> None:

@@ -11,7 +11,7 @@ from benchmark.ledgers.fit_importance import as_trace
 from sgl_dynts import demo_model_path
 from sgl_dynts.checkpoint import find_predictor, load_predictor
 from sgl_dynts.demo.ledger import make_problem
-from sgl_dynts.training import collect, fit_predictor
+from sgl_dynts.training import collect, fit_predictor, pipeline
 from sgl_dynts.training.collect import Model, Target, trace_states
 from sgl_dynts.training.importance import TraceSpans, future_importance
 from sgl_dynts.training.states import StateStore
@@ -117,7 +117,7 @@ def test_states_of_a_trace_are_those_of_its_thinking_tokens_that_have_a_far_read
 
 def test_questions_are_held_out_whole_and_the_same_whatever_else_is_there():
     again = replace(TRACES[0], output_ids=[*TRACES[0].output_ids, 7])
-    split = fit_predictor.split_by_question([*TRACES, again], 0.3)
+    split = pipeline.split_by_question([*TRACES, again], 0.3)
     sides = [collect.trace_key(trace) in split.held_out for trace in (TRACES[0], again)]
     assert sides[0] == sides[1]
     assert len(split.held_out) + len(split.fitted) == 7

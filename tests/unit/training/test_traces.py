@@ -1,23 +1,33 @@
 """The traces command against a server that answers from a list; the tokenizer is the shipped model's."""
 
+import asyncio
 import json
+import os
+import re
+import shutil
+import signal
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from transformers import AutoTokenizer
 
+import sgl_dynts.training
 from sgl_dynts import demo_model_path
+from sgl_dynts.checkpoint import find_predictor
 from sgl_dynts.demo.ledger import make_problem, make_task_problem
 from sgl_dynts.tasks.problems import write_problems
 from sgl_dynts.thinking import ThinkMarkers
+from sgl_dynts.training import generation, make_traces
 from sgl_dynts.training.trace_file import read_header, read_traces
 from sgl_dynts.training.trace_parts import NoTrace, critical_positions, find_parts
 from sgl_dynts.training.traces import main
 
 PROBLEMS = [make_task_problem(seed, 4) for seed in range(6)]
 REFERENCE = {make_problem(seed, 4).question: make_problem(seed, 4) for seed in range(6)}
+README = (Path(sgl_dynts.training.__file__).parent / "README.md").read_text()
 MARKERS = ThinkMarkers((1,), (2, 3))
 
 
@@ -217,6 +227,71 @@ def test_the_header_names_model_tokenizer_and_sampling(run, tmp_path):
     run("--temperature", "0.3", "--name", "org/model")
     header = read_header(tmp_path / "traces.jsonl")
     assert (header.model, header.sampling["temperature"]) == ("org/model", 0.3)
+
+
+def test_a_call_in_a_notebook_s_running_loop_does_what_the_command_does(run, server, tmp_path, capsys):
+    async def cell():
+        return make_traces(server.url, demo_model_path(), PROBLEMS, out, progress=False)
+
+    out = tmp_path / "called" / "traces.jsonl"
+    report = asyncio.run(cell())
+    assert capsys.readouterr() == ("", "")
+    assert (report.path, report.outcomes, report.too_long) == (out, {"right": 6}, ())
+    by_command = sorted(run(), key=lambda trace: trace.problem)
+    assert sorted(read_traces(out), key=lambda trace: trace.problem) == by_command
+    assert (tmp_path / "traces.jsonl").read_text().splitlines()[0] == out.read_text().splitlines()[0]
+
+
+def test_a_bar_is_drawn_beside_what_is_printed(run, server, tmp_path, capsys):
+    make_traces(server.url, demo_model_path(), tmp_path / "problems.jsonl", tmp_path / "traces.jsonl")
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "6/6" in told.err
+
+
+def test_the_readme_s_example_runs(server, tmp_path, monkeypatch):
+    example = re.findall(r"^```python\n(.*?make_traces.*?)^```", README, re.MULTILINE | re.DOTALL)[0]
+    for written, here in (("http://127.0.0.1:30000", server.url), ("5000", "60"), ("2000", "16")):
+        assert written in example
+        example = example.replace(written, here)
+    shutil.copytree(demo_model_path(), tmp_path / "MODEL")
+    (tmp_path / "problems.jsonl").write_text("".join(f"{one.to_line()}\n" for one in PROBLEMS))
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})
+    assert find_predictor(tmp_path / "MODEL").header.budget == 60
+
+
+def interrupt_third(monkeypatch, how):
+    judge, judged = generation.Generation.judge, []
+
+    def interrupted(self, *arguments):
+        judged.append(arguments)
+        if len(judged) == 3:
+            how()
+        return judge(self, *arguments)
+
+    monkeypatch.setattr(generation.Generation, "judge", interrupted)
+
+
+def test_an_interrupted_call_given_once_more_goes_on(server, tmp_path, monkeypatch):
+    def ask():
+        asked = (server.url, demo_model_path(), PROBLEMS, tmp_path / "traces.jsonl")
+        return make_traces(*asked, concurrency=1, progress=False)
+
+    interrupt_third(monkeypatch, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        ask()
+    assert len(list(read_traces(tmp_path / "traces.jsonl"))) == 2
+    assert ask().outcomes == {"right": 6}
+    assert sum(server.asked.values()) == 7
+
+
+def test_a_terminated_command_says_how_to_go_on(run, monkeypatch, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    interrupt_third(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert len(run("--concurrency", "1", expected=130)) == 2
+    assert "the same command goes on" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,310 @@
+"""Ask a running server for reasoning traces, check them, and keep those to train on.
+
+Answers are awaited in a thread of their own and judged in the caller's: so this works where the caller's
+thread runs an event loop already, as a notebook's does, and for graders that need the main thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from sgl_dynts.tasks.graders import check_graders, grader_of
+from sgl_dynts.tasks.json_lines import drop_unfinished_line, parse_object
+from sgl_dynts.tasks.problems import Problem, read_problems
+from sgl_dynts.training.endpoint import Completion, Endpoint, EndpointError, Sampling
+from sgl_dynts.training.language import Language
+from sgl_dynts.training.trace_file import Trace, TraceHeader, TraceWriter, read_traces
+from sgl_dynts.training.trace_parts import NoTrace, Parts, critical_positions, find_parts
+
+RIGHT, WRONG, CUT = "right", "wrong", "cut by its length"
+SAMPLING = Sampling()
+FULL_CACHE = {"dynts": {"enabled": False}}
+
+
+@dataclass(frozen=True)
+class TracesReport:
+    """What became of all attempts, those of earlier calls that wrote the same file too.
+
+    ``outcomes`` counts attempts by what came of them, most common first; ``too_long`` says which
+    problems were left out since their prompts are longer than the model takes.
+    """
+
+    path: Path
+    outcomes: dict[str, int]
+    too_long: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.path}: " + ", ".join(f"{num} {outcome}" for outcome, num in self.outcomes.items())
+
+
+def make_traces(
+    url: str,
+    model: Path | str,
+    problems: Path | str | Sequence[Problem],
+    out: Path | str,
+    *,
+    api: str = "sglang",
+    name: str | None = None,
+    api_key: str | None = None,
+    sampling: Sampling = SAMPLING,
+    attempts: int = 1,
+    per_question: int = 1,
+    keep_wrong: bool = False,
+    run_programs: bool = False,
+    max_len: int | None = None,
+    think_start: str = "<think>",
+    think_end: str = "</think>",
+    concurrency: int = 64,
+    custom_params: Mapping[str, Any] = FULL_CACHE,
+    progress: bool = True,
+) -> TracesReport:
+    """Have a running server answer problems and write the traces that can be trained on.
+
+    A trace is kept if it thinks exactly once and its answer is right. Each is on disk when it is there,
+    and every attempt in the log beside it (``.log``): an interrupted call given once more goes on.
+
+    Args:
+        url: of the server, without a path.
+        model: folder or name of the model served, for its tokenizer and its longest sequence.
+        problems: to ask, or a file of them (`tasks/README.md`).
+        out: file of traces to write or to go on with (`trace_file.py`).
+        api: what the server speaks, one of `endpoint.APIS`.
+        name: of the model, for the header and OpenAI's interface; default: `model`.
+        api_key: sent as a bearer token.
+        sampling: how tokens are drawn; lengths in tokens.
+        attempts: most attempts at a problem.
+        per_question: right traces to keep of a problem.
+        keep_wrong: keep wrong traces too, marked.
+        run_programs: let programs that the model writes run on this machine, for problems that need it.
+        max_len: prompt and output, in tokens; default: the model's max_position_embeddings.
+        think_start: marker that begins thinking.
+        think_end: marker that ends it.
+        concurrency: requests in flight.
+        custom_params: passed on to SGLang; default: the full cache.
+        progress: draw a bar with tqdm, on stderr or in the notebook.
+
+    Raises:
+        EndpointError: the server cannot be used, or serves another model.
+        ValueError: a problem, a file or the tokenizer cannot be used; says what to do.
+        OSError: a file cannot be read or written.
+    """
+    out = Path(out)
+    if isinstance(problems, Path | str):
+        problems = read_problems(Path(problems))
+    check_graders(problems, run_programs)
+    language = Language(str(model), think_start, think_end, max_len)
+    header = TraceHeader(name or str(model), language.fingerprint, asdict(sampling))
+    with ExitStack() as stack:
+        writer = stack.enter_context(TraceWriter(out, header))
+        log = Log(out.with_suffix(".log"))
+        stack.callback(log.close)
+        _log_unlogged(out, log)
+        endpoint = Endpoint(url, api, header.model, api_key, dict(custom_params))
+        wanted = attempts, per_question, keep_wrong
+        generation = Generation(language, endpoint, sampling, writer, log, *wanted)
+        generation.run(problems, concurrency, progress)
+    return TracesReport(out, dict(log.counts.most_common()), tuple(generation.too_long))
+
+
+class Log:
+    """Every attempt, one JSON object a line, so that none is made twice."""
+
+    def __init__(self, path: Path) -> None:
+        drop_unfinished_line(path)
+        self.counts: Counter[str] = Counter()
+        self._of_problem: defaultdict[str, list[str]] = defaultdict(list)
+        if path.exists():
+            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+                self._note(**parse_object(line, f"{path}:{number}"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+
+    def add(self, problem: str, outcome: str) -> None:
+        """Note one attempt at the problem with this id."""
+        self._file.write(json.dumps({"problem": problem, "outcome": outcome}, ensure_ascii=False) + "\n")
+        self._file.flush()
+        self._note(problem, outcome)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def outcomes(self, problem: str) -> list[str]:
+        """Return what came of the attempts at the problem with this id."""
+        return list(self._of_problem[problem])
+
+    def _note(self, problem: str, outcome: str) -> None:
+        self.counts[outcome] += 1
+        self._of_problem[problem].append(outcome)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A problem as it is asked: token ids of the prompt, and `sampling` within what the model takes."""
+
+    problem: Problem
+    prompt: list[int]
+    sampling: Sampling
+
+
+@dataclass
+class Generation:
+    """One run: what to ask, whom, and where to keep it."""
+
+    language: Language
+    endpoint: Endpoint
+    sampling: Sampling
+    writer: TraceWriter
+    log: Log
+    attempts: int
+    per_question: int
+    keep_wrong: bool
+    too_long: list[str] = field(default_factory=list)
+
+    def run(self, problems: Sequence[Problem], concurrency: int, progress: bool) -> None:
+        """Work all problems off, `concurrency` of them at a time.
+
+        Raises:
+            EndpointError: the server cannot be used.
+            OSError: a file cannot be written.
+            ValueError: a problem cannot be asked.
+        """
+        open_ones = [problem for problem in problems if self._is_open(problem)]
+        num_done = len(problems) - len(open_ones)
+        bar = tqdm(total=len(problems), initial=num_done, unit="question", disable=not progress)
+        with bar, _asking(self.endpoint) as ask:
+            questions = self._questions(open_ones)
+            running = {ask(question): question for question in islice(questions, concurrency)}
+            while running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    following = question = running.pop(future)
+                    self._keep(question, future.result())
+                    if not self._is_open(question.problem):
+                        bar.update()
+                        bar.set_postfix(self.log.counts, refresh=False)
+                        following = next(questions, None)
+                    if following is not None:
+                        running[ask(following)] = following
+
+    def _is_open(self, problem: Problem) -> bool:
+        """Whether a problem is to be asked once more."""
+        outcomes = self.log.outcomes(problem.id)
+        return len(outcomes) < self.attempts and outcomes.count(RIGHT) < self.per_question
+
+    def _questions(self, problems: Sequence[Problem]) -> Iterator[Question]:
+        for problem in problems:
+            prompt = self.language.prompt(problem)
+            room = min(self.sampling.max_new_tokens, self.language.max_len - len(prompt))
+            if room > 0:
+                yield Question(problem, prompt, replace(self.sampling, max_new_tokens=room))
+            else:
+                self.too_long.append(
+                    f"problem {problem.id!r}: its prompt has {len(prompt)} tokens, the model takes "
+                    f"{self.language.max_len}; left out"
+                )
+
+    def _keep(self, question: Question, completion: Completion) -> None:
+        outcome, trace = self.judge(question.problem, question.prompt, completion)
+        if trace is not None and (trace.correct or self.keep_wrong):
+            self.writer.add(trace)
+        self.log.add(question.problem.id, outcome)
+
+    def judge(
+        self, problem: Problem, prompt: list[int], completion: Completion
+    ) -> tuple[str, Trace | None]:
+        """Return what came of an attempt, and the trace if it is one.
+
+        Raises:
+            EndpointError: the server's tokens are not those of this tokenizer.
+        """
+        ids = self._ids(completion)
+        if completion.is_cut:
+            return CUT, None
+        try:
+            parts = find_parts(prompt, ids, self.language.markers)
+        except NoTrace as reason:
+            return str(reason), None
+        answer = self.language.decode(ids[slice(*parts.answer)]).strip()
+        if not answer:
+            return "no answer", None
+        is_right = grader_of(problem).judge(problem, answer).is_right
+        trace = self._trace(problem, prompt, ids, parts)
+        retokenized = completion.ids is None
+        fields = {"answer": answer, "correct": is_right, "retokenized": retokenized}
+        return RIGHT if is_right else WRONG, Trace(**trace, **fields)
+
+    def _trace(self, problem: Problem, prompt: list[int], ids: list[int], parts: Parts) -> dict[str, Any]:
+        critical = None
+        if problem.critical is not None:
+            critical = critical_positions(self.language.tokenizer, ids, parts.thinking, problem.critical)
+        return {
+            "problem": problem.id,
+            "task": problem.task,
+            "question": problem.question,
+            "prompt_ids": prompt,
+            "output_ids": ids,
+            "thinking": parts.thinking,
+            "critical": critical,
+        }
+
+    def _ids(self, completion: Completion) -> list[int]:
+        if completion.ids is None:
+            return list(self.language.encode(completion.text))
+        if not self.language.agrees(completion.ids, completion.text):
+            raise EndpointError(
+                f"{self.endpoint.url} says its tokens mean {completion.text[:60]!r}, the tokenizer of "
+                f"--model {self.language.tokenizer.name_or_path} reads "
+                f"{self.language.decode(completion.ids)[:60]!r}: it is another model's; name the folder "
+                "of the model that is served"
+            )
+        return completion.ids
+
+
+@contextmanager
+def _asking(endpoint: Endpoint) -> Iterator[Callable[[Question], Future[Completion]]]:
+    """Give a function that asks in a thread beside; whatever is under way in the end is given up."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    def ask(question: Question) -> Future[Completion]:
+        answer = endpoint.complete(question.prompt, question.sampling)
+        return asyncio.run_coroutine_threadsafe(answer, loop)
+
+    try:
+        yield ask
+    finally:
+        asyncio.run_coroutine_threadsafe(_give_up(endpoint), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+async def _give_up(endpoint: Endpoint) -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    await endpoint.close()
+
+
+def _log_unlogged(path: Path, log: Log) -> None:
+    """Log the traces whose run was stopped between writing them and logging them."""
+    written: Counter[tuple[str, str]] = Counter()
+    for trace in read_traces(path, wrong_too=True):
+        attempt = trace.problem, RIGHT if trace.correct else WRONG
+        written[attempt] += 1
+        if written[attempt] > log.outcomes(trace.problem).count(attempt[1]):
+            log.add(*attempt)
