@@ -79,8 +79,9 @@ def test_links_lead_somewhere(document):
 
 def commands_of(document: Path) -> list[str]:
     """Every command of the fenced blocks that are for a shell, continued lines joined."""
-    blocks = re.findall(r"^```(?:|sh|bash)\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    blocks = re.findall(r"^ *```(\w*)\n(.*?)^ *```", document.read_text(), re.MULTILINE | re.DOTALL)
+    shown = [text for language, text in blocks if language in ("", "sh", "bash")]
+    lines = [line.strip() for text in shown for line in text.replace("\\\n", " ").splitlines()]
     programs = r"(python3?|sgl-dynts-\w+|pip|curl|sglang|docker|git|apt-get|export|huggingface-cli|hf) "
     return [re.sub(" +", " ", line) for line in lines if re.match(programs, line)]
 
