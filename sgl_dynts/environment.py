@@ -47,6 +47,7 @@ def enter(module: str, say: Say) -> None:
         SetupError: the environment could not be made.
     """
     python = ensure(say)
+    _keep_compiled()
     if not _is_running(python):
         sys.stdout.flush()
         os.execv(python, [str(python), "-m", module, *sys.argv[1:]])
@@ -113,6 +114,15 @@ def _is_from(root: Path) -> bool:
     """Whether SGLang would load this repository's plug-in, not another copy's."""
     spec = importlib.util.find_spec("sglang_dynts")
     return spec is not None and spec.origin is not None and Path(spec.origin).is_relative_to(root)
+
+
+def _keep_compiled() -> None:
+    """Let the environment, which is ours, keep what it compiles, whatever the caller's rule is elsewhere.
+
+    Every process of a server imports thousands of files, and compiles them each time where none is kept.
+    """
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
 
 
 def _is_running(python: Path) -> bool:

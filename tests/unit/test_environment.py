@@ -1,6 +1,7 @@
 """The environment is made once, by whatever is there, and never made again for nothing."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -135,3 +136,13 @@ def test_another_sglang_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_commands_start_on_a_bare_python(module: str) -> None:
     bare = [sys.executable, "-S", "-c", f"import {module}"]
     subprocess.run(bare, cwd=ROOT, check=True)
+
+
+def test_the_environment_keeps_what_it_compiles(monkeypatch) -> None:
+    """A server's processes would compile thousands of files at each start."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setattr(environment, "ensure", lambda _say: Path(sys.executable))
+    environment.enter("tests", print)
+    assert "PYTHONDONTWRITEBYTECODE" not in os.environ
+    assert not sys.dont_write_bytecode
