@@ -1,7 +1,5 @@
 """A tokenizer with what asking and reading need of it: chat template, markers, longest sequence."""
 
-from transformers import AutoConfig, AutoTokenizer
-
 from sgl_dynts.tasks.graders import grader_of
 from sgl_dynts.tasks.problems import Problem
 from sgl_dynts.thinking import ThinkMarkers
@@ -22,6 +20,8 @@ class Language:
         think_end: str = "</think>",
         max_len: int | None = None,
     ) -> None:
+        from transformers import AutoConfig, AutoTokenizer  # not above: a command's --help needs no torch
+
         self.think_end = think_end
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         if not self.tokenizer.chat_template:

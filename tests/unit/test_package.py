@@ -1,6 +1,7 @@
 """What is installed: the commands, the files, and nothing that another SGLang already has."""
 
 import ast
+import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,11 @@ UV = str(Path(sys.executable).with_name("uv"))
 OURS = {"sgl_dynts", "sglang_dynts", "benchmark"}
 OLDER = "2.13.0"
 """A torch that an existing installation may have."""
+OF_TRAINING = ("sgl_dynts/training/", "sgl_dynts/tasks/")
+"""The rooms for which the extra `training` is."""
+SLOW = {"sglang", "torch", "transformers"}
+LOADED_FOR_HELP = {"sgl-dynts-train": {"torch", "transformers"}, "sgl-dynts-convert": {"torch"}}
+"""What the help of a command waits for, since it names what a module of tensors defines."""
 
 
 def name_of(requirement: str) -> str:
@@ -38,13 +44,15 @@ def imports_of(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("folder", ["sgl_dynts", "python/sglang_dynts"])
 def test_every_imported_distribution_is_declared(folder):
-    extras = PROJECT["optional-dependencies"]
-    declared = {name_of(one) for one in (*PROJECT["dependencies"], *extras["training"])}
+    needed = {name_of(one) for one in PROJECT["dependencies"]}
+    of_training = needed | {name_of(one) for one in PROJECT["optional-dependencies"]["training"]}
     providers = packages_distributions()
     for path in (ROOT / folder).rglob("*.py"):
+        file = path.relative_to(ROOT).as_posix()
+        declared = of_training if file.startswith(OF_TRAINING) else needed
         for name in imports_of(path):
             offered = {provider.lower().replace("_", "-") for provider in providers[name]}
-            assert offered & declared, f"{path}: {name}"
+            assert offered & declared, f"{file}: {name}"
 
 
 def test_torch_and_transformers_are_sglang_s_to_bring():
@@ -58,9 +66,14 @@ def test_an_installed_command_tells_how_it_is_used(script):
     assert found.dist is not None
     assert found.dist.name == "sgl-dynts"
     program = Path(sys.executable).with_name(script)
-    done = subprocess.run([program, "--help"], capture_output=True, text=True, timeout=120)
+    listing = os.environ | {"PYTHONPROFILEIMPORTTIME": "1"}
+    done = subprocess.run(
+        [program, "--help"], capture_output=True, text=True, timeout=120, env=listing, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage: ")
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert loaded & SLOW <= LOADED_FOR_HELP.get(script, set())
 
 
 @pytest.fixture(scope="module")
