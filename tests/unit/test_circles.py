@@ -1,4 +1,4 @@
-"""No file imports itself by way of others, and no room of SGLang's side is too full for one look."""
+"""No file imports itself by way of others, not even inside a function."""
 
 import ast
 from collections.abc import Iterator
@@ -9,7 +9,6 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ["sgl_dynts", "benchmark", "python/sglang_dynts"]
-MOST_MODULES = 12
 
 
 def modules(package: Path) -> dict[str, Path]:
@@ -100,9 +99,3 @@ def test_a_circle_is_found(room, first):
 def test_what_only_a_type_checker_reads_closes_no_circle(room):
     (room / "a.py").write_text("if TYPE_CHECKING:\n    import room.b")
     assert not circle(room)
-
-
-def test_a_room_of_sglang_s_side_is_read_at_a_glance():
-    package = ROOT / "python" / "sglang_dynts"
-    counts = {folder.name: len(list(folder.glob("*.py"))) for folder in (package, *package.rglob("*/"))}
-    assert {name: count for name, count in counts.items() if count > MOST_MODULES} == {}
