@@ -32,9 +32,10 @@ from benchmark.ledgers.sizes import SIZES, Size
 from sgl_dynts.checkpoint import PREDICTOR_FILE, PredictorHeader, save_predictor
 from sgl_dynts.demo.ledger import Vocabulary
 from sgl_dynts.predictor import ImportancePredictor
-from sgl_dynts.training.collect import TARGET_KINDS, Target
+from sgl_dynts.training.collect import Target
 from sgl_dynts.training.device import usable_device
 from sgl_dynts.training.pipeline import HEAD, epoch_row
+from sgl_dynts.training.targets import TARGET_KINDS
 
 REPORT_EVERY = 25
 SHIPPED = ("demo", ModelShape.family, Recipe.seed, DEMO_TARGET.kind)

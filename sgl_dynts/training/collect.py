@@ -22,9 +22,9 @@ from sgl_dynts.training.importance import (
     gradient_importance,
 )
 from sgl_dynts.training.states import StateSettings, StateStore, TraceStates
+from sgl_dynts.training.targets import TARGET_KINDS
 from sgl_dynts.training.trace_file import Trace, fingerprint, read_traces
 
-TARGET_KINDS = ("answer", "future", "gradient")
 LEAST_TOKENS = 2
 """A trace with fewer tokens that count has no order to learn."""
 

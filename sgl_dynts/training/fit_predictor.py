@@ -19,11 +19,10 @@ from typing import Any
 import torch
 
 from sgl_dynts.config import PAPER_CONFIG, DynTSConfig
-from sgl_dynts.training.collect import TARGET_KINDS
 from sgl_dynts.training.device import usable_device
 from sgl_dynts.training.fit import FitRecipe
 from sgl_dynts.training.losses import LOSSES, SCALES
-from sgl_dynts.training.pipeline import train
+from sgl_dynts.training.targets import TARGET_KINDS
 
 INTERRUPTED = 130
 
@@ -44,6 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _train(args: argparse.Namespace) -> None:
+    from sgl_dynts.training.pipeline import train  # not above: --help need not wait for transformers
+
     trained = train(
         args.model,
         args.traces,

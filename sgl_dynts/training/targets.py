@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+TARGET_KINDS = ("answer", "future", "gradient")
+
 
 def far_attention(attention: Tensor, distance: int, first_row: int = 0) -> Tensor:
     """Return the most that any later token further than `distance` away reads each token.
