@@ -53,7 +53,7 @@ class Cell:
 
 def proportions_of(args: argparse.Namespace, header: PredictorHeader, cell: Cell) -> DynTSConfig:
     """Return what a cell's windows are scaled from: the predictor's own, but for what was asked."""
-    config = header.config
+    config = header.windows
     if cell.task.windows is not None:
         return cell.task.windows
     if cell.policy == FULL:
@@ -144,9 +144,7 @@ class Run:
         prompt = self.language.prompt(problem)
         dynts = {
             "policy": cell.policy,
-            "budget": windows.budget,
-            "local_window": windows.local_window,
-            "keep_ratio": windows.keep_ratio,
+            **windows.given(),
             "return_compactions": True,
         }
         sampling = cell.task.sampling

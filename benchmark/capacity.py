@@ -15,19 +15,12 @@ from typing import Any
 from benchmark.harness.charts import draw_capacity
 from benchmark.harness.provenance import RESULTS, parser_of, provenance, publish
 from benchmark.harness.tables import table
-from benchmark.simulation.job import (
-    DYNTS,
-    PAPER_WINDOWS,
-    SIDES,
-    STOCK,
-    Job,
-    ServerSpec,
-    Windows,
-    Workload,
-)
+from benchmark.harness.windows import windows_of
+from benchmark.simulation.job import DYNTS, SIDES, STOCK, Job, ServerSpec, Workload
 from benchmark.simulation.launch import SideProcess
-from sgl_dynts.config import DynTSConfig
+from sgl_dynts.config import PAPER_CONFIGS, DynTSConfig
 from sgl_dynts.roofline import GPUS, SHAPES, mean_compacted_len
+from sgl_dynts.window_flags import add_window_flags
 
 UNLIMITED = "unlimited"
 SETTINGS = (
@@ -78,9 +71,7 @@ def parse() -> argparse.Namespace:
     add("--clients", type=int, help=f"of the unlimited load; default: {CLIENTS} poolfuls, compacted")
     add("--num-requests", type=int, help=REQUESTS_HELP)
     add("--pool-tokens", type=int, help="KV tokens of the pool; default: what fits beside the weights")
-    add("--budget", type=int, help="default: the paper's")
-    add("--local-window", type=int, help="default: the paper's")
-    add("--keep-ratio", type=float, help="default: the paper's for the shape")
+    add_window_flags(parser, "the paper's for the shape")
     add("--max-running", type=int, default=1200, help="--max-running-requests of both servers")
     add("--stock-flags", default="", help="more server arguments of the stock side, in one string")
     add("--dynts-flags", default="", help="more server arguments of the DynTS side, in one string")
@@ -113,12 +104,7 @@ def cells(args: argparse.Namespace) -> list[Cell]:
 
 def make_job(args: argparse.Namespace, shape: str, output_len: int, load: str) -> Job:
     """Build the job of one cell; the same for both sides but for their own flags."""
-    windows = PAPER_WINDOWS[shape]
-    windows = Windows(
-        args.budget or windows.budget,
-        args.local_window or windows.local_window,
-        args.keep_ratio or windows.keep_ratio,
-    )
+    windows = windows_of(args, PAPER_CONFIGS[shape])
     pool = args.pool_tokens or SHAPES[shape].pool_tokens(GPUS[args.gpu])
     room = 2 if args.end == "eos" else 1
     server = ServerSpec(
@@ -149,11 +135,10 @@ def make_job(args: argparse.Namespace, shape: str, output_len: int, load: str) -
     return Job(server, workload, max_wall_seconds=60 * args.max_minutes)
 
 
-def poolful(windows: Windows, pool: int, question_len: int, output_len: int, most: int) -> int:
+def poolful(windows: DynTSConfig, pool: int, question_len: int, output_len: int, most: int) -> int:
     """Compacted requests that a pool holds, by their mean length."""
-    config = DynTSConfig(windows.budget, windows.local_window, windows.keep_ratio)
-    retained = config.retained_len(question_len)
-    budget = config.budget_for(question_len)
+    retained = windows.retained_len(question_len)
+    budget = windows.budget_for(question_len)
     return min(most, int(pool / mean_compacted_len(question_len, output_len, budget, retained)))
 
 
@@ -197,7 +182,7 @@ def summarize(cell: Cell, stock: dict[str, Any], dynts: dict[str, Any]) -> dict[
         "answer_len": workload.answer_len,
         "end": "length" if workload.max_new_tokens is None else "eos",
         "pool_tokens": stock["pool_tokens"],
-        "windows": [server.windows.budget, server.windows.local_window, server.windows.keep_ratio],
+        "windows": list(server.windows.given().values()),
         "max_running": server.max_running,
         "overlap": server.overlap,
         "flags": {side: list(flags) for side, flags in cell.flags.items()},

@@ -25,10 +25,11 @@ from typing import Any
 from benchmark.harness.charts import draw_iteration_cost
 from benchmark.harness.provenance import RESULTS, parser_of, provenance, publish
 from benchmark.harness.tables import ITERATION_COST, filled
-from benchmark.simulation.job import DYNTS, SIDES, STOCK, Job, ServerSpec, Windows, Workload
+from benchmark.simulation.job import DYNTS, SIDES, STOCK, Job, ServerSpec, Workload
 from benchmark.simulation.launch import SideProcess
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.roofline import H200, QWEN_7B, decode_seconds
+from sgl_dynts.window_flags import window_number
 
 RUNNING = (64, 128, 256, 512, 1000)
 BUDGETS = (1000, 2000, 5000)
@@ -73,18 +74,24 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = parser_of("iteration_cost", __doc__)
-    add = parser.add_argument
+    add, tokens = parser.add_argument, window_number("budget")
     add("--running", nargs="*", type=int, default=RUNNING, help="running requests to sweep")
-    add("--budget", nargs="*", type=int, default=BUDGETS, help="budgets to sweep, in KV tokens")
+    add("--budget", nargs="*", type=tokens, default=BUDGETS, help="budgets to sweep, in KV tokens")
     add("--queue", nargs="*", type=int, default=QUEUES, help="waiting requests to sweep")
     add("--usual-running", type=int, default=USUAL_RUNNING, help="while another number is swept")
-    add("--usual-budget", type=int, default=USUAL_BUDGET, help="while another number is swept")
+    add("--usual-budget", type=tokens, default=USUAL_BUDGET, help="while another number is swept")
     add("--all", action="store_true", help="every combination instead of one sweep after the other")
     add("--iterations", type=int, default=1500, help=f"timed iterations of each side, by {Job.turn_len}")
     add(
         "--out", type=Path, default=RESULTS / "iteration_cost.json", help="JSON list; its chart beside it"
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    for budget in (*args.budget, args.usual_budget):
+        try:
+            Cell(1, budget, 0).config  # noqa: B018  two fifths of it must be a local window
+        except ValueError as error:
+            parser.error(f"--budget or --usual-budget {budget}: {error}")
+    return args
 
 
 def cells(args: argparse.Namespace) -> list[Cell]:
@@ -122,7 +129,7 @@ def make_job(cell: Cell, side: str, iterations: int) -> Job:
     held_len = cell.held_len if side == DYNTS else grown_len
     server = ServerSpec(
         pool_tokens=int(SPARE * cell.running * held_len) + 4 * cell.budget,
-        windows=Windows(cell.budget, cell.config.local_window, cell.config.keep_ratio),
+        windows=cell.config,
         max_running=cell.running,
         context_len=2 * grown_len,
     )

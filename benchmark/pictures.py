@@ -86,9 +86,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse(arguments)
     torch.set_num_threads(1)
     source = find_predictor(args.model)
-    painter = Painter(
-        load_model_folder(args.model, torch.float32), load_predictor(source).float(), source.header.config
-    )
+    model, predictor = load_model_folder(args.model, torch.float32), load_predictor(source).float()
+    painter = Painter(model, predictor, source.header.windows)
     pictures = [
         painter.picture(problem) for problem in problems_of("test", args.num_problems, args.steps)
     ]

@@ -14,8 +14,9 @@ from typing import Any
 
 from benchmark.gpu.shapes import WINDOWS, read_shape
 from benchmark.harness.provenance import parser_of
+from benchmark.harness.windows import windows_of
 from benchmark.simulation.job import DYNTS, SIDES, STOCK
-from sgl_dynts.config import DynTSConfig
+from sgl_dynts.config import PAPER_CONFIG, DynTSConfig
 from sgl_dynts.roofline import (
     GPUS,
     SHAPES,
@@ -26,6 +27,7 @@ from sgl_dynts.roofline import (
     mean_compacted_len,
     mean_full_len,
 )
+from sgl_dynts.window_flags import add_window_flags
 
 
 @dataclass(frozen=True)
@@ -107,26 +109,14 @@ def parse() -> argparse.Namespace:
     add("--output-len", nargs="+", type=int, default=[16384], help="tokens each request generates")
     add("--question-len", type=int, default=200, help="prompt tokens")
     add("--pool-tokens", type=int, help="KV tokens of the pool; default: what fits beside the weights")
-    add("--budget", type=int, help="default: the paper's")
-    add("--local-window", type=int, help="default: the paper's")
-    add("--keep-ratio", type=float, help="default: the paper's for the shape, 0.4 for a --model")
+    add_window_flags(parser, "the paper's for the shape, for a --model those of qwen-7b")
     return parser.parse_args()
 
 
 def chosen(args: argparse.Namespace) -> list[tuple[ModelShape, DynTSConfig]]:
     """Return the shapes that are asked about, each with its windows."""
     shapes = [read_shape(args.model)] if args.model else [SHAPES[name] for name in args.shape]
-    return [(shape, windows_of(args, shape.name)) for shape in shapes]
-
-
-def windows_of(args: argparse.Namespace, shape: str) -> DynTSConfig:
-    """Return the windows of the command line, the paper's where it says nothing."""
-    windows = WINDOWS.get(shape, WINDOWS["qwen-7b"])
-    return DynTSConfig(
-        args.budget or windows.budget,
-        args.local_window or windows.local_window,
-        args.keep_ratio or windows.keep_ratio,
-    )
+    return [(shape, windows_of(args, WINDOWS.get(shape.name, PAPER_CONFIG))) for shape in shapes]
 
 
 def predict(outlook: Outlook, batch: int) -> dict[str, Any]:

@@ -1,15 +1,15 @@
 """Predictor files: one safetensors format with a header, and the authors' own checkpoints.
 
-A predictor file holds ``layers.{0,1,2}.weight`` and, in the safetensors metadata, the fields of
-:class:`PredictorHeader`. The authors keep theirs as ``is_head.{0,2,4}.weight`` among the tensors of
-the fine-tuned model. Files are data: only safetensors is read, sizes are checked on the header before
-a tensor is loaded.
+A predictor file holds ``layers.{0,1,2}.weight`` and, in the safetensors metadata, what
+:meth:`PredictorHeader.flat` gives. The authors keep theirs as ``is_head.{0,2,4}.weight`` among the
+tensors of the fine-tuned model. Files are data: only safetensors is read, sizes are checked on the
+header before a tensor is loaded.
 """
 
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from sgl_dynts.config import PAPER_CONFIG, DynTSConfig
+from sgl_dynts.config import PAPER_CONFIG, WINDOW_FIELDS, DynTSConfig
 from sgl_dynts.predictor import ImportancePredictor
 
 FORMAT_VERSION = "1"
+OWN_FIELDS = ("hidden_size", "base_model", "target")
+"""Of a header, beside its windows."""
 PREDICTOR_FILE = "dynts/predictor.safetensors"
 """Inside a model's folder; a subfolder, since engines load every safetensors file beside the weights."""
 LAYER_NAMES = tuple(f"layers.{i}.weight" for i in range(3))
@@ -33,21 +35,18 @@ FLOAT_DTYPES = {torch.float32, torch.float16, torch.bfloat16}
 class PredictorHeader:
     """What a predictor was made for.
 
-    ``target`` names what its scores were trained on; ``budget``, ``local_window`` and ``keep_ratio``
-    are the windows its makers recommend, the server's defaults.
+    ``target`` names what its scores were trained on; ``windows`` are those its makers recommend, the
+    server's defaults.
     """
 
     hidden_size: int
     base_model: str
     target: str
-    budget: int
-    local_window: int
-    keep_ratio: float
+    windows: DynTSConfig
 
-    @property
-    def config(self) -> DynTSConfig:
-        """The recommended windows."""
-        return DynTSConfig(self.budget, self.local_window, self.keep_ratio)
+    def flat(self) -> dict[str, Any]:
+        """Return the fields by name, as a file and a server tell them: the windows' three among them."""
+        return {name: getattr(self, name) for name in OWN_FIELDS} | self.windows.given()
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def save_predictor(path: Path, predictor: ImportancePredictor, header: Predictor
             f"header says hidden_size={header.hidden_size}, the predictor has {predictor.hidden_size}"
         )
     metadata = {"format_version": FORMAT_VERSION}
-    metadata |= {field: str(value) for field, value in asdict(header).items()}
+    metadata |= {field: str(value) for field, value in header.flat().items()}
     tensors = {
         name: weight.detach().contiguous()
         for name, weight in zip(LAYER_NAMES, predictor.parameters(), strict=True)
@@ -183,18 +182,16 @@ def _read_predictor_file(path: Path) -> PredictorSource:
 
 
 def _parse_header(path: Path, metadata: dict[str, str]) -> PredictorHeader:
-    fields = PredictorHeader.__dataclass_fields__
-    missing = [name for name in fields if name not in metadata]
+    missing = [name for name in (*OWN_FIELDS, *WINDOW_FIELDS) if name not in metadata]
     if missing:
         raise ValueError(f"{path}: header lacks {', '.join(missing)}; save the predictor again")
-    kinds = {name: field.type for name, field in fields.items()}
+    size, base_model, target = (metadata[name] for name in OWN_FIELDS)
+    budget, local_window, keep_ratio = (metadata[name] for name in WINDOW_FIELDS)
     try:
-        values = {name: kinds[name](metadata[name]) for name in fields}
-        header = PredictorHeader(**values)
-        header.config  # noqa: B018  the recommended windows must be valid
+        windows = DynTSConfig(int(budget), int(local_window), float(keep_ratio))
+        return PredictorHeader(int(size), base_model, target, windows)
     except ValueError as error:
         raise ValueError(f"{path}: bad header: {error}") from error
-    return header
 
 
 def _find_author_tensors(folder: Path) -> PredictorSource | None:
@@ -241,14 +238,7 @@ def _author_source(path: Path, files: dict[str, Path]) -> PredictorSource:
         raise ValueError(
             f"{path}: {AUTHOR_LAYER_NAMES[0]} has shape {shape}, a predictor's is [h1, hidden]"
         )
-    header = PredictorHeader(
-        hidden_size=shape[-1],
-        base_model=path.name,
-        target="answer",
-        budget=PAPER_CONFIG.budget,
-        local_window=PAPER_CONFIG.local_window,
-        keep_ratio=PAPER_CONFIG.keep_ratio,
-    )
+    header = PredictorHeader(shape[-1], path.name, "answer", PAPER_CONFIG)
     ordered = tuple(files[name] for name in AUTHOR_LAYER_NAMES)
     return PredictorSource(path, ordered, AUTHOR_LAYER_NAMES, header)
 

@@ -1,34 +1,82 @@
 """The three numbers of the method, and every length that follows from them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from math import floor
+from typing import Any
 
 MOST_TOKENS = 1 << 31
+WINDOW_FIELDS = ("budget", "local_window", "keep_ratio")
 
 
 @dataclass(frozen=True)
-class DynTSConfig:
-    """Budget, local window and keep ratio of one request, in tokens of KV.
+class Windows:
+    """What somebody says of budget, local window and keep ratio: flags, a predictor's header, a command.
 
-    Names follow the paper: ``budget`` is B, ``local_window`` W_l, ``keep_ratio`` r. ``min_selection``
-    is the least number of thinking tokens that survive a compaction however long the question is;
-    ``None`` means a quarter of :attr:`keep_len`.
+    Names follow the paper: ``budget`` is B and ``local_window`` W_l, in tokens of KV, ``keep_ratio`` r.
+    ``None`` means "not given"; any other value is checked.
+
+    Raises:
+        ValueError: naming the field, its value and what it may be.
+    """
+
+    budget: int | None = None
+    local_window: int | None = None
+    keep_ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in self.given().items():
+            _require(name, value)
+
+    def given(self) -> dict[str, Any]:
+        """Return the values that are given, by field."""
+        values = {name: getattr(self, name) for name in WINDOW_FIELDS}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def missing(self) -> list[str]:
+        """Return the fields that are not given."""
+        return [name for name in WINDOW_FIELDS if getattr(self, name) is None]
+
+    def over(self, default: "Windows") -> "Windows":
+        """Return these, what is not given taken from ``default``."""
+        return Windows(**default.given() | self.given())
+
+    def complete(self, min_selection: int | None = None) -> "DynTSConfig":
+        """Return them as a configuration.
+
+        Raises:
+            ValueError: one is missing, or they do not fit together.
+        """
+        values: dict[str, Any] = {name: getattr(self, name) for name in WINDOW_FIELDS}
+        return DynTSConfig(**values, min_selection=min_selection)
+
+    def flags(self, prefix: str = "--") -> list[str]:
+        """Return the words of a command line that give them."""
+        return [
+            word for name, value in self.given().items() for word in (flag_of(name, prefix), str(value))
+        ]
+
+
+@dataclass(frozen=True)
+class DynTSConfig(Windows):
+    """Budget, local window and keep ratio of one request: all given, and they fit together.
+
+    ``min_selection`` is the least number of thinking tokens that survive a compaction however long the
+    question is; ``None`` means a quarter of :attr:`keep_len`.
 
     Raises:
         ValueError: naming the field, its value and a remedy.
     """
 
-    budget: int
-    local_window: int
-    keep_ratio: float
+    budget: int = field()
+    local_window: int = field()
+    keep_ratio: float = field()
     min_selection: int | None = None
 
     def __post_init__(self) -> None:
-        _require_int("local_window", self.local_window, least=1)
-        _require_int("budget", self.budget, least=2)
-        _require_ratio("keep_ratio", self.keep_ratio)
+        for name in WINDOW_FIELDS:
+            _require(name, getattr(self, name))
         if self.budget <= self.local_window:
             raise ValueError(
                 f"budget={self.budget} must be larger than local_window={self.local_window}: "
@@ -74,6 +122,24 @@ class DynTSConfig:
         return self.retained_len(question_len) + self.period
 
 
+def flag_of(name: str, prefix: str = "--") -> str:
+    """Return the flag that gives a field."""
+    return prefix + name.replace("_", "-")
+
+
+def in_flags(error: ValueError, prefix: str = "--") -> str:
+    """Return the message of an error of this module, its ``field=value`` told as a flag."""
+    name, rest = str(error).split("=", 1)
+    return f"{flag_of(name, prefix)} {rest}"
+
+
+def _require(name: str, value: object) -> None:
+    if name == "keep_ratio":
+        _require_ratio(name, value)
+    else:
+        _require_int(name, value, least=2 if name == "budget" else 1)
+
+
 def _require_int(field: str, value: object, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{field}={value!r} must be an integer of at least {least}")
@@ -90,3 +156,5 @@ def _require_ratio(field: str, value: object) -> None:
 
 PAPER_CONFIG = DynTSConfig(budget=5000, local_window=2000, keep_ratio=0.4)
 """The paper's setting for R1-Distill-Qwen-7B on AIME24, AIME25, AMC23 and GPQA-D."""
+PAPER_CONFIGS = {"qwen-7b": PAPER_CONFIG, "llama-8b": replace(PAPER_CONFIG, keep_ratio=0.3)}
+"""The paper's settings for its two models there, by the names that the roofline has for their shapes."""

@@ -24,8 +24,9 @@ from benchmark.gpu.report import Case, Cell, device_name, parser_with_out, repor
 from benchmark.gpu.shapes import CONFIGS, WINDOWS, gpu_named, roofline_shape
 from benchmark.gpu.targets import SHARE_OF_COPY
 from benchmark.gpu.timing import captured, milliseconds, nothing, this_device
-from benchmark.simulation.job import DYNTS, SIDES, STOCK, Windows
+from benchmark.simulation.job import DYNTS, SIDES, STOCK
 from sgl_dynts.compaction import apply_with_torch
+from sgl_dynts.config import DynTSConfig
 from sgl_dynts.roofline import ModelShape
 from sgl_dynts.score_pool import ScorePool
 
@@ -80,7 +81,7 @@ def cell_of(args: argparse.Namespace, device: torch.device, copy_speed: float, b
     return case.cell(SHARE_OF_COPY, shares, dict.fromkeys(SIDES, 1.0) if known else None)
 
 
-def slots_after(windows: Windows, batch: int, pool_tokens: int, rounds: int) -> torch.Tensor:
+def slots_after(windows: DynTSConfig, batch: int, pool_tokens: int, rounds: int) -> torch.Tensor:
     """Return the slots of windows one token short of the budget, after so many compactions.
 
     Args:

@@ -28,7 +28,7 @@ def main() -> None:
     compare(
         args,
         "gpu.capacity_run",
-        lambda server: loads_of(args, server.setup.config, server.pool_tokens),
+        lambda server: loads_of(args, server.setup.windows, server.pool_tokens),
         cells_of,
     )
 

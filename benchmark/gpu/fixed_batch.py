@@ -85,7 +85,7 @@ def share_cells(
 ) -> list[Cell]:
     """Put the shares that compaction and scoring have of a decode step beside their predictions."""
     device, batch = this_device(), load.num_prompts
-    rounds = rounds_per_step(setup.config, load)
+    rounds = rounds_per_step(setup.windows, load)
     round_ms = kernels.compaction_milliseconds(setup.windows, 1, setup.windows.budget, device)
     scoring_ms = kernels.scoring_milliseconds(setup.shape, batch, device)
     predicted = outlook and predicted_shares(outlook, setup, load, rounds)

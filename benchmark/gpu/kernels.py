@@ -16,8 +16,9 @@ from benchmark.gpu.models import random_predictor
 from benchmark.gpu.report import Case, Cell, device_name, parser_with_out, report
 from benchmark.gpu.shapes import CONFIGS, WINDOWS, gpu_named, roofline_shape
 from benchmark.gpu.timing import cache_flusher, captured, milliseconds, nothing, this_device
-from benchmark.simulation.job import DYNTS, STOCK, Windows
+from benchmark.simulation.job import DYNTS, STOCK
 from sgl_dynts.compaction import CompactionPlan, apply_compaction
+from sgl_dynts.config import DynTSConfig
 from sgl_dynts.roofline import Gpu, compaction_seconds
 from sgl_dynts.score_pool import ScorePool
 from sgl_dynts.scoring import write_scores
@@ -56,7 +57,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def compaction_round(windows: Windows, due: int, window: int) -> CompactionPlan:
+def compaction_round(windows: DynTSConfig, due: int, window: int) -> CompactionPlan:
     """Return the plan of a round in which so many windows of this length are due.
 
     The question is QUESTION_LEN tokens, and the local window and what is kept have the proportions of
@@ -70,7 +71,7 @@ def compaction_round(windows: Windows, due: int, window: int) -> CompactionPlan:
 
 
 def compaction_milliseconds(
-    windows: Windows, due: int, window: int, device: torch.device, repeats: int = REPEATS
+    windows: DynTSConfig, due: int, window: int, device: torch.device, repeats: int = REPEATS
 ) -> float:
     """Time one round: the rows of all due requests rewritten, their dropped slots gathered."""
     plan = compaction_round(windows, due, window)

@@ -25,7 +25,7 @@ from benchmark.gpu import install
 from benchmark.gpu.shapes import TINY, WINDOWS
 from benchmark.harness.provenance import RESULTS, ROOT, commit, parser_of
 from benchmark.predict import Outlook
-from benchmark.simulation.job import SIDES, Windows
+from benchmark.simulation.job import SIDES
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.roofline import GPUS, SHAPES, Gpu, ModelShape
 
@@ -42,7 +42,7 @@ NOT_INSTALLED = 127
 FIXED_BATCH_LIMIT = 525
 LENGTHS = (16384, 8192)
 """Of the outputs of fixed_batch: the longest that fits its limit, by the estimate."""
-SMALL_WINDOWS = Windows(3000, 1500, 0.4)
+SMALL_WINDOWS = DynTSConfig(3000, 1500, 0.4)
 """The paper's for shorter traces, so that short outputs are compacted too."""
 
 
@@ -75,7 +75,7 @@ class Forecast:
         return sum(waves * output_len * outlook.step_seconds(side, batch) for side in SIDES)
 
     def seconds_at_capacity(
-        self, output_len: int, num_prompts: int, pool_tokens: int, windows: Windows
+        self, output_len: int, num_prompts: int, pool_tokens: int, windows: DynTSConfig
     ) -> float:
         """Seconds of more requests than a pool holds."""
         outlook = self._outlook(output_len, QUESTION_LEN, windows, pool_tokens)
@@ -85,7 +85,7 @@ class Forecast:
         )
 
     def _outlook(
-        self, output_len: int, question_len: int, windows: Windows, pool_tokens: int | None = None
+        self, output_len: int, question_len: int, windows: DynTSConfig, pool_tokens: int | None = None
     ) -> Outlook:
         config = DynTSConfig(windows.budget, windows.local_window, windows.keep_ratio)
         return Outlook(self.gpu, self.shape, config, question_len, output_len, pool_tokens)
@@ -180,23 +180,15 @@ def fixed_batch_step(forecast: Forecast, model: Sequence[str]) -> Step:
 def shared_prefix_step(forecast: Forecast, model: Sequence[str]) -> Step:
     """Four groups of eight."""
     spent = forecast.seconds(2048, 32, question_len=1024 + 128)
-    flags = f"--groups 4 --prompts-per-group 8 --output-len 2048 {window_flags(SMALL_WINDOWS)}"
+    flags = f"--groups 4 --prompts-per-group 8 --output-len 2048 {' '.join(SMALL_WINDOWS.flags())}"
     return bench("shared_prefix", model, 155, starts(1) + spent, flags)
 
 
 def capacity_step(forecast: Forecast, model: Sequence[str]) -> Step:
     """A pool so small that a few requests fill it: a whole one takes longer than a step may."""
     spent = forecast.seconds_at_capacity(5120, 8, 16_000, SMALL_WINDOWS)
-    flags = f"--output-len 5120 --pool-tokens 16000 --num-prompts 8 {window_flags(SMALL_WINDOWS)}"
+    flags = f"--output-len 5120 --pool-tokens 16000 --num-prompts 8 {' '.join(SMALL_WINDOWS.flags())}"
     return bench("capacity_run", model, 200, starts(1) + spent, flags)
-
-
-def window_flags(windows: Windows) -> str:
-    """Return the arguments that name DynTS's windows."""
-    return (
-        f"--budget {windows.budget} --local-window {windows.local_window} "
-        f"--keep-ratio {windows.keep_ratio}"
-    )
 
 
 def starts(num_loads: int) -> int:

@@ -56,13 +56,9 @@ def make_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
 def write_predictor(shape: str, path: Path) -> None:
     """Write a random predictor of the paper's sizes, d -> 2d -> d/2 -> 1, with the shape's windows."""
     hidden = CONFIGS[shape]["hidden_size"]
-    windows = WINDOWS[shape]
     torch.manual_seed(0)
     predictor = random_predictor(hidden).to(getattr(torch, CONFIGS[shape]["dtype"]))
-    header = PredictorHeader(
-        hidden, shape, "random", windows.budget, windows.local_window, windows.keep_ratio
-    )
-    save_predictor(path, predictor, header)
+    save_predictor(path, predictor, PredictorHeader(hidden, shape, "random", WINDOWS[shape]))
 
 
 def random_predictor(hidden: int) -> ImportancePredictor:

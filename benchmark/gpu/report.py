@@ -127,7 +127,7 @@ def outlook_of(setup: Setup, question_len: int, output_len: int) -> Outlook | No
     if gpu is None:
         return None
     shape = roofline_shape(setup.shape)
-    return Outlook(gpu, shape, setup.config, question_len, output_len, setup.pool_tokens)
+    return Outlook(gpu, shape, setup.windows, question_len, output_len, setup.pool_tokens)
 
 
 def parser_with_out(program: str, description: str | None) -> argparse.ArgumentParser:

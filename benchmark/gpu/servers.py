@@ -16,11 +16,13 @@ import torch
 
 from benchmark.gpu.models import THINK_END, THINK_START, TOKENIZER_FOLDER, write_model
 from benchmark.gpu.shapes import CONFIGS, TINY, WINDOWS
-from benchmark.simulation.job import SIDES, STOCK, Windows
+from benchmark.harness.windows import windows_of
+from benchmark.simulation.job import SIDES, STOCK
 from benchmark.simulation.launch import PLUGINS
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.harness.client import Client
 from sgl_dynts.harness.server import one_thread, running, unwind_on_sigterm
+from sgl_dynts.window_flags import add_window_flags
 
 Measured = TypeVar("Measured")
 SAMPLE_SECONDS = 0.25
@@ -47,7 +49,7 @@ class Setup:
     """
 
     shape: str
-    windows: Windows
+    windows: DynTSConfig
     pool_tokens: int | None
     flags: tuple[str, ...]
     start_seconds: float
@@ -57,11 +59,6 @@ class Setup:
     """Whether both servers share the device; ``pool_tokens`` is then needed."""
     graph_batch: int | None = None
     """Largest batch of a CUDA graph, None for SGLang's own; fewer graphs are sooner captured."""
-
-    @property
-    def config(self) -> DynTSConfig:
-        """The windows, for the lengths that follow from them."""
-        return DynTSConfig(self.windows.budget, self.windows.local_window, self.windows.keep_ratio)
 
 
 @dataclass(frozen=True)
@@ -172,12 +169,10 @@ def side_flags(setup: Setup, side: str) -> list[str]:
     """Return the arguments that one side alone has."""
     if side == STOCK:
         return ["--attention-backend", setup.stock_attention] if setup.stock_attention else []
-    windows = setup.windows
     return [
         *("--attention-backend", "dynts"),
         *("--dynts-think-start", THINK_START, "--dynts-think-end", THINK_END),
-        *("--dynts-budget", str(windows.budget), "--dynts-local-window", str(windows.local_window)),
-        *("--dynts-keep-ratio", str(windows.keep_ratio)),
+        *setup.windows.flags("--dynts-"),
     ]
 
 
@@ -257,9 +252,7 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--shape", default="qwen-7b", choices=sorted(CONFIGS), help="tiny runs on a CPU too")
     add("--pool-tokens", type=int, help="KV tokens of both pools; default: what fits")
-    add("--budget", type=int, help="default: the paper's")
-    add("--local-window", type=int, help="default: the paper's")
-    add("--keep-ratio", type=float, help="default: the paper's for the shape")
+    add_window_flags(parser, "the paper's for the shape")
     add("--flags", default="", help="more arguments of both servers, in one string")
     add("--stock-attention-backend", help="of the stock side; default: SGLang's own choice")
     add("--start-seconds", type=float, default=300, help="in which a server must answer")
@@ -267,12 +260,7 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
 
 def setup_of(args: argparse.Namespace) -> Setup:
     """Build the set-up that the command line names."""
-    windows = WINDOWS[args.shape]
-    windows = Windows(
-        args.budget or windows.budget,
-        args.local_window or windows.local_window,
-        args.keep_ratio or windows.keep_ratio,
-    )
+    windows = windows_of(args, WINDOWS[args.shape])
     on_gpu = torch.cuda.is_available()
     if not on_gpu and args.shape != TINY:
         raise SystemExit(f"--shape {args.shape} needs a GPU and there is none; use --shape {TINY}")

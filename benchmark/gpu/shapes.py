@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmark.simulation.job import PAPER_WINDOWS, Windows
+from sgl_dynts.config import PAPER_CONFIGS, DynTSConfig
 from sgl_dynts.roofline import GPUS, SHAPES, Gpu, ModelShape
 
 TINY = "tiny"
@@ -46,7 +46,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 DEVICES = {"NVIDIA H200": "h200", "NVIDIA H100 80GB HBM3": "h100"}
 """The roofline's GPUS by CUDA's names, whole: an H100 on a PCIe card is another device."""
 
-WINDOWS = PAPER_WINDOWS | {TINY: Windows(96, 16, 0.4)}
+WINDOWS = PAPER_CONFIGS | {TINY: DynTSConfig(96, 16, 0.4)}
 """DynTS's windows by shape: the paper's, and small ones of the same proportions."""
 
 

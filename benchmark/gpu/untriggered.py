@@ -108,7 +108,7 @@ def check_length(setup: Setup, question_len: int, output_len: int) -> None:
     Raises:
         SystemExit: naming flag, value and remedy.
     """
-    room = setup.config.budget_for(question_len) - question_len
+    room = setup.windows.budget_for(question_len) - question_len
     if output_len >= room:
         raise SystemExit(f"--output-len {output_len} reaches the budget; at most {room - 1} does not")
 

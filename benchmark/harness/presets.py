@@ -6,13 +6,13 @@ BIG-Bench Hard are no benchmarks of the paper and get its settings for the long 
 
 from dataclasses import dataclass
 
-from sgl_dynts.config import DynTSConfig
+from sgl_dynts.config import PAPER_CONFIGS, DynTSConfig
 from sgl_dynts.training.endpoint import Sampling
 
 QWEN, LLAMA = "qwen-7b", "llama-8b"
 SAMPLES = 5
 SAMPLING = Sampling(temperature=0.6, top_p=0.95, top_k=20, max_new_tokens=16384)
-LONG = {QWEN: DynTSConfig(5000, 2000, 0.4), LLAMA: DynTSConfig(5000, 2000, 0.3)}
+LONG = PAPER_CONFIGS
 SHORT = {QWEN: DynTSConfig(3000, 1500, 0.4), LLAMA: DynTSConfig(3000, 1000, 0.3)}
 
 

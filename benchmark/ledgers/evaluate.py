@@ -21,6 +21,7 @@ from torch import Tensor
 from benchmark.harness.grading import wilson_interval
 from benchmark.harness.provenance import keep, parser_of, provenance
 from benchmark.harness.tables import card
+from benchmark.harness.windows import windows_of
 from benchmark.ledgers.export import load_model_folder
 from benchmark.ledgers.model import DemoModel
 from benchmark.ledgers.oracle import trace_targets
@@ -33,6 +34,7 @@ from sgl_dynts.demo.ledger import Problem, Vocabulary
 from sgl_dynts.predictor import ImportancePredictor
 from sgl_dynts.tasks.problems import seeds_of
 from sgl_dynts.training.device import usable_device
+from sgl_dynts.window_flags import add_window_flags
 
 SHIPPED_MODEL = demo_model_path()
 POLICIES = ("full", "dynts", "window", "random", "oracle")
@@ -180,12 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = _parse(arguments)
     torch.set_num_threads(args.threads)
     source = find_predictor(args.model)
-    windows = source.header.config
-    config = DynTSConfig(
-        args.budget or windows.budget,
-        args.local_window or windows.local_window,
-        args.keep_ratio or windows.keep_ratio,
-    )
+    config = windows_of(args, source.header.windows)
     model = load_model_folder(args.model, getattr(torch, args.dtype)).to(args.device)
     predictor = load_predictor(source).to(args.device)
     try:
@@ -212,9 +209,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num-steps", type=int, default=ledger.DEFAULT_STEPS)
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=POLICIES)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--budget", type=int, help="tokens; default: what the predictor's file says")
-    parser.add_argument("--local-window", type=int, help="tokens; default: the predictor's")
-    parser.add_argument("--keep-ratio", type=float, help="default: the predictor's")
+    add_window_flags(parser, "what the predictor's file says")
     parser.add_argument("--device", type=usable_device, default="cpu", help="to compute on, such as cuda")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1, help="the model was trained with; recorded")
@@ -227,8 +222,7 @@ def _row(args: argparse.Namespace, family: str, config: DynTSConfig, report: Rep
     settings = {
         name: getattr(args, name) for name in ("seed", "training_steps", "dtype", "split", "num_steps")
     }
-    windows = {name: getattr(config, name) for name in ("budget", "local_window", "keep_ratio")}
-    row = {"family": family, **settings, **windows, **asdict(report), **provenance("no server")}
+    row = {"family": family, **settings, **config.given(), **asdict(report), **provenance("no server")}
     device = {"device": torch.cuda.get_device_name()} if args.device.startswith("cuda") else {}
     return row | {"torch": torch.__version__, **device}
 

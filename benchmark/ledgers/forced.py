@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from benchmark.ledgers.model import DemoModel
-from benchmark.ledgers.rollout import DynTSPolicy, Windows
+from benchmark.ledgers.rollout import DynTSPolicy, HeldTokens
 from sgl_dynts.demo.ledger import END_THINK, Problem, Vocabulary
 
 ENTRY_LEN = 18
@@ -80,7 +80,7 @@ def held_mask(tokens: Tensor, question_len: int, policy: DynTSPolicy, states: Te
     mask = causal(tokens).clone()
     held = torch.zeros(tokens.shape, dtype=torch.bool)
     held[:, :question_len] = True
-    windows = Windows(held, torch.ones(len(tokens), dtype=torch.bool), question_len)
+    windows = HeldTokens(held, torch.ones(len(tokens), dtype=torch.bool), question_len)
     end_think = Vocabulary().ids[END_THINK]
     for position in range(question_len, tokens.shape[1]):
         windows.thinking &= tokens[:, position] != end_think

@@ -23,7 +23,7 @@ ScoreFn = Callable[[Tensor, int], Tensor]
 
 
 @dataclass
-class Windows:
+class HeldTokens:
     """Which positions each request of a batch holds.
 
     ``held`` [b, capacity] bool; ``thinking`` [b] bool, True until a request has written the end of
@@ -42,7 +42,7 @@ class Windows:
 class FullPolicy:
     """Hold everything."""
 
-    def after_token(self, windows: Windows, hidden: Tensor, position: int) -> None:
+    def after_token(self, windows: HeldTokens, hidden: Tensor, position: int) -> None:
         """Drop nothing."""
 
 
@@ -52,7 +52,7 @@ class RecentPolicy:
 
     budget: int
 
-    def after_token(self, windows: Windows, hidden: Tensor, position: int) -> None:
+    def after_token(self, windows: HeldTokens, hidden: Tensor, position: int) -> None:
         """Drop the oldest thinking token once the next one would not fit."""
         oldest = position + 2 - (self.budget - windows.question_len)
         if oldest > windows.question_len:
@@ -68,7 +68,7 @@ class DynTSPolicy:
     scores: list[Tensor] = field(default_factory=list)
     num_compactions: int = 0
 
-    def after_token(self, windows: Windows, hidden: Tensor, position: int) -> None:
+    def after_token(self, windows: HeldTokens, hidden: Tensor, position: int) -> None:
         """Score the token just read; compact the requests whose window reached the budget."""
         self.scores.append(self.score(hidden, position))
         budget = self.config.budget_for(windows.question_len)
@@ -81,7 +81,7 @@ class DynTSPolicy:
         """Return the scores of all tokens after the question, as they count now: [b, n] float32."""
         return torch.stack(self.scores, dim=1)
 
-    def _compact(self, windows: Windows, due: Tensor, budget: int) -> None:
+    def _compact(self, windows: HeldTokens, due: Tensor, budget: int) -> None:
         first = windows.question_len
         positions = windows.held[due].nonzero()[:, 1].view(-1, budget)
         candidates = positions[:, first : budget - self.config.local_window]
@@ -140,7 +140,7 @@ def generate(
     held = torch.zeros(batch, capacity, dtype=torch.bool, device=prompts.device)
     held[:, :question_len] = True
     running = held[:, 0].clone()
-    windows = Windows(held, running.clone(), question_len)
+    windows = HeldTokens(held, running.clone(), question_len)
     meter = _Meter(batch, prompts.device)
     hidden = model.hidden(prompts, cache)[:, -1]
     written: list[Tensor] = []
@@ -169,7 +169,7 @@ class _Meter:
     def __init__(self, batch: int, device: torch.device) -> None:
         self.steps, self.total, self.peak = torch.zeros(3, batch, dtype=torch.int64, device=device)
 
-    def read(self, windows: Windows, running: Tensor) -> None:
+    def read(self, windows: HeldTokens, running: Tensor) -> None:
         counted = windows.thinking & running
         lengths = windows.lengths() * counted
         self.steps += counted

@@ -104,14 +104,7 @@ def _fit_predictor(folder: Path, size: Size, target: Target, device: str) -> Imp
 
 
 def _save_predictor(path: Path, predictor: ImportancePredictor, target: Target, size: Size) -> None:
-    header = PredictorHeader(
-        hidden_size=predictor.hidden_size,
-        base_model=size.base_model,
-        target=target.name,
-        budget=size.windows.budget,
-        local_window=size.windows.local_window,
-        keep_ratio=size.windows.keep_ratio,
-    )
+    header = PredictorHeader(predictor.hidden_size, size.base_model, target.name, size.windows)
     save_predictor(path, predictor, header)
 
 

@@ -2,26 +2,15 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import count
 from math import inf
 from typing import Any
 
+from sgl_dynts.config import PAPER_CONFIG, DynTSConfig
+
 STOCK, DYNTS = "stock", "dynts"
 SIDES = (STOCK, DYNTS)
-
-
-@dataclass(frozen=True)
-class Windows:
-    """DynTS's three numbers, in tokens of KV; see ``DynTSConfig``."""
-
-    budget: int = 5000
-    local_window: int = 2000
-    keep_ratio: float = 0.4
-
-
-PAPER_WINDOWS = {"qwen-7b": Windows(keep_ratio=0.4), "llama-8b": Windows(keep_ratio=0.3)}
-"""The paper's settings for the two shapes of the roofline."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +25,7 @@ class ServerSpec:
     shape: str = "qwen-7b"
     gpu: str = "h200"
     pool_tokens: int | None = None
-    windows: Windows = field(default_factory=Windows)
+    windows: DynTSConfig = PAPER_CONFIG
     max_running: int = 1200
     context_len: int = 36864
     chunked_prefill: int = 8192
@@ -113,7 +102,7 @@ class Job:
     def from_json(cls, values: dict[str, Any]) -> "Job":
         """Read what :meth:`to_json` wrote."""
         server = dict(values["server"])
-        server["windows"] = Windows(**server["windows"])
+        server["windows"] = DynTSConfig(**server["windows"])
         server["flags"] = tuple(server["flags"])
         rest = {key: value for key, value in values.items() if key not in ("server", "workload")}
         return cls(ServerSpec(**server), Workload(**values["workload"]), **rest)

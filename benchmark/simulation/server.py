@@ -52,9 +52,4 @@ def _flags(spec: ServerSpec, model: Path) -> list[str]:
 
 
 def _dynts_flags(spec: ServerSpec) -> list[str]:
-    windows = spec.windows
-    return [
-        *("--attention-backend", "dynts", "--dynts-budget", str(windows.budget)),
-        *("--dynts-local-window", str(windows.local_window)),
-        *("--dynts-keep-ratio", str(windows.keep_ratio)),
-    ]
+    return ["--attention-backend", "dynts", *spec.windows.flags("--dynts-")]

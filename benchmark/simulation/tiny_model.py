@@ -8,6 +8,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast, Qwen2Config
 
 from sgl_dynts.checkpoint import PREDICTOR_FILE, PredictorHeader, save_predictor
+from sgl_dynts.config import PAPER_CONFIG
 from sgl_dynts.predictor import ImportancePredictor
 
 SPECIAL = ("<unk>", "<bos>", "<eos>", "<think>", "</think>")
@@ -37,7 +38,7 @@ def write_model(folder: Path, context_len: int) -> Path:
     )
     config.save_pretrained(folder)
     _tokenizer().save_pretrained(folder)
-    header = PredictorHeader(HIDDEN_SIZE, "dummy", "random", 5000, 2000, 0.4)
+    header = PredictorHeader(HIDDEN_SIZE, "dummy", "random", PAPER_CONFIG)
     save_predictor(folder / PREDICTOR_FILE, ImportancePredictor(HIDDEN_SIZE, (8, 8)), header)
     return folder
 

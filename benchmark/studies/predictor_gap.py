@@ -27,6 +27,7 @@ from benchmark.ledgers.rollout import DynTSPolicy
 from benchmark.studies.gap_ways import FITTED, Batch, Ways, fit_ways
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.demo.ledger import DEFAULT_STEPS, Problem
+from sgl_dynts.window_flags import window_number
 
 BATCH = 20
 LOCAL_SHARES = (0.22, 0.31)
@@ -112,7 +113,7 @@ def row(
 def judged(args: argparse.Namespace, windows: DynTSConfig, right: int) -> dict[str, Any]:
     """Return what a row says of the fits, the windows and the test split."""
     return {
-        **{name: getattr(windows, name) for name in ("budget", "local_window", "keep_ratio")},
+        **windows.given(),
         **{name: getattr(args, name) for name in ("seed", "num_training", "epochs")},
         "n": args.num_test,
         "right": right,
@@ -142,9 +143,9 @@ def timed(call: Any) -> float:
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = parser_of("studies.predictor_gap", __doc__)
-    add = parser.add_argument
+    add, tokens = parser.add_argument, window_number("budget")
     add("--ways", nargs="+", choices=(*FITTED, "oracle", "delayed_oracle"), default=None)
-    add("--budgets", nargs="+", type=int, default=[185, 308], help="tokens; 30 and 50 %% of a trace")
+    add("--budgets", nargs="+", type=tokens, default=[185, 308], help="tokens; 30 and 50 %% of a trace")
     add("--num-validation", type=int, default=100)
     add_fit_arguments(add, num_test=500)
     add("--out", type=Path, default=RESULTS / "predictor_gap.json")

@@ -33,6 +33,7 @@ from sgl_dynts.config import DynTSConfig
 from sgl_dynts.demo import ledger
 from sgl_dynts.demo.ledger import END_THINK, EOS, Problem, Vocabulary, record
 from sgl_dynts.predictor import ImportancePredictor
+from sgl_dynts.window_flags import window_number
 
 CASES = {
     "right": ("full", "predictor", "window"),
@@ -115,8 +116,10 @@ def main() -> None:
     args = parse()
     torch.set_num_threads(1)
     source = find_predictor(SHIPPED_MODEL)
+    usual = source.header.windows
+    tight = replace(usual, budget=args.tight_budget, local_window=args.tight_local_window)
     model, predictor = load_model_folder(SHIPPED_MODEL), load_predictor(source)
-    bench = Bench(model, predictor, source.header.config, Vocabulary())
+    bench = Bench(model, predictor, usual, Vocabulary())
     problems = problems_of("test", args.num_problems, ledger.DEFAULT_STEPS)
     for case, policies in CASES.items():
         spoilt = [spoil(problem, case) for problem in problems]
@@ -124,7 +127,6 @@ def main() -> None:
             found = bench.answers(spoilt, policy)
             counts = {name: found.count(name) for name in ("right", "wrong", "other")}
             store(args, ("answers", case, policy, bench.windows.budget), counts)
-    tight = replace(bench.windows, budget=args.tight_budget, local_window=args.tight_local_window)
     for kind, percentiles in ranks_of(replace(bench, windows=tight), problems).items():
         summary = {"records": len(percentiles), "mean_percentile": round(fmean(percentiles), 1)}
         store(args, ("scores", kind, "predictor", tight.budget), summary)
@@ -213,10 +215,10 @@ def store(args: argparse.Namespace, settings: tuple[str, str, str, int], found: 
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = parser_of("studies.wrong_traces", __doc__)
-    add = parser.add_argument
+    add, tokens = parser.add_argument, window_number("budget")
     add("--num-problems", type=int, default=500)
-    add("--tight-budget", type=int, default=185, help="tokens, under which the model errs by itself")
-    add("--tight-local-window", type=int, default=57)
+    add("--tight-budget", type=tokens, default=185, help="tokens, under which the model errs by itself")
+    add("--tight-local-window", type=window_number("local_window"), default=57)
     add("--out", type=Path, default=RESULTS / "wrong_traces.json")
     return parser.parse_args()
 

@@ -16,22 +16,28 @@ from sgl_dynts.checkpoint import (
     load_predictor,
     save_predictor,
 )
+from sgl_dynts.config import Windows
+
+AS_IN_CHECKPOINT = Windows()
 
 
-def from_authors(checkpoint: Path, output: Path, **header_fields: str | int | float) -> PredictorHeader:
+def from_authors(
+    checkpoint: Path, output: Path, windows: Windows = AS_IN_CHECKPOINT, **names: str
+) -> PredictorHeader:
     """Write the predictor in `checkpoint`, a file or a model's folder, as a predictor file.
 
     Args:
         checkpoint: holds ``is_head.*``, sharded or not; a predictor file is taken too.
         output: file to write.
-        header_fields: fields of the header that are to differ from what `checkpoint` says.
+        windows: for the header; those of `checkpoint` where nothing is given.
+        names: ``base_model`` and ``target`` of the header, where they are to differ from `checkpoint`'s.
 
     Raises:
         ValueError: no usable predictor in `checkpoint`, or windows that cannot be.
     """
     source = find_predictor(checkpoint, named=checkpoint)
-    header = replace(source.header, **header_fields)
-    header.config  # noqa: B018  the recommended windows must be valid
+    windows = windows.over(source.header.windows).complete()
+    header = replace(source.header, windows=windows, **names)
     save_predictor(output, load_predictor(source), header)
     return header
 

@@ -13,8 +13,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from sgl_dynts.config import PAPER_CONFIG
 from sgl_dynts.training.authors import from_authors, to_authors
+from sgl_dynts.window_flags import add_window_flags, windows_given
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
         if args.to_authors:
             to_authors(args.source, args.output)
         else:
-            from_authors(args.source, args.output, **_header_fields(args))
+            from_authors(args.source, args.output, windows_given(args), **_names(args))
     except ValueError as error:
         print(f"not converted: {error}", file=sys.stderr)
         return 1
@@ -32,9 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _header_fields(args: argparse.Namespace) -> dict[str, str | int | float]:
-    names = ("base_model", "target", "budget", "local_window", "keep_ratio")
-    given = {name: vars(args)[name] for name in names}
+def _names(args: argparse.Namespace) -> dict[str, str]:
+    given = {"base_model": args.base_model, "target": args.target}
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -49,13 +48,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--to-authors", action="store_true", help="write the authors' layout")
     parser.add_argument("--base-model", help="for the header; default: the source's name")
     parser.add_argument("--target", help="for the header: what the scores were trained on")
-    windows = f"for the header; default: the source's, else {PAPER_CONFIG}"
-    parser.add_argument("--budget", type=int, help=windows)
-    parser.add_argument("--local-window", type=int, help=windows)
-    parser.add_argument("--keep-ratio", type=float, help=windows)
+    add_window_flags(parser, "the source's, else the paper's", "for the header: ")
     args = parser.parse_args(arguments)
-    if args.to_authors and _header_fields(args):
-        parser.error("--to-authors writes no header; leave out " + ", ".join(_header_fields(args)))
+    for_header = _names(args) | windows_given(args).given()
+    if args.to_authors and for_header:
+        parser.error("--to-authors writes no header; leave out " + ", ".join(for_header))
     return args
 
 

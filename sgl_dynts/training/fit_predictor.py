@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from sgl_dynts.config import PAPER_CONFIG, DynTSConfig
 from sgl_dynts.training.device import usable_device
 from sgl_dynts.training.fit import FitRecipe
 from sgl_dynts.training.losses import LOSSES, SCALES
 from sgl_dynts.training.targets import TARGET_KINDS
+from sgl_dynts.window_flags import add_window_flags, windows_given
 
 INTERRUPTED = 130
 
@@ -48,7 +48,7 @@ def _train(args: argparse.Namespace) -> None:
     trained = train(
         args.model,
         args.traces,
-        DynTSConfig(args.budget, args.local_window, args.keep_ratio),
+        windows_given(args),
         target=args.target,
         distance=args.distance,
         held_out=args.held_out,
@@ -82,9 +82,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--target", choices=TARGET_KINDS, default="future")
     add("--distance", type=int, help="of the target future, tokens; default: the local window")
     add("--held-out", type=float, default=0.1, help="share of the questions not fitted to")
-    add("--budget", type=int, default=PAPER_CONFIG.budget, help="for the header: recommended windows")
-    add("--local-window", type=int, default=PAPER_CONFIG.local_window, help="for the header")
-    add("--keep-ratio", type=float, default=PAPER_CONFIG.keep_ratio, help="for the header")
+    add_window_flags(parser, "the paper's", "for the header, recommended: ")
     add("--base-model", help="for the header; default: the model folder's name")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="of the model; default: its own")
     add("--device", type=usable_device, default="cuda" if torch.cuda.is_available() else "cpu")

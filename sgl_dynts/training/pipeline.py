@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from sgl_dynts.checkpoint import PredictorHeader, save_predictor
-from sgl_dynts.config import PAPER_CONFIG, DynTSConfig
+from sgl_dynts.config import PAPER_CONFIG, DynTSConfig, Windows
 from sgl_dynts.predictor import ImportancePredictor
 from sgl_dynts.training.collect import Model, Target, collect, trace_key, usable_traces
 from sgl_dynts.training.fit import Epoch, FitRecipe, Split, fit_predictor
@@ -65,7 +65,8 @@ class Trained(NamedTuple):
         """Write the file that a server loads; beside it epochs (.fit.json) and picture (.fit.png)."""
         path, report = Path(path), self.report
         save_predictor(path, self.predictor, report.header)
-        kept = {name: value for name, value in asdict(report).items() if name != "num_short"}
+        kept = asdict(report) | {"header": report.header.flat()}
+        del kept["num_short"]
         write_whole(path.with_suffix(".fit.json"), json.dumps(kept, indent=1) + "\n")
         title = f"{report.header.base_model}, target {report.header.target}"
         draw_fit(path.with_suffix(".fit.png"), report.epochs, title)
@@ -74,7 +75,7 @@ class Trained(NamedTuple):
 def train(
     model: Path | str | PreTrainedModel,
     traces: Path | str | Iterable[Trace],
-    windows: DynTSConfig | None = None,
+    windows: Windows | None = None,
     *,
     target: str = "future",
     distance: int | None = None,
@@ -95,7 +96,7 @@ def train(
         model: that wrote the traces and is to be served: a folder in Hugging Face's format, or a causal
             LM that is loaded (Llama, Qwen2, Qwen3); the latter is put into evaluation mode.
         traces: a file (`trace_file.py`) or traces at hand; of both only right ones are used.
-        windows: recommended to servers in the header, in tokens; default: the paper's.
+        windows: recommended to servers in the header, in tokens; what is not given is the paper's.
         target: ``future``, ``answer`` or ``gradient``.
         distance: of the target ``future``, in tokens; default: the local window. Others have none.
         held_out: share of the questions, 0 to 1, that are measured and not fitted to; at least one.
@@ -115,8 +116,8 @@ def train(
         ValueError: a trace, the model, a value or what stands in `work` cannot be used; says what to do.
         OSError: a file cannot be read or written.
     """
-    windows, recipe = windows or PAPER_CONFIG, recipe or FitRecipe()
-    wanted = Target(target, _distance(target, distance, windows))
+    config, recipe = (windows or Windows()).over(PAPER_CONFIG).complete(), recipe or FitRecipe()
+    wanted = Target(target, _distance(target, distance, config))
     opened = Model.open(Path(model) if isinstance(model, str) else model, dtype)
     usable, num_short = usable_traces(Path(traces) if isinstance(traces, str) else traces, opened, wanted)
     split = split_by_question(usable, held_out)
@@ -130,8 +131,7 @@ def train(
         tell(f"{len(split.fitted)} traces to fit, {len(split.held_out)} held out, {recipe}\n{HEAD}")
         note = stack.enter_context(_noted_epochs(recipe.epochs, progress, tell))
         predictor, epochs = fit_predictor(store, split, recipe, folder=folder, device=device, report=note)
-    numbers = windows.budget, windows.local_window, windows.keep_ratio
-    header = PredictorHeader(predictor.hidden_size, base_model or opened.name, wanted.name, *numbers)
+    header = PredictorHeader(predictor.hidden_size, base_model or opened.name, wanted.name, config)
     counts = len(split.fitted), len(split.held_out), num_short
     return Trained(predictor, TrainingReport(header, recipe, *counts, tuple(epochs)))
 

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from sgl_dynts.checkpoint import PREDICTOR_FILE, PredictorHeader, save_predictor
+from sgl_dynts.config import DynTSConfig
 from sgl_dynts.predictor import ImportancePredictor
 
 VOCAB_SIZE = 256
@@ -95,7 +96,7 @@ def write_predictor(path: Path, hidden_size: int = HIDDEN_SIZE) -> None:
     predictor = ImportancePredictor(hidden_size, (96, 32))
     for weight in predictor.parameters():
         torch.nn.init.normal_(weight, std=0.3)
-    header = PredictorHeader(hidden_size, "random", "random", 96, 16, 0.4)
+    header = PredictorHeader(hidden_size, "random", "random", DynTSConfig(96, 16, 0.4))
     save_predictor(path, predictor, header)
 
 

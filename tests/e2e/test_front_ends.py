@@ -15,6 +15,7 @@ import pytest
 
 from sgl_dynts import demo_model_path
 from sgl_dynts.checkpoint import find_predictor
+from sgl_dynts.config import DynTSConfig
 from sgl_dynts.demo import ledger
 from sgl_dynts.harness.server import end, free_port
 from sgl_dynts.training.trace_file import read_traces
@@ -142,7 +143,7 @@ def test_from_problems_to_a_predictor_that_the_server_s_loader_takes(server, tmp
     )
     header = find_predictor(model, fitted).header
     assert header is not None
-    assert (header.budget, header.local_window, header.keep_ratio) == (300, 90, 0.9)
+    assert header.windows == DynTSConfig(300, 90, 0.9)
 
 
 def test_a_bad_field_in_a_chat_gets_http_400(server):

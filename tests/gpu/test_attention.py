@@ -6,14 +6,14 @@ import torch
 from benchmark.gpu.attention import flashinfer_decode, slots_after, torch_decode
 from benchmark.gpu.shapes import roofline_shape
 from benchmark.gpu.timing import captured
-from benchmark.simulation.job import Windows
+from sgl_dynts.config import DynTSConfig
 from sgl_dynts.roofline import SHAPES
 
 
 @pytest.mark.parametrize("name", sorted(SHAPES))
 def test_flashinfer_attends_to_the_slots_that_compactions_left(name):
     shape, dtype, device = roofline_shape(name), torch.bfloat16, torch.device("cuda")
-    slots = slots_after(Windows(200, 80, 0.4), batch=5, pool_tokens=2000, rounds=3).to(device)
+    slots = slots_after(DynTSConfig(200, 80, 0.4), batch=5, pool_tokens=2000, rounds=3).to(device)
     keys, values = (
         torch.randn(2001, shape.num_kv_heads, shape.head_dim, dtype=dtype, device=device)
         for _ in range(2)

@@ -2,17 +2,19 @@
 
 import pickle
 import re
-from dataclasses import replace
 
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from sglang.srt import server_args
 from sglang.srt.arg_groups import model_override_base
 from sglang.srt.arg_groups.overrides import resolving_view
 from sglang.srt.runtime_context import override_platform
 
 from sgl_dynts.checkpoint import PREDICTOR_FILE, PredictorHeader, save_predictor
+from sgl_dynts.config import DynTSConfig
 from sgl_dynts.predictor import ImportancePredictor
 from sglang_dynts.boot import kernel_choice
 from sglang_dynts.boot.server_args import DynTSServerArgs
@@ -69,7 +71,7 @@ def test_flags_override_the_header(view):
 
 
 def test_another_predictor_brings_its_own_windows(view, tmp_path):
-    header = PredictorHeader(64, "base", "trace", 50, 10, 0.3)
+    header = PredictorHeader(64, "base", "trace", DynTSConfig(50, 10, 0.3))
     save_predictor(tmp_path / "other", ImportancePredictor(64, (4, 2)), header)
     assert windows(view(*DYNTS, "--dynts-predictor", str(tmp_path / "other"))) == (50, 10, 0.3)
 
@@ -219,7 +221,7 @@ def test_our_flags_without_dynts_ask_for_something_that_would_not_happen(resolve
 
 def test_a_predictor_for_another_width_is_refused(resolve, tmp_path):
     path = tmp_path / "wide"
-    header = PredictorHeader(3584, "base", "trace", 50, 10, 0.3)
+    header = PredictorHeader(3584, "base", "trace", DynTSConfig(50, 10, 0.3))
     save_predictor(path, ImportancePredictor(3584, (4, 2)), header)
     with refuses(
         f"--dynts-predictor {path}: made for hidden_size=3584, the served model has hidden_size=64; "
@@ -237,8 +239,11 @@ def test_a_model_without_a_predictor_is_refused(resolve, model, tmp_path):
 
 def test_a_header_that_recommends_impossible_windows_is_refused(resolve, tmp_path):
     path = tmp_path / "bad"
-    header = replace(PredictorHeader(64, "base", "trace", 50, 10, 0.3), local_window=50)
+    header = PredictorHeader(64, "base", "trace", DynTSConfig(60, 50, 0.3))
     save_predictor(path, ImportancePredictor(64, (4, 2)), header)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() | {"budget": "50"}
+    save_file(load_file(path), path, metadata=metadata)
     with pytest.raises(ValueError, match=re.escape(f"{path}: bad header: budget=50 must be larger")):
         resolve(*DYNTS, "--dynts-predictor", str(path))
 

@@ -23,7 +23,7 @@ from sgl_dynts.config import PAPER_CONFIG, DynTSConfig
 from sgl_dynts.predictor import ImportancePredictor
 
 HEADER = PredictorHeader(
-    hidden_size=6, base_model="org/model", target="trace", budget=64, local_window=16, keep_ratio=0.4
+    hidden_size=6, base_model="org/model", target="trace", windows=DynTSConfig(64, 16, 0.4)
 )
 METADATA = {
     "format_version": "1",
@@ -59,7 +59,7 @@ def test_a_saved_predictor_loads_as_it_was(tmp_path):
     source = find_predictor(tmp_path)
     loaded = load_predictor(source)
     assert source.header == HEADER
-    assert source.header.config == DynTSConfig(64, 16, 0.4)
+    assert source.header.windows == DynTSConfig(64, 16, 0.4)
     hidden = torch.randn(5, 6)
     assert torch.equal(loaded(hidden), predictor(hidden))
     assert {weight.dtype for weight in loaded.parameters()} == {torch.bfloat16}
@@ -109,7 +109,7 @@ def check_authors(source, tensors) -> None:
     loaded = load_predictor(source)
     for weight, name in zip(loaded.parameters(), AUTHOR_LAYER_NAMES, strict=True):
         assert torch.equal(weight, tensors[name])
-    assert (source.header.hidden_size, source.header.config) == (6, PAPER_CONFIG)
+    assert (source.header.hidden_size, source.header.windows) == (6, PAPER_CONFIG)
     assert source.header.target == "answer"
 
 

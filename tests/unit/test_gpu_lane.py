@@ -93,7 +93,7 @@ def test_a_written_model(tmp_path):
     assert json.loads((folder / "config.json").read_text()) == CONFIGS["tiny"]
     assert read_shape(folder).num_parameters == 94_528
     source = find_predictor(folder)
-    assert source.header.config == DynTSConfig(96, 16, 0.4)
+    assert source.header.windows == DynTSConfig(96, 16, 0.4)
     assert load_predictor(source).inner_sizes == (128, 32)
     tokenizer = AutoTokenizer.from_pretrained(folder / TOKENIZER_FOLDER)
     assert tokenizer.vocab_size == 256

@@ -14,7 +14,7 @@ from sglang.srt.model_executor.cuda_graph_config import Backend
 from sglang.srt.server_args import ServerArgs
 
 from sgl_dynts.checkpoint import PredictorHeader
-from sgl_dynts.config import DynTSConfig
+from sgl_dynts.config import WINDOW_FIELDS, DynTSConfig, Windows, flag_of, in_flags
 from sgl_dynts.policies import PREDICTOR, needing, policies, policy_names
 from sglang_dynts.boot.predictor_files import check_hidden_size, find_for_policy
 from sglang_dynts.boot.refusals import refuse_unsupported
@@ -23,14 +23,7 @@ from sglang_dynts.names import BACKEND_NAME, BASE_BACKENDS, SOURCE
 from sglang_dynts.seams import Process, check
 
 _NAMESPACE = NS(BACKEND_NAME)
-WINDOW_FLAGS = {
-    "budget": "--dynts-budget",
-    "local_window": "--dynts-local-window",
-    "keep_ratio": "--dynts-keep-ratio",
-    "min_selection": "--dynts-min-selection",
-}
-RECOMMENDED = ("budget", "local_window", "keep_ratio")
-"""What a predictor's header names a value for."""
+FLAG_PREFIX = "--dynts-"
 
 
 class DynTSServerArgs(ServerArgs, dict=True):  # pyright: ignore  a msgspec.Struct once imported
@@ -191,9 +184,7 @@ def resolve_dynts(server_args, previous) -> None:
         server_args,
         SOURCE,
         radix_cache_backend=BACKEND_NAME,
-        dynts_budget=config.budget,
-        dynts_local_window=config.local_window,
-        dynts_keep_ratio=config.keep_ratio,
+        **{f"dynts_{name}": value for name, value in config.given().items()},
     )
 
 
@@ -203,19 +194,18 @@ def resolve_windows(cfg, header: PredictorHeader | None) -> DynTSConfig:
     Raises:
         ValueError: naming the flag.
     """
-    given = {name: getattr(cfg, f"dynts_{name}") for name in RECOMMENDED}
-    if header is not None:
-        given = {name: _first_given(given[name], getattr(header, name)) for name in RECOMMENDED}
-    lacking = [WINDOW_FLAGS[name] for name in RECOMMENDED if given[name] is None]
-    if lacking:
-        raise ValueError(
-            f"{', '.join(lacking)} not given, and without a predictor nothing recommends a value; "
-            "give the flag, or name a predictor with --dynts-predictor"
-        )
+    recommended = Windows() if header is None else header.windows
     try:
-        return DynTSConfig(**given, min_selection=cfg.dynts_min_selection)
+        windows = Windows(*(getattr(cfg, f"dynts_{name}") for name in WINDOW_FIELDS)).over(recommended)
+        if not windows.missing():
+            return windows.complete(cfg.dynts_min_selection)
     except ValueError as error:
-        raise ValueError(_name_flag(str(error))) from error
+        raise ValueError(in_flags(error, FLAG_PREFIX)) from error
+    lacking = ", ".join(flag_of(name, FLAG_PREFIX) for name in windows.missing())
+    raise ValueError(
+        f"{lacking} not given, and without a predictor nothing recommends a value; "
+        "give the flag, or name a predictor with --dynts-predictor"
+    )
 
 
 def _check_host_memory(gigabytes: float) -> None:
@@ -268,16 +258,6 @@ def _find_header(cfg, hidden_size: int) -> PredictorHeader | None:
         return None
     check_hidden_size(source.path, source.header.hidden_size, hidden_size)
     return source.header
-
-
-def _first_given(*values):
-    return next(value for value in values if value is not None)
-
-
-def _name_flag(message: str) -> str:
-    """Turn the leading ``field=value`` of a configuration error into its flag."""
-    field, rest = message.split("=", 1)
-    return f"{WINDOW_FLAGS[field]} {rest}"
 
 
 def _refuse_idle_flags(cfg) -> None:

@@ -130,10 +130,5 @@ class GovernedRequest:
             "question_len": self.question_len,
         }
         if self.window is not None:
-            config = self.window.config
-            settings |= {
-                "budget": self.window.budget,
-                "local_window": config.local_window,
-                "keep_ratio": config.keep_ratio,
-            }
+            settings |= self.window.config.given() | {"budget": self.window.budget}
         return settings

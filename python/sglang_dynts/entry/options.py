@@ -1,14 +1,14 @@
 """What one request may ask of DynTS: ``custom_params: {"dynts": {...}}``."""
 
+from dataclasses import replace
 from typing import Any
 
-from sgl_dynts.config import DynTSConfig
+from sgl_dynts.config import WINDOW_FIELDS, DynTSConfig
 from sgl_dynts.policies import FULL, policies
 from sglang_dynts.boot.configuration import arguments, server_config
 from sglang_dynts.boot.predictor_files import find_served_predictor
 from sglang_dynts.names import BACKEND_NAME
 
-WINDOW_FIELDS = ("budget", "local_window", "keep_ratio")
 SWITCHES = ("enabled", "return_compactions", "return_tokens")
 FIELDS = (*SWITCHES, *WINDOW_FIELDS, "policy")
 
@@ -107,14 +107,13 @@ def _check_predictor(policy: str, server_policy: str) -> None:
 
 
 def _checked(default: DynTSConfig, given: dict[str, Any], min_selection: int | None) -> DynTSConfig:
-    values = {name: getattr(default, name) for name in WINDOW_FIELDS} | given
     try:
-        config = DynTSConfig(**values)
+        config = replace(default, **given, min_selection=None)  # a null is no number, and refused
     except ValueError as error:
         raise ValueError(f"custom_params.dynts.{error}") from error
     if min_selection is None:
         return config
-    return DynTSConfig(**values, min_selection=min(min_selection, config.keep_len))
+    return replace(config, min_selection=min(min_selection, config.keep_len))
 
 
 def _options_of(sampling_params) -> Any:

@@ -1,7 +1,7 @@
 """DynTS on one model runner: the predictor, the score pool and the per-row counters on its device."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -31,7 +31,7 @@ class LoadedPredictor:
             "path": str(self.source.path),
             "sha256": self.sha256,
             "inner_sizes": list(self.predictor.inner_sizes),
-            **asdict(self.source.header),
+            **self.source.header.flat(),
         }
 
 

@@ -4,13 +4,14 @@ import json
 from itertools import pairwise
 from math import inf
 
-from benchmark.simulation.job import Job, ServerSpec, Windows, Workload, plan_requests
+from benchmark.simulation.job import Job, ServerSpec, Workload, plan_requests
+from sgl_dynts.config import DynTSConfig
 
 WORDS = range(8, 100)
 
 
 def test_a_job_survives_its_json():
-    job = Job(ServerSpec(windows=Windows(96, 16, 0.4), flags=("--a", "1")), Workload(3, 10), 60, 5)
+    job = Job(ServerSpec(windows=DynTSConfig(96, 16, 0.4), flags=("--a", "1")), Workload(3, 10), 60, 5)
     assert Job.from_json(json.loads(json.dumps(job.to_json()))) == job
 
 

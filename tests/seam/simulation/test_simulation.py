@@ -7,13 +7,16 @@ from dataclasses import replace
 
 import pytest
 
-from benchmark.simulation.job import DYNTS, SIDES, STOCK, Job, ServerSpec, Windows, Workload
+from benchmark.simulation.job import DYNTS, SIDES, STOCK, Job, ServerSpec, Workload
 from benchmark.simulation.launch import SideProcess, SimulationError
+from sgl_dynts.config import DynTSConfig
 from sgl_dynts.roofline import H200, QWEN_7B
 
 pytestmark = pytest.mark.slow
 
-SERVER = ServerSpec(pool_tokens=20_000, max_running=64, context_len=4096, windows=Windows(300, 100, 0.4))
+SERVER = ServerSpec(
+    pool_tokens=20_000, max_running=64, context_len=4096, windows=DynTSConfig(300, 100, 0.4)
+)
 LOAD = Workload(120, 600, question_len=50, clients=40)
 JOB = Job(SERVER, LOAD, max_wall_seconds=60)
 

@@ -7,7 +7,7 @@ import torch
 
 from benchmark import capacity, iteration_cost, target_memory
 from benchmark.harness.provenance import keep
-from benchmark.simulation.job import Windows
+from sgl_dynts.config import DynTSConfig
 
 
 def test_a_result_takes_the_place_of_one_with_the_same_settings(tmp_path):
@@ -18,7 +18,7 @@ def test_a_result_takes_the_place_of_one_with_the_same_settings(tmp_path):
 
 
 def test_a_poolful_is_what_fits_on_average():
-    windows = Windows(5000, 2000, 0.4)
+    windows = DynTSConfig(5000, 2000, 0.4)
     assert capacity.poolful(windows, 1_955_000, 200, 16384, most=1200) == 534
     assert capacity.poolful(windows, 1_955_000, 200, 16384, most=100) == 100
 

@@ -49,8 +49,8 @@ def test_the_command_writes_a_predictor_that_a_server_finds(folder, capsys):
     status, output = train(folder)
     assert status == 0
     source = find_predictor(folder, output)
-    assert (source.header.target, source.header.budget) == ("future_20", 60)
-    assert (source.header.local_window, source.header.keep_ratio) == (16, 0.5)
+    assert (source.header.target, source.header.windows.budget) == ("future_20", 60)
+    assert (source.header.windows.local_window, source.header.windows.keep_ratio) == (16, 0.5)
     assert load_predictor(source).inner_sizes == (256, 64)
     kept = json.loads(output.with_suffix(".fit.json").read_text())
     assert [epoch["epoch"] for epoch in kept["epochs"]] == [1, 2]

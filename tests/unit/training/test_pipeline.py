@@ -45,7 +45,7 @@ def test_a_loaded_model_and_traces_give_a_predictor_and_what_it_is_worth(model, 
     predictor, report = trained
     assert predictor(torch.zeros(7, SIZES["hidden_size"])).shape == (7,)
     assert (report.num_fitted, report.num_held_out, report.num_short) == (3, 2, 0)
-    assert report.header.config == CONFIG
+    assert report.header.windows == CONFIG
     assert (report.header.base_model, report.header.target) == ("llama", "future_12")
     assert report.held_out == report.epochs[2].held_out
     assert str(report).startswith(HEAD)
@@ -59,7 +59,7 @@ def test_a_loaded_model_and_traces_give_a_predictor_and_what_it_is_worth(model, 
 
 def test_windows_and_recipe_that_are_not_given_are_the_papers(model):
     report = train(model, TRACES, target="answer", progress=False).report
-    assert report.header.config == PAPER_CONFIG
+    assert report.header.windows == PAPER_CONFIG
     assert report.recipe == FitRecipe()
     assert report.header.target == "answer"
 

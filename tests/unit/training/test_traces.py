@@ -258,7 +258,7 @@ def test_the_readme_s_example_runs(server, tmp_path, monkeypatch):
     (tmp_path / "problems.jsonl").write_text("".join(f"{one.to_line()}\n" for one in PROBLEMS))
     monkeypatch.chdir(tmp_path)
     exec(example, {})
-    assert find_predictor(tmp_path / "MODEL").header.budget == 60
+    assert find_predictor(tmp_path / "MODEL").header.windows.budget == 60
 
 
 def interrupt_third(monkeypatch, how):

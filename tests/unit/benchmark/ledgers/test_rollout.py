@@ -12,10 +12,10 @@ from benchmark.ledgers.rollout import (
     FREE,
     DynTSPolicy,
     FullPolicy,
+    HeldTokens,
     Policy,
     RecentPolicy,
     Rollout,
-    Windows,
     generate,
 )
 from sgl_dynts.config import DynTSConfig
@@ -71,7 +71,7 @@ def test_compactions_keep_what_the_reference_keeps() -> None:
     scores = torch.rand(2, 70).round(decimals=1)
     held = torch.zeros(2, 70, dtype=torch.bool)
     held[:, :QUESTION_LEN] = True
-    windows = Windows(held, torch.ones(2, dtype=torch.bool), QUESTION_LEN)
+    windows = HeldTokens(held, torch.ones(2, dtype=torch.bool), QUESTION_LEN)
     policy = DynTSPolicy(CONFIG, lambda hidden, position: scores[:, position])
     expected = [list(range(QUESTION_LEN))] * 2
     for position in range(QUESTION_LEN, 70):
@@ -86,7 +86,7 @@ def test_compactions_keep_what_the_reference_keeps() -> None:
 
 
 def test_nothing_is_dropped_once_thinking_has_ended(model: DemoModel) -> None:
-    windows = Windows(torch.ones(1, 40, dtype=torch.bool), torch.tensor([False]), QUESTION_LEN)
+    windows = HeldTokens(torch.ones(1, 40, dtype=torch.bool), torch.tensor([False]), QUESTION_LEN)
     for policy in (RecentPolicy(24), DynTSPolicy(CONFIG, lambda hidden, position: hidden[:, 0])):
         policy.after_token(windows, torch.zeros(1, 1), 39)
         assert windows.lengths().tolist() == [40]

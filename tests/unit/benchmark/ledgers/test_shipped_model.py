@@ -80,13 +80,13 @@ def test_the_predictor_fits_the_model_and_names_a_budget_below_half_the_trace() 
     source = find_predictor(FOLDER)
     trace_len = len(PROBLEMS[0].trace.split())
     assert load_predictor(source).hidden_size == load_model_folder(FOLDER).shape.hidden_size
-    assert source.header.config.budget <= trace_len / 2
+    assert source.header.windows.budget <= trace_len / 2
 
 
 def test_the_predictor_beats_recent_tokens_on_a_few_problems() -> None:
     source = find_predictor(FOLDER)
     run = evaluate.Evaluation(
-        load_model_folder(FOLDER), PROBLEMS, source.header.config, load_predictor(source)
+        load_model_folder(FOLDER), PROBLEMS, source.header.windows, load_predictor(source)
     ).run
     assert run("full").correct == 4
     assert run("dynts").correct > run("window").correct
