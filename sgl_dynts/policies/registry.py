@@ -13,6 +13,11 @@ from sgl_dynts.policies.base import ModelFacts, Policy
 
 GROUP = "sgl_dynts.policies"
 NEEDED = ("name", "color", "keeps")
+UNUSABLE = (
+    *(ImportError, SyntaxError, NameError, AttributeError, LookupError, TypeError, ValueError),
+    *(RuntimeError, OSError),
+)
+"""What another package's code may raise while it is imported, or registering its class."""
 
 SomePolicy = TypeVar("SomePolicy", bound=type[Policy])
 
@@ -87,7 +92,7 @@ def _complaint(entry: EntryPoint) -> str | None:
         if not (isinstance(policy, type) and issubclass(policy, Policy)):
             raise TypeError(f"{entry.value} is no class of sgl_dynts.policies.Policy")
         register(policy)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+    except UNUSABLE as error:
         package = "an unnamed package" if entry.dist is None else entry.dist.name
         return f"the policy {entry.name!r} of the package {package} cannot be used: {error}"
     return None

@@ -98,6 +98,9 @@ print("RESULT", "every-other" in hints, request_config({"policy": "every-other"}
         ("Wrong = 3", "Wrong", "is no class of sgl_dynts.policies.Policy"),
         (guide().replace("every-other", "window"), "EveryOther", "is already: choose another name"),
         ("import not_there", "EveryOther", "No module named 'not_there'"),
+        ("class EveryOther(", "EveryOther", "'(' was never closed"),
+        ("class EveryOther(NotDefined): pass", "EveryOther", "name 'NotDefined' is not defined"),
+        ("raise RuntimeError('no licence')", "EveryOther", "no licence"),
     ],
 )
 def test_one_that_cannot_be_used_is_named_with_its_package(tmp_path, code, what, complaint):
