@@ -13,7 +13,7 @@ from tests.e2e.conftest import assert_equal, prompt
 from tests.e2e.hf_reference import Reference, Windows
 from tests.e2e.server import Server
 
-DEMO = Path(evaluate.__file__).parent / "model"
+DEMO = Path(ledger.__file__).parent / "model"
 DEMO_WINDOWS = Windows(308, 96, 0.9)
 DYNTS = ("--attention-backend", "dynts")
 FULL_TRACE = 690
