@@ -94,12 +94,43 @@ def test_a_request_without_dynts_is_still_clipped_to_the_pool(server):
     assert len(reply["output_ids"]) == 700 - 20 - 2
 
 
-def test_input_logprobs_need_the_prompt_and_are_given_after_a_retraction(server):
-    """A copy would skip the forward over the prompt, so such a request is computed again."""
-    jobs = [case | {"return_logprob": True, "logprob_start_len": 0} for case in cases(950, 150, count=8)]
+LOGPROBS = {
+    "plain": {},
+    "output": {"return_logprob": True},
+    "output_and_top": {"return_logprob": True, "top_logprobs_num": 2},
+    "output_of_given_tokens": {"return_logprob": True, "token_ids_logprob": [7, 9]},
+    "input_too": {"return_logprob": True, "logprob_start_len": 0, "top_logprobs_num": 2},
+}
+
+
+def test_logprobs_change_no_token_and_no_length(server, reference_of):
+    """At a pool that is shorter than the output, retracted all along; each gets what it asked for."""
+    question = prompt(25, 950)
+    jobs = [{"prompt": question, "length": 800, **asked} for asked in LOGPROBS.values()]
     replies = server.generate_all(jobs)
-    assert num_resumed(replies) == 0
-    assert sum(reply["meta_info"]["num_retractions"] for reply in replies) >= 1
+    assert num_resumed(replies) >= 3
     for job, reply in zip(jobs, replies, strict=True):
-        assert len(reply["output_ids"]) == 150
-        assert len(reply["meta_info"]["input_token_logprobs"]) == len(job["prompt"])
+        expected = assert_equal(reply, reference_of("qwen3"), job, DEFAULT, late=1)
+        if "return_logprob" not in job:
+            continue
+        given = reply["meta_info"]
+        found = given["output_token_logprobs"]
+        assert [token for _, token, _ in found] == expected.tokens
+        assert [value for value, _, _ in found] == pytest.approx(expected.logprobs, abs=1e-3)
+        asks_input = job.get("logprob_start_len") == 0
+        assert len(given["input_token_logprobs"]) == (len(question) if asks_input else 0)
+        assert len(given.get("output_top_logprobs") or found) == 800
+    input_too = replies[-1]["meta_info"]
+    assert [token for _, token, _ in input_too["input_token_logprobs"]] == question
+    assert len(input_too["input_top_logprobs"]) == len(question)
+
+
+def test_openai_logprobs_change_no_length(server):
+    body = {"model": "m", "prompt": prompt(20, 960), "max_tokens": 900, "temperature": 0}
+    texts = []
+    for asked in ({}, {"logprobs": 1}, {"logprobs": 1, "echo": True}):
+        reply = server.request("/v1/completions", body | {"ignore_eos": True} | asked)
+        assert reply["usage"]["completion_tokens"] == 900
+        texts.append(reply["choices"][0]["text"])
+    assert texts[0] == texts[1]
+    assert texts[2].endswith(texts[0])

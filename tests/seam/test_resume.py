@@ -236,9 +236,26 @@ def test_a_governed_request_may_outgrow_the_pool_but_not_the_model(engine):
 def test_who_is_not_bounded_by_a_window_is_clipped_to_the_pool(engine):
     assert allowed(engine, 700, OFF) == 194
     assert allowed(engine, 700, {"dynts": {"budget": 500}}) == 194
-    assert allowed(engine, 700, return_logprob=True, logprob_start_len=0) == 194
     engine.governor.copies = HostCopies(0)
     assert allowed(engine, 700) == 194
+
+
+@pytest.mark.parametrize("start", [-1, 0, len(PROMPT)], ids=["unset", "input_too", "output_only"])
+def test_logprobs_change_neither_the_length_nor_what_a_retraction_leaves(engine, start):
+    """SGLang sets ``logprob_start_len`` after the length; [] stands for no input logprobs asked for."""
+    assert allowed(engine, 700, return_logprob=True) == 700
+    req = compacted(engine)
+    req.return_logprob, req.logprob_start_len = True, start
+    req.logprob.input_token_logprobs_val = [] if start else [-1.0, -2.0, -3.0]
+    engine.retract(req)
+    assert engine.copied(req) == 13
+
+
+def test_a_request_whose_input_logprobs_are_not_there_yet_is_computed_again(engine):
+    req = compacted(engine)
+    req.return_logprob, req.logprob_start_len = True, 0
+    engine.retract(req)
+    assert engine.copied(req) is None
 
 
 def test_windows_know_nothing_of_copies_after_a_restart(engine):

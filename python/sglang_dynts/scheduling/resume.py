@@ -8,7 +8,7 @@ from sglang.srt.managers.scheduler import _make_abort_req
 from sgl_dynts.capacity import room_beyond_retained
 from sgl_dynts.window import RequestWindow
 from sglang_dynts.scheduling.governor import Governor, governor_of, seen_len
-from sglang_dynts.scheduling.retraction import copy_to_host, may_be_copied
+from sglang_dynts.scheduling.retraction import copy_to_host, keeps_copies
 
 UNLIMITED = 1 << 30
 
@@ -59,18 +59,18 @@ def allow_beyond_pool(original, scheduler, req) -> None:
     if governor is None or req.to_finish is not None:
         return
     window = governor.window_of(req)
-    if window is None or not _is_bounded(governor, req, window):
+    if window is None or not _is_bounded(governor, window):
         return
     allowed = min(asked if asked is not None else UNLIMITED, _longest_output(scheduler, req))
     req.sampling_params.max_new_tokens = max(req.sampling_params.max_new_tokens, allowed)
     req.sampling_params.min_new_tokens = min(asked_least, req.sampling_params.max_new_tokens)
 
 
-def _is_bounded(governor: Governor, req, window: RequestWindow) -> bool:
-    """Whether the pool holds the request's window whatever its length, and a copy can be kept."""
+def _is_bounded(governor: Governor, window: RequestWindow) -> bool:
+    """Whether the pool holds the request's window whatever its length, and copies are kept."""
     period = window.config.period
     most = window.retained_len + room_beyond_retained(period, 0, governor.capacity.elastic)
-    return int(most) < governor.capacity.pool_len and may_be_copied(governor, req)
+    return int(most) < governor.capacity.pool_len and keeps_copies(governor)
 
 
 def _longest_output(scheduler, req) -> int:

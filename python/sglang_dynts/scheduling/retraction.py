@@ -11,10 +11,19 @@ from sglang_dynts.entry.host_copies import bytes_per_token, read_copy, write_cop
 from sglang_dynts.scheduling.governor import Governor, seen_len
 
 
+def keeps_copies(governor: Governor) -> bool:
+    """Whether this server copies windows to the host at all."""
+    return governor.copies.max_bytes > 0
+
+
 def may_be_copied(governor: Governor, req) -> bool:
-    """Whether copies are kept at all, and the request can go on without a forward over its prompt."""
-    needs_prompt = req.return_logprob and req.logprob_start_len >= 0
-    return governor.copies.max_bytes > 0 and not needs_prompt
+    """Whether copies are kept, and the request can go on without a forward over its prompt.
+
+    Log-probabilities of the prompt come with the first forward's result and are kept over a retraction;
+    SGLang leaves them None until then, also for a request that asked for those of its output alone.
+    """
+    owes_logprobs = req.return_logprob and req.logprob.input_token_logprobs_val is None
+    return keeps_copies(governor) and not owes_logprobs
 
 
 def copy_to_host(governor: Governor, req) -> bool:
