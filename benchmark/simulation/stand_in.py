@@ -10,8 +10,9 @@ from sglang.srt.managers.schedule_batch import ScheduleBatch
 from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 
+from benchmark.harness.tiny_models import END_THINK, EOS
 from benchmark.simulation.job import PlannedRequest
-from benchmark.simulation.tiny_model import END_THINK, EOS, WORDS
+from benchmark.simulation.tiny_model import WORDS
 from sgl_dynts.roofline import (
     Gpu,
     ModelShape,

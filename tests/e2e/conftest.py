@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmark.harness.tiny_models import FIRST_WORD
 from tests.e2e.hf_reference import Expected, Reference, Windows
-from tests.e2e.models import CONFIGS, FIRST_WORD, VOCAB_SIZE, build_model
+from tests.e2e.models import CONFIGS, VOCAB_SIZE, build_model
 from tests.e2e.server import Server
 
 

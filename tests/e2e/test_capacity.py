@@ -3,17 +3,16 @@
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from benchmark.ledgers import evaluate
+from sgl_dynts import demo_model_path
 from sgl_dynts.demo import ledger
 from tests.e2e.conftest import assert_equal, prompt
 from tests.e2e.hf_reference import Reference, Windows
 from tests.e2e.server import Server
 
-DEMO = Path(ledger.__file__).parent / "model"
 DEMO_WINDOWS = Windows(308, 96, 0.9)
 DYNTS = ("--attention-backend", "dynts")
 FULL_TRACE = 690
@@ -31,7 +30,7 @@ def questions() -> list[list[int]]:
 def reference() -> Reference:
     vocabulary = ledger.Vocabulary()
     opening, closing = (vocabulary.encode(word)[0] for word in (ledger.THINK, ledger.END_THINK))
-    return Reference(DEMO, (opening, closing))
+    return Reference(demo_model_path(), (opening, closing))
 
 
 class Load:
@@ -73,14 +72,14 @@ class Load:
 
 @pytest.fixture(scope="module")
 def stock(start, questions) -> Load:
-    with start(DEMO, "--attention-backend", "torch_native", *POOL) as server:
+    with start(demo_model_path(), "--attention-backend", "torch_native", *POOL) as server:
         return Load(server, questions)
 
 
 @pytest.mark.parametrize("retracting", [False, True], ids=["", "forced_retraction"])
 def test_twice_as_many_requests_at_once_as_stock(start, questions, reference, stock, retracting):
     forced = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "150"} if retracting else {}
-    with start(DEMO, *DYNTS, *POOL, **forced) as server:
+    with start(demo_model_path(), *DYNTS, *POOL, **forced) as server:
         ours = Load(server, questions)
         server.assert_nothing_leaked()
     assert ours.mean_running >= 2 * stock.mean_running

@@ -11,9 +11,9 @@ from contextlib import suppress
 import psutil
 import pytest
 
+from benchmark.harness.tiny_models import FIRST_WORD
 from tests.e2e.conftest import assert_equal, prompt
 from tests.e2e.hf_reference import Windows
-from tests.e2e.models import FIRST_WORD
 from tests.e2e.server import Server
 
 DYNTS = ("--attention-backend", "dynts")

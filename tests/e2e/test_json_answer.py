@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from tests.e2e.models import END_THINK, write_speller
+from benchmark.harness.tiny_models import END_THINK
+from tests.e2e.models import write_speller
 from tests.e2e.server import Server
 from tests.e2e.test_front_ends import run_example
 

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from benchmark.harness.tiny_models import END_THINK, THINK
 from tests.e2e.conftest import assert_equal, prompt
 from tests.e2e.hf_reference import Windows
-from tests.e2e.models import END_THINK, THINK
 from tests.e2e.server import Server
 
 DEFAULT = Windows(96, 16, 0.4)

@@ -4,13 +4,12 @@ import sys
 
 from tests.e2e.endurance import clock_leaks, endure
 from tests.e2e.hf_reference import Reference
-from tests.e2e.models import write_model
+from tests.e2e.models import build_wide_model
 from tests.e2e.soak import RETRACTING, draw_lives, soak
-from tests.gpu.models import wide_config
 
 
 def test_arrivals_aborts_and_retractions_in_a_small_pool(start, tmp_path):
-    model = write_model(wide_config(), seed=0, folder=tmp_path / "wide")
+    model = build_wide_model(tmp_path / "wide")
     flags = ("--attention-backend", "dynts", "--max-total-tokens", "700", "--enable-mixed-chunk")
     with start(model, *flags, "--chunked-prefill-size", "32", **RETRACTING) as server:
         soak(server, draw_lives(30, longest=140, seed=1), at_once=8, reference=Reference(model))

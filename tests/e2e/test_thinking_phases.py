@@ -2,9 +2,10 @@
 
 import pytest
 
+from benchmark.harness.tiny_models import END_THINK, THINK
 from tests.e2e.conftest import assert_equal, prompt
 from tests.e2e.hf_reference import Windows, thinking
-from tests.e2e.models import CHANGES_ITS_MIND, END_THINK, THINK
+from tests.e2e.models import CHANGES_ITS_MIND
 
 DEFAULT = Windows(96, 16, 0.4)
 CASES = [prompt(10 + 7 * i, 500 + i) for i in range(12)]

@@ -4,8 +4,7 @@ import pytest
 
 from tests.e2e.conftest import start  # noqa: F401  the same servers as everywhere
 from tests.e2e.hf_reference import Reference
-from tests.e2e.models import write_model
-from tests.gpu.models import wide_config
+from tests.e2e.models import build_wide_model
 
 
 def pytest_collection_modifyitems(items):
@@ -18,7 +17,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def wide_model(tmp_path_factory) -> Path:
-    return write_model(wide_config(), seed=0, folder=tmp_path_factory.mktemp("models") / "wide")
+    return build_wide_model(tmp_path_factory.mktemp("models") / "wide")
 
 
 @pytest.fixture(scope="session")

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from benchmark.ledgers import evaluate
+from sgl_dynts import demo_model_path
 from sgl_dynts.demo import ledger
 from tests.e2e.conftest import assert_equal, prompt
 from tests.e2e.hf_reference import Reference, Windows
 from tests.e2e.server import Server
 from tests.e2e.soak import RETRACTING, draw_lives, soak
-from tests.gpu.models import DEMO
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def tokens_under_load(server: Server) -> list[list[int]]:
 
 
 def test_the_demos_model_answers_right(start, kernels):
-    with start(DEMO, *kernels.flags, *HALF, *POOL, *MIXED) as server:
+    with start(demo_model_path(), *kernels.flags, *HALF, *POOL, *MIXED) as server:
         answers_right(server, num_problems=32)
 
 
@@ -149,7 +149,7 @@ def test_a_crowd_whose_windows_compact_every_eight_tokens_is_served(start, kerne
     problems = evaluate.problems_of("test", 500, ledger.DEFAULT_STEPS)
     prompts = [ledger.Vocabulary().encode(problem.prompt) for problem in problems]
     narrow = {"budget": 185, "local_window": 41, "keep_ratio": 0.95}
-    with start(DEMO, *kernels.flags, *HALF, *CROWD) as server:
+    with start(demo_model_path(), *kernels.flags, *HALF, *CROWD) as server:
         for dynts in ({"enabled": False}, narrow, narrow):
             load = [{"prompt": prompt, "length": 690, "dynts": dynts} for prompt in prompts]
             replies = server.generate_all(load)

@@ -5,9 +5,10 @@ import re
 import pytest
 from sglang.srt.utils.hf_transformers_utils import get_tokenizer
 
+from benchmark.harness.tiny_models import END_THINK, THINK
 from sgl_dynts.thinking import ThinkMarkers
 from sglang_dynts.boot.markers import resolve_markers, separator_ids
-from tests.e2e.models import END_THINK, SEPARATORS, THINK
+from tests.e2e.models import SEPARATORS
 
 DYNTS = ("--attention-backend", "dynts")
 USUAL = ThinkMarkers((THINK,), (END_THINK,))
