@@ -3,6 +3,9 @@
 BACKEND_NAME = "dynts"
 """Of the attention backend, the radix cache backend, the config namespace and the request field."""
 
+FLAG_PREFIX = "--dynts-"
+"""Of our own flags of the server."""
+
 BASE_BACKENDS = {"cuda": "flashinfer", "cpu": "torch_native"}
 """The attention kernels that ``--attention-backend dynts`` means, by device type."""
 

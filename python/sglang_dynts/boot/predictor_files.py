@@ -40,16 +40,3 @@ def find_for_policy(
     """Find the predictor of a model; arguments and errors as in :func:`find_served_predictor`."""
     find = find_predictor if policies()[policy].needs_predictor else find_predictor_if_any
     return find(local_model_folder(model_path, revision), Path(named) if named else None)
-
-
-def check_hidden_size(path: Path, found: int, wanted: int) -> None:
-    """Refuse a predictor made for another width.
-
-    Raises:
-        ValueError: naming both sizes.
-    """
-    if found != wanted:
-        raise ValueError(
-            f"--dynts-predictor {path}: made for hidden_size={found}, the served model has "
-            f"hidden_size={wanted}; name a predictor trained for this model"
-        )

@@ -1,15 +1,25 @@
-"""What DynTS does not serve, each with flag, value and remedy; checked before anything is loaded."""
+"""Where flags are refused, each with flag, value and remedy, before anything is loaded.
 
-from collections.abc import Callable
+SGLang's flags that DynTS does not serve, and our own with values that nothing serves. What a value alone
+makes wrong, such as ``--dynts-budget 1``, is refused by :mod:`sgl_dynts.config`, for flags and requests
+alike.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import inf
+from pathlib import Path
 from typing import Any
 
 from sglang.srt.configs.hybrid_arch import mambaish_config
 from sglang.srt.configs.model_config import AttentionArch
 from sglang.srt.environ import envs
+from sglang.srt.model_executor.cuda_graph_config import Backend
 from sglang.srt.runtime_context import get_platform
 
-from sglang_dynts.names import BACKEND_NAME, SUPPORTED_KERNELS
+from sgl_dynts.config import Windows, flag_of
+from sgl_dynts.policies import policies
+from sglang_dynts.names import BACKEND_NAME, BASE_BACKENDS, FLAG_PREFIX, SUPPORTED_KERNELS
 
 
 @dataclass(frozen=True)
@@ -169,3 +179,105 @@ def _refuse_kernels(cfg) -> None:
                 f"--attention-backend {BACKEND_NAME}, or --enable-dynts with one of "
                 f"{', '.join(SUPPORTED_KERNELS)}"
             )
+
+
+def refuse_backend(cfg) -> None:
+    """Refuse ``dynts`` as attention backend where it means nothing; before SGLang resolves the name.
+
+    Raises:
+        ValueError: naming the flag and the remedy.
+    """
+    if BACKEND_NAME in (cfg.prefill_attention_backend, cfg.decode_attention_backend):
+        raise ValueError(
+            f"--prefill-attention-backend/--decode-attention-backend {BACKEND_NAME}: DynTS governs "
+            f"both phases; use --attention-backend {BACKEND_NAME}"
+        )
+    if cfg.attention_backend == BACKEND_NAME and cfg.device not in BASE_BACKENDS:
+        raise ValueError(
+            f"--attention-backend {BACKEND_NAME} does not support --device {cfg.device}; "
+            f"supported: {', '.join(BASE_BACKENDS)}"
+        )
+
+
+def refuse_idle_flags(cfg, defaults: Mapping[str, Any]) -> None:
+    """Refuse our flags on a server without DynTS: they ask for something that would not happen.
+
+    Args:
+        cfg: resolved server arguments.
+        defaults: of our fields, by name.
+
+    Raises:
+        ValueError: naming the flags and the remedy.
+    """
+    given = [name for name, default in defaults.items() if getattr(cfg, name) != default]
+    if given:
+        flags = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise ValueError(
+            f"{flags} given, but DynTS is off; add --attention-backend {BACKEND_NAME} or "
+            "--enable-dynts, or drop the flag"
+        )
+
+
+def refuse_own_flags(cfg) -> None:
+    """Refuse values of our own flags, the windows aside, that cannot be served.
+
+    Raises:
+        ValueError: naming flag, value and remedy.
+    """
+    if not 0 <= cfg.dynts_host_memory_gb < inf:
+        raise ValueError(
+            f"--dynts-host-memory-gb {cfg.dynts_host_memory_gb} must be a number of GiB, 0 or more"
+        )
+    name = cfg.dynts_policy
+    if name not in policies():
+        raise ValueError(f"--dynts-policy {name} is not known; choose one of {', '.join(policies())}")
+    if policies()[name].needs_queries and not cfg.dynts_observe_queries:
+        raise ValueError(f"--dynts-policy {name} needs --dynts-observe-queries 32 or another number")
+    if cfg.dynts_observe_queries:
+        _refuse_observation(cfg)
+
+
+def _refuse_observation(cfg) -> None:
+    """Refuse to record queries where they would be wrong or missing."""
+    num_queries, dtype = cfg.dynts_observe_queries, str(cfg.kv_cache_dtype)
+    copies = f"--dynts-host-memory-gb {cfg.dynts_host_memory_gb:g}"
+    reasons = {
+        f"--dynts-observe-queries {num_queries}: give 0 or more": num_queries < 0,
+        f"--tp-size {cfg.tp_size}: each rank sees its own heads alone; use 1": cfg.tp_size > 1,
+        f"{copies}: host copies hold no queries; give 0": cfg.dynts_host_memory_gb > 0,
+        f"--kv-cache-dtype {dtype}: keys are read without their scale; give auto": (
+            dtype.startswith("fp8")
+        ),
+        "CUDA graphs do not record them; give --cuda-graph-backend-decode disabled and "
+        "--cuda-graph-backend-prefill disabled": cfg.device == "cuda" and _captures_graphs(cfg),
+    }
+    found = [reason for reason, applies in reasons.items() if applies]
+    if found:
+        raise ValueError(f"--dynts-observe-queries cannot be served: {'; '.join(found)}")
+
+
+def _captures_graphs(cfg) -> bool:
+    graphs = cfg.cuda_graph_config
+    return not graphs.decode.backend == graphs.prefill.backend == Backend.DISABLED
+
+
+def missing_windows(windows: Windows) -> ValueError:
+    """Return the error for windows that neither a flag nor a predictor's header completes."""
+    lacking = ", ".join(flag_of(name, FLAG_PREFIX) for name in windows.missing())
+    return ValueError(
+        f"{lacking} not given, and without a predictor nothing recommends a value; "
+        "give the flag, or name a predictor with --dynts-predictor"
+    )
+
+
+def refuse_other_width(path: Path, found: int, wanted: int) -> None:
+    """Refuse a predictor made for another width.
+
+    Raises:
+        ValueError: naming both sizes.
+    """
+    if found != wanted:
+        raise ValueError(
+            f"--dynts-predictor {path}: made for hidden_size={found}, the served model has "
+            f"hidden_size={wanted}; name a predictor trained for this model"
+        )

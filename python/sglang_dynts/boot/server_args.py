@@ -1,7 +1,6 @@
 """Our flags, what ``--attention-backend dynts`` implies, and the windows that are resolved from them."""
 
-from math import inf
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from sglang.srt.arg_groups.arg_utils import NS, Arg
@@ -10,20 +9,25 @@ from sglang.srt.arg_groups.overrides import (
     model_config_of,
     resolving_view,
 )
-from sglang.srt.model_executor.cuda_graph_config import Backend
 from sglang.srt.server_args import ServerArgs
 
 from sgl_dynts.checkpoint import PredictorHeader
-from sgl_dynts.config import WINDOW_FIELDS, DynTSConfig, Windows, flag_of, in_flags
-from sgl_dynts.policies import PREDICTOR, needing, policies, policy_names
-from sglang_dynts.boot.predictor_files import check_hidden_size, find_for_policy
-from sglang_dynts.boot.refusals import refuse_unsupported
+from sgl_dynts.config import WINDOW_FIELDS, DynTSConfig, Windows, in_flags
+from sgl_dynts.policies import PREDICTOR, needing, policy_names
+from sglang_dynts.boot.predictor_files import find_for_policy
+from sglang_dynts.boot.refusals import (
+    missing_windows,
+    refuse_backend,
+    refuse_idle_flags,
+    refuse_other_width,
+    refuse_own_flags,
+    refuse_unsupported,
+)
 from sglang_dynts.check_seams import check_release
-from sglang_dynts.names import BACKEND_NAME, BASE_BACKENDS, SOURCE
+from sglang_dynts.names import BACKEND_NAME, BASE_BACKENDS, FLAG_PREFIX, SOURCE
 from sglang_dynts.seams import Process, check
 
 _NAMESPACE = NS(BACKEND_NAME)
-FLAG_PREFIX = "--dynts-"
 
 
 class DynTSServerArgs(ServerArgs, dict=True):  # pyright: ignore  a msgspec.Struct once imported
@@ -144,21 +148,10 @@ def choose_backend(server_args, previous) -> None:
     """
     previous(server_args)
     cfg = resolving_view(server_args)
-    split = (cfg.prefill_attention_backend, cfg.decode_attention_backend)
-    if BACKEND_NAME in split:
-        raise ValueError(
-            f"--prefill-attention-backend/--decode-attention-backend {BACKEND_NAME}: DynTS governs "
-            f"both phases; use --attention-backend {BACKEND_NAME}"
-        )
-    if cfg.attention_backend != BACKEND_NAME:
-        return
-    if cfg.device not in BASE_BACKENDS:
-        raise ValueError(
-            f"--attention-backend {BACKEND_NAME} does not support --device {cfg.device}; "
-            f"supported: {', '.join(BASE_BACKENDS)}"
-        )
-    kernels = BASE_BACKENDS[cfg.device]
-    declare_resolution(server_args, SOURCE, attention_backend=kernels, enable_dynts=True)
+    refuse_backend(cfg)
+    if cfg.attention_backend == BACKEND_NAME:
+        kernels = BASE_BACKENDS[cfg.device]
+        declare_resolution(server_args, SOURCE, attention_backend=kernels, enable_dynts=True)
 
 
 def resolve_dynts(server_args, previous) -> None:
@@ -171,13 +164,12 @@ def resolve_dynts(server_args, previous) -> None:
     previous(server_args)
     cfg = resolving_view(server_args)
     if not cfg.enable_dynts:
-        _refuse_idle_flags(cfg)
+        refuse_idle_flags(cfg, _own_defaults())
         return
     check_release()
     check(Process.LAUNCHER)
     refuse_unsupported(cfg, model_config_of(server_args))
-    _check_host_memory(cfg.dynts_host_memory_gb)
-    _check_policy(cfg)
+    refuse_own_flags(cfg)
     header = _find_header(cfg, model_config_of(server_args).hidden_size)
     config = resolve_windows(cfg, header)
     declare_resolution(
@@ -201,73 +193,17 @@ def resolve_windows(cfg, header: PredictorHeader | None) -> DynTSConfig:
             return windows.complete(cfg.dynts_min_selection)
     except ValueError as error:
         raise ValueError(in_flags(error, FLAG_PREFIX)) from error
-    lacking = ", ".join(flag_of(name, FLAG_PREFIX) for name in windows.missing())
-    raise ValueError(
-        f"{lacking} not given, and without a predictor nothing recommends a value; "
-        "give the flag, or name a predictor with --dynts-predictor"
-    )
-
-
-def _check_host_memory(gigabytes: float) -> None:
-    if not 0 <= gigabytes < inf:
-        raise ValueError(f"--dynts-host-memory-gb {gigabytes} must be a number of GiB, 0 or more")
-
-
-def _check_policy(cfg) -> None:
-    name = cfg.dynts_policy
-    if name not in policies():
-        raise ValueError(f"--dynts-policy {name} is not known; choose one of {', '.join(policies())}")
-    if policies()[name].needs_queries and not cfg.dynts_observe_queries:
-        raise ValueError(f"--dynts-policy {name} needs --dynts-observe-queries 32 or another number")
-    if cfg.dynts_observe_queries:
-        _check_observation(cfg)
-
-
-def _check_observation(cfg) -> None:
-    """Refuse to record queries where they would be wrong or missing.
-
-    Raises:
-        ValueError: naming the flag.
-    """
-    reasons = {
-        f"--dynts-observe-queries {cfg.dynts_observe_queries}: give 0 or more": cfg.dynts_observe_queries
-        < 0,
-        f"--tp-size {cfg.tp_size}: each rank sees its own heads alone; use 1": cfg.tp_size > 1,
-        f"--dynts-host-memory-gb {cfg.dynts_host_memory_gb:g}: host copies hold no queries; give 0": (
-            cfg.dynts_host_memory_gb > 0
-        ),
-        f"--kv-cache-dtype {cfg.kv_cache_dtype}: keys are read without their scale; give auto": str(
-            cfg.kv_cache_dtype
-        ).startswith("fp8"),
-        "CUDA graphs do not record them; give --cuda-graph-backend-decode disabled and "
-        "--cuda-graph-backend-prefill disabled": cfg.device == "cuda" and _captures_graphs(cfg),
-    }
-    found = [reason for reason, applies in reasons.items() if applies]
-    if found:
-        raise ValueError(f"--dynts-observe-queries cannot be served: {'; '.join(found)}")
-
-
-def _captures_graphs(cfg) -> bool:
-    graphs = cfg.cuda_graph_config
-    return not graphs.decode.backend == graphs.prefill.backend == Backend.DISABLED
+    raise missing_windows(windows)
 
 
 def _find_header(cfg, hidden_size: int) -> PredictorHeader | None:
     source = find_for_policy(cfg.dynts_policy, cfg.model_path, cfg.revision, cfg.dynts_predictor)
     if source is None:
         return None
-    check_hidden_size(source.path, source.header.hidden_size, hidden_size)
+    refuse_other_width(source.path, source.header.hidden_size, hidden_size)
     return source.header
 
 
-def _refuse_idle_flags(cfg) -> None:
-    """A DynTS flag on a server without DynTS asks for something that would not happen."""
+def _own_defaults() -> dict[str, Any]:
     fields = msgspec.structs.fields(DynTSServerArgs)  # pyright: ignore  a Struct once imported
-    ours = {field.name: field.default for field in fields if field.name.startswith("dynts_")}
-    given = [name for name, default in ours.items() if getattr(cfg, name) != default]
-    if given:
-        flags = ", ".join("--" + name.replace("_", "-") for name in given)
-        raise ValueError(
-            f"{flags} given, but DynTS is off; add --attention-backend {BACKEND_NAME} or "
-            "--enable-dynts, or drop the flag"
-        )
+    return {field.name: field.default for field in fields if field.name.startswith("dynts_")}

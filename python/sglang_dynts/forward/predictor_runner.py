@@ -7,7 +7,8 @@ import torch
 from sgl_dynts.checkpoint import digest, load_predictor
 from sgl_dynts.scoring import write_scores
 from sglang_dynts.boot.configuration import is_enabled
-from sglang_dynts.boot.predictor_files import check_hidden_size, find_served_predictor
+from sglang_dynts.boot.predictor_files import find_served_predictor
+from sglang_dynts.boot.refusals import refuse_other_width
 from sglang_dynts.forward.device_state import LoadedPredictor, OnRunner, on_runner
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def _load_for(model_runner) -> LoadedPredictor | None:
     if source is None:
         logger.info("DynTS serves without a predictor")
         return None
-    check_hidden_size(source.path, source.header.hidden_size, model_runner.model_config.hidden_size)
+    refuse_other_width(source.path, source.header.hidden_size, model_runner.model_config.hidden_size)
     predictor = load_predictor(source)
     dtype = torch.float32 if model_runner.dtype == torch.float32 else torch.bfloat16
     predictor = predictor.to(device=model_runner.device, dtype=dtype)
