@@ -59,6 +59,10 @@ class Setup:
     """Whether both servers share the device; ``pool_tokens`` is then needed."""
     graph_batch: int | None = None
     """Largest batch of a CUDA graph, None for SGLang's own; fewer graphs are sooner captured."""
+    environment: tuple[tuple[str, str], ...] = ()
+    """More of SGLang's variables, of both sides."""
+    logs: Path | None = None
+    """Folder that the servers' logs are kept in; None: they go with the model."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,7 @@ def cpu_flags(setup: Setup) -> list[str]:
 
 def environment_of(setup: Setup, side: str) -> dict[str, str]:
     """Return SGLang's variables of one side; only the DynTS side loads the plug-in."""
-    common = {"SGLANG_PLUGINS": PLUGINS[side], **OFFLINE}
+    common = {"SGLANG_PLUGINS": PLUGINS[side], **OFFLINE, **dict(setup.environment)}
     if setup.on_gpu:
         return common
     return {**common, **one_thread()}
@@ -198,14 +202,15 @@ def serve(setup: Setup, side: str, folder: Path) -> Iterator[RunningServer]:
     Args:
         setup: of both sides.
         side: ``stock`` or ``dynts``.
-        folder: of :func:`workplace`; the log goes there.
+        folder: of :func:`workplace`; the log goes there unless the set-up keeps it elsewhere.
 
     Raises:
         ServerError: it ended, or did not answer in time.
     """
     model = folder / MODEL_FOLDER
     words, environment = arguments_of(setup, side, model), environment_of(setup, side)
-    with running(words, folder / f"{side}.log", environment, setup.start_seconds) as client:
+    log = (setup.logs or folder) / f"{side}.log"
+    with running(words, log, environment, setup.start_seconds) as client:
         yield RunningServer(side, setup, model, client)
 
 
@@ -219,7 +224,10 @@ def workplace(setup: Setup) -> Iterator[Path]:
 
 
 def run_sides(setup: Setup, measure: Callable[[RunningServer], Measured]) -> dict[str, Measured]:
-    """Measure stock, then DynTS, each on a server of its own with the device to itself."""
+    """Measure stock, then DynTS, each with the device to itself unless both are to share it."""
+    if setup.side_by_side:
+        with side_by_side(setup) as servers:
+            return {side: measure(servers[side]) for side in SIDES}
     with workplace(setup) as folder:
         measured = {}
         for side in SIDES:
@@ -256,6 +264,9 @@ def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     add("--flags", default="", help="more arguments of both servers, in one string")
     add("--stock-attention-backend", help="of the stock side; default: SGLang's own choice")
     add("--start-seconds", type=float, default=300, help="in which a server must answer")
+    add("--side-by-side", action="store_true", help="both servers at once; needs --pool-tokens")
+    add("--graph-batch", type=int, help="largest batch of a CUDA graph; default: SGLang's own")
+    add("--logs", type=Path, help="folder that keeps the servers' logs; default: they are not kept")
 
 
 def setup_of(args: argparse.Namespace) -> Setup:
@@ -265,6 +276,19 @@ def setup_of(args: argparse.Namespace) -> Setup:
     if not on_gpu and args.shape != TINY:
         raise SystemExit(f"--shape {args.shape} needs a GPU and there is none; use --shape {TINY}")
     pool = args.pool_tokens or (TINY_POOL if args.shape == TINY else None)
-    flags = tuple(args.flags.split())
-    stock_attention = args.stock_attention_backend
-    return Setup(args.shape, windows, pool, flags, args.start_seconds, on_gpu, stock_attention)
+    if args.side_by_side and not pool:
+        raise SystemExit("--side-by-side needs --pool-tokens: neither server may take all memory")
+    if args.logs:
+        args.logs.mkdir(parents=True, exist_ok=True)
+    return Setup(
+        shape=args.shape,
+        windows=windows,
+        pool_tokens=pool,
+        flags=tuple(args.flags.split()),
+        start_seconds=args.start_seconds,
+        on_gpu=on_gpu,
+        stock_attention=args.stock_attention_backend,
+        side_by_side=args.side_by_side and on_gpu,
+        graph_batch=args.graph_batch if on_gpu else None,
+        logs=args.logs,
+    )

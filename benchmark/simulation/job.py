@@ -40,8 +40,10 @@ class Workload:
     With ``rate`` they arrive at random, as a Poisson process. With ``clients`` so many are outstanding at
     any time: each that finishes brings the next. Their first requests get output lengths drawn evenly
     from 1 to ``output_len``, or they would grow and finish in step, which a server that has run for a
-    while does not show. With neither, all arrive at once, or the first ``spread_wave`` evenly over
-    ``spread_seconds`` and the others with the last of these.
+    while does not show. With ``first_wave`` the first so many requests get evenly spaced lengths instead,
+    in random order: a pool that holds so many is from the start as it stays. With neither ``rate`` nor
+    ``clients``, all arrive at once, or the first ``spread_wave`` evenly over ``spread_seconds`` and the
+    others with the last of these.
 
     With ``max_new_tokens`` a request asks for that many and ends by the end-of-sequence token at its
     output length; without, it asks for exactly its output length and ignores that token. SGLang admits
@@ -54,6 +56,7 @@ class Workload:
     shared_prefix_len: int = 0
     rate: float | None = None
     clients: int | None = None
+    first_wave: int | None = None
     spread_wave: int = 0
     spread_seconds: float = 0.0
     answer_len: int = 0
@@ -119,15 +122,25 @@ def plan_requests(workload: Workload, words: range) -> list[PlannedRequest]:
     prefix = tuple(draw.choices(words, k=workload.shared_prefix_len))
     own_len = workload.question_len - workload.shared_prefix_len
     arrivals = _arrivals(workload, draw)
+    wave = _spaced_lens(workload, draw)
     planned = []
     for index in range(workload.num_requests):
-        staggered = index < (workload.clients or 0)
+        staggered = not workload.first_wave and index < (workload.clients or 0)
         output_len = draw.randint(1, workload.output_len) if staggered else workload.output_len
+        output_len = wave.pop() if wave else output_len
         close_at = output_len - workload.answer_len - 1 if workload.answer_len else -1
         question = prefix + tuple(draw.choices(words, k=own_len))
         request = PlannedRequest(str(index), next(arrivals), question, output_len, close_at)
         planned.append(request)
     return planned
+
+
+def _spaced_lens(workload: Workload, draw: random.Random) -> list[int]:
+    """Lengths of the first wave: evenly spaced up to the whole output, in random order."""
+    wave = workload.first_wave or 0
+    lens = [max(1, workload.output_len * place // wave) for place in range(1, wave + 1)]
+    draw.shuffle(lens)
+    return lens
 
 
 def _arrivals(workload: Workload, draw: random.Random) -> Iterator[float]:

@@ -80,10 +80,10 @@ class Series:
 class Window:
     """The stretch of a simulation that rates are taken from; one rule for both sides.
 
-    With clients it opens when as many requests have finished as there are clients, and closes with the
-    arrival of the last request: the number outstanding is constant, so what is in flight at both ends is
-    alike. With a rate it lasts from the arrival of the first quarter of the requests to that of the last.
-    With neither it lasts as long as requests wait.
+    With clients it opens when as many requests have finished as there are clients, or as the first wave
+    has, and closes with the arrival of the last request: the number outstanding is constant, so what is
+    in flight at both ends is alike. With a rate it lasts from the arrival of the first quarter of the
+    requests to that of the last. With neither it lasts as long as requests wait.
     """
 
     def __init__(self, workload: Workload) -> None:
@@ -101,7 +101,8 @@ class Window:
     def _is_open(self, num_arrived: int, num_finished: int, queue_len: int) -> bool:
         workload = self._workload
         if workload.clients is not None:
-            return num_finished >= workload.clients and num_arrived < workload.num_requests
+            first = workload.first_wave or workload.clients
+            return num_finished >= first and num_arrived < workload.num_requests
         if workload.rate is not None:
             return workload.num_requests <= 4 * num_arrived < 4 * workload.num_requests
         return queue_len > 0
