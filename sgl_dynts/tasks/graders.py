@@ -1,40 +1,47 @@
 """Who says whether an answer is right: words, mathematics, multiple choice, programs.
 
-A grader is given what a model wrote after its thinking. Mathematics is judged by math-verify, which
-ends what takes too long by a signal: call `Grader.judge` from the main thread.
+A grader is given what a model wrote after its thinking. Mathematics and programs are judged in processes
+of their own with a hard limit of seconds, from any thread.
 """
 
 import re
-import resource
-import secrets
-import subprocess
-import sys
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import ClassVar
 
+from sgl_dynts.tasks.answers import normalize, said_answers
+from sgl_dynts.tasks.choices import letter_of
+from sgl_dynts.tasks.latex import bare
+from sgl_dynts.tasks.limited import Limited, NotDone
 from sgl_dynts.tasks.problems import Problem
+from sgl_dynts.tasks.programs import program_of, runs
 
-ANSWER_LINE = re.compile(r"answer\s*(?:is)?\s*:?\s*(.*)", re.IGNORECASE)
-BOXED = re.compile(r"\\boxed\s*\{\s*(?:\\text\s*\{)?\s*\(?([A-Z])\)?\s*\}?\s*\}")
-LETTER = re.compile(r"\b([A-Z])\b")
-CODE_BLOCK = re.compile(r"```(?:python|py)?\s*\n(.*?)```", re.DOTALL)
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MOST_CHOICES = 8
 """Letters that count where a problem does not list its choices; the next one is the word "I"."""
 RUN_PROGRAMS_HELP = "let programs that the model writes run on this machine"
-PROGRAM_SECONDS = 10
-PROGRAM_BYTES = 1 << 30
+MATHEMATICS_SECONDS = 10
+REASON = re.compile(
+    r"(?:\s*[,;:(.\u2014-]|\s)\s*(?:because|since|as|for|due to|given that|so that|which|where)\b"
+    r"|\.\s+\S.*\s",
+    re.DOTALL,
+)
+"""What may follow an answer on its line without being part of it: a reason, or a sentence of its own."""
+IN_BRACKETS = re.compile(r"\(\s*([^()]*[^()\s])\s*\)|\(?([a-z])\)?")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """``said`` is the answer that was found, in the form in which equal answers are equal texts."""
+    """``said`` is the answer that was found, in the form in which equal answers are equal texts.
+
+    Where ``is_judged`` is false, the grader came to no end; such an answer is not called right.
+    """
 
     is_right: bool
     said: str
+    is_judged: bool = True
 
 
 class Grader(ABC):
@@ -60,8 +67,8 @@ class Words(Grader):
 
     def judge(self, problem: Problem, text: str) -> Verdict:
         """Compare words."""
-        said = _words(text.rpartition("Answer:")[2])
-        return Verdict(said == _words(problem.answer), " ".join(said))
+        said = _words(normalize(text).rpartition("Answer:")[2])
+        return Verdict(said == _words(normalize(problem.answer)), " ".join(said))
 
 
 class Exact(Grader):
@@ -70,9 +77,11 @@ class Exact(Grader):
     instruction = "End with a line that says 'Answer:' and then the answer alone."
 
     def judge(self, problem: Problem, text: str) -> Verdict:
-        """Compare the answer line, or the last line without one."""
-        said = _plain(_last_answer(text))
-        return Verdict(said == _plain(problem.answer), said)
+        """Compare the answer line or the last box, or the last line without them."""
+        answers = said_answers(normalize(text))
+        said = _plain(", ".join(answers[0]) if answers else "")
+        gold = _plain(normalize(problem.answer))
+        return Verdict(True, gold) if _tells(said, gold) else Verdict(False, said)
 
 
 class Choice(Grader):
@@ -89,12 +98,11 @@ class Choice(Grader):
         return "\n\n".join(filter(None, parts))
 
     def judge(self, problem: Problem, text: str) -> Verdict:
-        """Compare the last boxed letter, or the last one of the answer line."""
+        """Compare the letter boxed or told, or that of the choice whose text was told."""
         known = LETTERS[: len(problem.choices) or MOST_CHOICES]
-        letters = BOXED.findall(text) or LETTER.findall(_last_answer(text))
-        letters = [letter for letter in letters if letter in known]
-        said = letters[-1] if letters else ""
-        return Verdict(said == problem.answer.strip(" ()."), said)
+        choices = dict(zip(LETTERS, map(normalize, problem.choices), strict=False))
+        said = letter_of(normalize(text), known, choices)
+        return Verdict(said == problem.answer.strip(" ().").upper(), said)
 
 
 class Mathematics(Grader):
@@ -103,13 +111,12 @@ class Mathematics(Grader):
     instruction = "Please reason step by step, and put your final answer within \\boxed{}."
 
     def judge(self, problem: Problem, text: str) -> Verdict:
-        """Compare what math-verify finds, boxed first, with the answer as LaTeX."""
-        from math_verify import parse, verify  # half a second and sympy, for those who need it
-
-        said = parse(text)
-        marked = any(mark in problem.answer for mark in ("$", "\\boxed", "\\("))
-        gold = parse(problem.answer if marked else f"${problem.answer}$")
-        return Verdict(verify(gold, said), str(said[0]) if said else "")
+        """Compare the boxed answer, else the one told; not judged if that takes too long."""
+        try:
+            is_right, said = _mathematics(problem.answer, text)
+        except NotDone:
+            return Verdict(False, "", is_judged=False)
+        return Verdict(is_right, said)
 
 
 class Program(Grader):
@@ -122,14 +129,14 @@ class Program(Grader):
     instruction = "Complete the function. Give all of it, with its imports, in one ```python block."
 
     def judge(self, problem: Problem, text: str) -> Verdict:
-        """Run the last block of code, the question's own lines above it, and then the tests."""
-        blocks = CODE_BLOCK.findall(text)
-        code = blocks[-1] if blocks else text
-        stub = f"{problem.question}\n    pass"
-        program = "\n\n".join([stub, code, problem.tests, f"check({problem.entry_point})"])
-        return Verdict(runs(program), code.strip())
+        """Run the question's own lines, the block that defines the function, and then the tests."""
+        code = program_of(text, problem.entry_point)
+        stub = f"{problem.question}\n    pass\n"
+        is_right = runs(stub, code, problem.tests, f"check({problem.entry_point})")
+        return Verdict(is_right, code.strip())
 
 
+_mathematics = Limited("sgl_dynts.tasks.mathematics:judge", MATHEMATICS_SECONDS)
 GRADERS: dict[str, Grader] = {
     "words": Words(),
     "exact": Exact(),
@@ -160,9 +167,15 @@ def check_graders(problems: Iterable[Problem], run_programs: bool) -> None:
         run_programs: whether programs that a model writes may run on this machine.
 
     Raises:
-        ValueError: nobody has a grader's name, or programs would run and must not.
+        ValueError: a grader or its library is missing, or programs would run and must not.
     """
+    has_math_verify = find_spec("math_verify") is not None
     for problem in problems:
+        if isinstance(grader_of(problem), Mathematics) and not has_math_verify:
+            raise ValueError(
+                f"problem {problem.id}: grader='math' needs math-verify, which is not installed; "
+                "pip install 'sgl-dynts[training]'"
+            )
         if isinstance(grader_of(problem), Program) and not run_programs:
             raise ValueError(
                 f"problem {problem.id}: grader='python' runs what the model writes on this machine; "
@@ -170,42 +183,19 @@ def check_graders(problems: Iterable[Problem], run_programs: bool) -> None:
             )
 
 
-def runs(program: str) -> bool:
-    """Whether a program runs to its last line without an error, within time and memory."""
-    reached = secrets.token_hex(8)
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            done = subprocess.run(
-                [sys.executable, "-I", "-"],
-                input=f"{program}\nprint({reached!r})\n",
-                cwd=folder,
-                env={},
-                text=True,
-                capture_output=True,
-                timeout=PROGRAM_SECONDS,
-                preexec_fn=_limit,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return False
-    return done.returncode == 0 and done.stdout.rstrip().endswith(reached)
-
-
-def _limit() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (PROGRAM_BYTES, PROGRAM_BYTES))
-    resource.setrlimit(resource.RLIMIT_CPU, (PROGRAM_SECONDS, PROGRAM_SECONDS))
-
-
 def _words(text: str) -> list[str]:
     return [word for word in re.split(r"[\s,;:()\[\]{}\"'`*.]+|->|→", text) if word]
 
 
-def _last_answer(text: str) -> str:
-    """Return what follows the last "answer is" or "answer:", or else the last line."""
-    found = ANSWER_LINE.findall(text)
-    lines = [line for line in text.splitlines() if line.strip()]
-    return found[-1] if found else (lines[-1] if lines else "")
-
-
 def _plain(text: str) -> str:
-    return " ".join(text.casefold().strip(" .\t\n*\"'`()$").split())
+    """Return a text without case, spaces and what stands around it; brackets only as a pair."""
+    plain = " ".join(bare(text).casefold().strip(" .\t\n*\"'`$").split())
+    within = IN_BRACKETS.fullmatch(plain)
+    return next(filter(None, within.groups())) if within else plain
+
+
+def _tells(said: str, gold: str) -> bool:
+    """Whether an answer line is the answer, or that and then a reason for it."""
+    if said == gold:
+        return True
+    return bool(gold) and said.startswith(gold) and REASON.match(said, len(gold)) is not None

@@ -2,8 +2,11 @@
 
 import pytest
 
-from sgl_dynts.tasks.graders import GRADERS, grader_of, runs
+from sgl_dynts.tasks import graders
+from sgl_dynts.tasks.graders import GRADERS, grader_of
+from sgl_dynts.tasks.limited import Limited
 from sgl_dynts.tasks.problems import Problem
+from sgl_dynts.tasks.programs import runs
 
 
 def judge(grader, answer, text, **fields):
@@ -35,6 +38,22 @@ def test_words_are_compared_in_order_whatever_stands_between(text, is_right):
         ("a b c", "Sorted, that is\na b  c", True),
         ("(A)", "The answer is (B).", False),
         ("no", "Answer: no, but", False),
+        ("17", r"Answer: \boxed{17}", True),
+        ("17", r"At first \boxed{16}; that is off by one. \boxed{17}", True),
+        ("yes", r"$\boxed{\text{Yes}}$", True),
+        ("Yes", "The answer is: Yes, because all three hold.", True),
+        ("Yes", "The answer is: Yes. All three of them hold.", True),
+        ("Yes", "The answer is: No, because yes means three.", False),
+        ("3", "Answer: 3.5", False),
+        ("3", "Answer: 3, 4", False),
+        ("ü", "Answer: u\u0308", True),
+        ("nai\u0308ve", "Answer: naïve", True),
+        ("17", "Answer: \uff11\uff17", True),
+        ("17", "答案\uff1a17", True),
+        ("] )", "Answer: ] )", True),
+        ("] )", "Answer: ]", False),
+        ("} >", "Answer: } >", True),
+        ("()", "Answer:", False),
     ],
 )
 def test_exact_compares_the_answer_line(answer, text, is_right):
@@ -55,6 +74,49 @@ def test_a_choice_is_the_last_letter_boxed_or_told(text, said):
         verdict = judge("choice", letter, text)
         assert verdict.said == said
         assert verdict.is_right == (letter == said)
+
+
+COLOURS = ("red", "green", "blue", "A mixture")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (r"\boxed{c}", "C"),
+        (r"\boxed{\text{(c)}}", "C"),
+        (r"\boxed{C. blue}", "C"),
+        (r"\boxed{blue}", "C"),
+        (r"\boxed{\text{Blue}}", "C"),
+        ("\\boxed{\uff23}", "C"),
+        ("Answer: C. B is wrong because it is green.", "C"),
+        ("The answer is C, since A, B and D are not.", "C"),
+        ("Answer: (C) blue, not (B) green", "C"),
+        ("Answer: option c", "C"),
+        ("Answer: the blue one", "C"),
+        ("答案\uff1aC", "C"),
+        ("故选C", "C"),
+        ("Answer: A", "A"),
+        ("Answer: A because it is red", "A"),
+        ("Answer: A mixture", "D"),
+        (r"\boxed{a mixture}", "D"),
+        ("Answer: D. A mixture", "D"),
+        (r"\boxed{A}. No, wait: \boxed{C}", "C"),
+        (r"\boxed{A} or \boxed{C}", ""),
+        (r"\boxed{A}, \boxed{C}", ""),
+        (r"\boxed{A or C}", ""),
+        ("Answer: A or C", ""),
+        ("Answer: A/C", ""),
+    ],
+)
+def test_a_choice_is_told_by_letter_or_text_and_by_one_of_them(text, said):
+    for letter in "ABCD":
+        verdict = judge("choice", letter, text, choices=COLOURS)
+        assert verdict.said == said
+        assert verdict.is_right == (letter == said)
+
+
+def test_a_letter_counts_before_a_choice_whose_text_is_a_letter():
+    assert judge("choice", "A", "Answer: A", choices=("B", "A")).is_right
 
 
 def test_choices_are_asked_with_letters():
@@ -78,6 +140,185 @@ def test_mathematics_is_equal_by_value(answer, text, is_right):
     assert judge("math", answer, text).is_right is is_right
 
 
+def boxed(answer):
+    return rf"So it is $\boxed{{{answer}}}$."
+
+
+RIGHT_IN_A_BOX = {
+    "thin spaces in numbers": [
+        ("5678", r"5\,678"),
+        ("5678", r"5\;678"),
+        ("5678", "5~678"),
+        ("5678", r"5\ 678"),
+        ("5678", "5 678"),
+        ("5678", "5\u2009678"),
+        ("5678", "5\u202f678"),
+        (r"5\,678\,901", "5678901"),
+        ("5,678", r"5{,}678"),
+        ("0.123456", r"0.123\,456"),
+        ("(5678, 9)", r"(5\,678, 9)"),
+    ],
+    "currency and units": [
+        (r"\$7.50", "7.50"),
+        (r"\$7.50", r"\$7.5"),
+        ("7.5", r"\text{\$}7.50"),
+        ("7.5", "€7.50"),
+        ("7.5", "7.50 dollars"),
+        ("USD 7.50", "7.5"),
+        (r"\$\frac{1}{2}", r"\frac12"),
+        ("700", "700元"),
+        ("6 cm", "6"),
+        ("6", r"6\,\mathrm{cm}^2"),
+        ("6", "6 cm^2"),
+        ("6", "6 km/h"),
+        ("6", r"6~\text{m}/\text{s}"),
+        ("60", r"60^\circ"),
+        (r"60^\circ C", "60"),
+        (r"40\%", "40"),
+    ],
+    "symbols in another spelling": [
+        (r"\emptyset", r"\varnothing"),
+        (r"\varnothing", "∅"),
+        (r"\emptyset", r"\{\}"),
+        ("e^{12}-3", r"\mathrm{e}^{12}-3"),
+        (r"3\pi i", r"3\pi\mathrm{i}"),
+        (r"3\sqrt{13}", "3√13"),
+        (r"(-\infty,3]", "(-∞,3]"),
+        ("x^2", "x²"),
+        (r"\frac12", "½"),
+        ("-7", "\u22127"),
+    ],
+    "large and small numbers": [
+        (r"\frac{1}{3^{50}}", "3^{-50}"),
+        (r"1-\frac{1}{2^{100}}", r"\frac{2^{100}-1}{2^{100}}"),
+        ("100!", r"100 \cdot 99!"),
+        (r"\binom{100}{50}", r"\frac{100!}{50!50!}"),
+        ("1000000!", "1000000!"),
+        ("10^{10^{10}}", "10^{10^{10}}"),
+        (r"\sqrt{2}^{200}", "2^{100}"),
+        (r"1.2\times10^{-10}", "0.00000000012"),
+        (r"\frac{\pi}{4}", "0.785398"),
+    ],
+    "other languages": [
+        ("星期五", r"\text{星期五}"),
+        ("\uff13", "3"),
+        ("3.5", "\uff13\uff0e\uff15"),
+        ("Friday", r"\text{friday}"),
+    ],
+    "bases": [
+        ("1011_2", "1011_{2}"),
+        ("1011_2", r"1011_{\text{two}}"),
+        ("1011_2", "1011"),
+        ("1011_2", r"(1011)_2"),
+        ("1011_2", "1011₂"),
+        (r"1\,0110_2", "10110_2"),
+        ("B7_{16}", r"\text{B7}_{16}"),
+        ("11", "11_{10}"),
+        ("a_2", "a_2"),
+    ],
+    "what is written around": [
+        ("58", "58."),
+        ("58", "58。"),
+        ("58", r"\color{blue}58"),
+        ("58", r"{\color{blue}58}"),
+        ("58", r"\textcolor{blue}{58}"),
+        ("58", r"\color[rgb]{1,0,0}58"),
+        ("58", r"\colorbox{yellow}{$58$}"),
+        ("58", r"\mathbf{58}"),
+        ("58", r"\bm{58}"),
+        ("58", r"\text{ 58 }"),
+        ("58", "**58**"),
+        ("58", r"\displaystyle 58"),
+        ("x+1", r"\color{red}{x+1}"),
+        ("58", r"\boxed{58}"),
+    ],
+    "complex numbers": [
+        ("9-2i", "9.0-2.0i"),
+        ("9-2i", "-2.0i+9"),
+        ("0.5+1.5i", r"\frac{1}{2}+\frac{3i}{2}"),
+        (r"\frac13+2i", "0.333333+2i"),
+        ("i", "1.0i"),
+    ],
+}
+WRONG_IN_A_BOX = [
+    ("5679", r"5\,678"),
+    (r"\$7.50", r"\$7.51"),
+    (r"\emptyset", r"\{0\}"),
+    ("e^{12}-3", r"\mathrm{e}^{12}+3"),
+    (r"\frac{1}{2^{79}}", r"\frac{1}{2^{78}}"),
+    (r"\{2^{-79},1\}", r"\{2^{-78},1\}"),
+    (r"\frac{3^{900}+1}{2\cdot 3^{901}}", r"\frac{1}{2 \cdot 3^{901}}"),
+    (r"\frac{3^{900}+1}{2\cdot 3^{901}}", r"\frac{1}{6}"),
+    (r"1-\frac{1}{2^{100}}", "1"),
+    ("7^{100}-1", "7^{100}"),
+    ("50!", "50!+1"),
+    (r"\frac{1}{50!}", r"\frac{1}{49!}"),
+    (r"\binom{100}{50}", r"\binom{100}{49}"),
+    ("1000000!", "3"),
+    ("10^{10^{10}}", "10^{10^{9}}"),
+    ("10^{10000}", "10^{10000}+1"),
+    ("10^{-10000}", "10^{-10001}"),
+    ("(10^8)!", "(10^8)!+1"),
+    ("0.00000000012", "0.00000000013"),
+    ("星期五", r"\text{星期六}"),
+    ("1011_2", "1011_3"),
+    ("1011_2", "1010_2"),
+    ("1011_2", "11"),
+    ("12_5, 13_5", "12_5, 13_6"),
+    ("a_2", "a_3"),
+    ("58", r"\color{blue}59"),
+    ("58", "58!"),
+    ("9-2i", "9.0+2.0i"),
+    ("3+4i", "3.0+4.1i"),
+]
+
+
+@pytest.mark.parametrize("kind", RIGHT_IN_A_BOX)
+def test_one_value_in_two_spellings_is_one_answer(kind):
+    pairs = RIGHT_IN_A_BOX[kind]
+    assert [pair for pair in pairs if not judge("math", pair[0], boxed(pair[1])).is_right] == []
+
+
+def test_other_values_are_wrong_however_alike_they_look():
+    assert [pair for pair in WRONG_IN_A_BOX if judge("math", pair[0], boxed(pair[1])).is_right] == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "is_right"),
+    [
+        ("58", r"first \boxed{57}, no, that is wrong: \boxed{58}", True),
+        ("57", r"first \boxed{57}, no, that is wrong: \boxed{58}", False),
+        ("58", r"\boxed{57} or \boxed{58}", False),
+        ("5,8", r"\boxed{5} and $x = \boxed{8}$", True),
+        ("8", r"\boxed{5} and $x = \boxed{8}$", False),
+        ("58", r"\boxed{58}, as I found before: \boxed{58}", True),
+        ("58", r"\boxed{58} \boxed{}", True),
+        ("58", r"\boxed 58", True),
+        ("58", "答案\uff1a58", True),
+        ("58", "所以答案是 **58**。", True),
+        ("星期五", "答案\uff1a星期五", True),
+        ("59", "答案\uff1a58", False),
+        ("x+1", "Answer: x+1", True),
+        ("5678", r"The answer is 5\,678.", True),
+        ("58", "", False),
+    ],
+)
+def test_mathematics_finds_the_answer_that_is_meant(answer, text, is_right):
+    assert judge("math", answer, text).is_right is is_right
+
+
+def test_mathematics_that_takes_too_long_is_not_judged(monkeypatch):
+    limited = Limited("sgl_dynts.tasks.mathematics:judge", seconds=1)
+    monkeypatch.setattr(graders, "_mathematics", limited)
+    half = r"\binom{10^9}{5 \cdot 10^8"
+    for gold, said in ((half + "}", half + "+1}"), ("9^{9^{9^{9}}}", "3")):
+        verdict = judge("math", gold, boxed(said))
+        assert (verdict.is_right, verdict.is_judged) == (False, False)
+    verdict = judge("math", "2", boxed("2"))
+    assert (verdict.is_right, verdict.is_judged) == (True, True)
+    limited.close()
+
+
 ADD = {
     "question": 'def add(a, b):\n    """Add."""',
     "tests": "def check(f):\n    assert f(1, 2) == 3\n    assert f(0, 0) == 0",
@@ -93,6 +334,24 @@ ADD = {
         ("```python\ndef add(a, b):\n    return a - b\n```", False),
         ("```python\nimport sys\nsys.exit(0)\n```", False),
         ("I cannot.", False),
+        ("```python3\ndef add(a, b): return a + b\n```", True),
+        ("```PYTHON\ndef add(a, b): return a + b\n```", True),
+        ("``` py\ndef add(a, b): return a + b\n```", True),
+        ("```{python}\ndef add(a, b): return a + b\n```", True),
+        ("~~~python\ndef add(a, b): return a + b\n~~~", True),
+        ("````\ndef add(a, b): return a + b\n````", True),
+        ("```python\r\ndef add(a, b):\r\n    return a + b\r\n```\r\n", True),
+        ("1. So:\n   ```python\n   def add(a, b):\n       return a + b\n   ```", True),
+        ("```python\ndef add(a, b): return a + b", True),
+        ("```python\nfrom __future__ import annotations\ndef add(a, b): return a + b\n```", True),
+        ("```python\ndef add(a, b): return a + b\n```\nIt prints\n```\n3\n```", True),
+        ("```python\ndef add(a, b): return a + b\n```\nTry it:\n```python\nadd(1, 2)\n```", True),
+        (
+            "```python\ndef add(a, b): return a + b\n```\nno:\n```python\ndef add(a, b): return 3\n```",
+            False,
+        ),
+        ("```python\nhalf = '\ud83d'\ndef add(a, b): return a + b\n```", True),
+        ("```python\n# one\x0c\u2028 line\ndef add(a, b): return a + b\n```", True),
     ],
 )
 def test_a_program_must_pass_its_tests(text, is_right):
@@ -111,3 +370,9 @@ def test_a_grader_that_nobody_knows_is_refused():
 def test_every_question_is_asked_with_its_own_words():
     for name in GRADERS:
         assert "What?" in GRADERS[name].ask(Problem("p", "t", "What?", "!", name))
+
+
+def test_mathematics_without_its_library_is_refused_before_a_model_is_asked(monkeypatch):
+    monkeypatch.setattr(graders, "find_spec", lambda _name: None)
+    with pytest.raises(ValueError, match="problem p: grader='math' needs math-verify"):
+        graders.check_graders([Problem("p", "t", "?", "1", "math")], run_programs=False)

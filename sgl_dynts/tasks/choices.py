@@ -1,0 +1,108 @@
+"""Which letter of a multiple-choice question a text tells."""
+
+import re
+from collections.abc import Mapping
+from itertools import pairwise
+
+from sgl_dynts.tasks.answers import said_answers
+from sgl_dynts.tasks.latex import bare
+
+BEFORE_A_LETTER = (
+    r"(?:(?:the )?(?:correct |right |final |best )?(?:option|choice|answer|letter|statement)(?: is)?"
+    r"[\s:]*)?"
+)
+DECORATED = r"[\s*_(\[{\"'`$]*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{\s*\(?)?"
+ALONE = re.compile(rf"{BEFORE_A_LETTER}{DECORATED}([A-Za-z])[\s*_)\]}}\"'`$.:]*", re.IGNORECASE)
+FIRST = re.compile(
+    rf"{BEFORE_A_LETTER}{DECORATED}([A-Za-z])(?:[*_\"'`$}}]*[).:,;\]](?!\w)|[*_\"'`$}}]+(?!\w)"
+    r"|\s+(?:because|since|as|is|was|due|for|given|which|would|follows)\b|\s*[-=])",
+    re.IGNORECASE,
+)
+MARKED = re.compile(
+    r"\(([A-Z])\)|\*\*\(?([A-Z])\)?[.:]?\*\*|(?:option|choice|选项?|选择)\s*\(?([A-Z])\b", re.IGNORECASE
+)
+LETTER = re.compile(r"(?<![\w'])([A-Z])(?![\w'])")
+ARTICLE = re.compile(r"(?<![\w'])(?:A|I)(?=\s+(?!(?:or|and|is|because|since)\b)[a-z])")
+UNDECIDED = re.compile(r"\s*(?:[,/&]|\bor\b|\band\b|或|和|、)[\s(]*")
+PICKED = re.compile(r"(?:选择?|選擇?)\s*[::]?\s*\(?([A-Z])\b")
+
+
+def letter_of(text: str, known: str, choices: Mapping[str, str]) -> str:
+    """Return the letter that a text tells as its answer.
+
+    Args:
+        text: normalized.
+        known: the letters that count.
+        choices: letter to text, as far as a problem lists them.
+
+    Returns:
+        A letter of `known`, or "" where none is told or more than one.
+    """
+    for parts in said_answers(text):
+        said = _told(parts, known, choices)
+        if said is not None:
+            return said
+    picked = [letter for letter in PICKED.findall(text) if letter in known]
+    return picked[-1] if picked else ""
+
+
+def _told(parts: list[str], known: str, choices: Mapping[str, str]) -> str | None:
+    """Return the letter of one answer, "" for several at once, None for none."""
+    letters = {_letter(part, known, choices) for part in parts} - {None}
+    if len(letters) > 1:
+        return ""
+    return next(iter(letters), None)
+
+
+def _letter(answer: str, known: str, choices: Mapping[str, str]) -> str | None:
+    """Return the letter of an answer's one part: as a choice's text, at its beginning, or within it."""
+    whole = bare(answer)
+    alone = ALONE.fullmatch(whole)
+    if alone and alone[1].upper() in known:
+        return alone[1].upper()
+    by_text = [letter for letter, text in choices.items() if _same(text, whole)]
+    if len(by_text) == 1:
+        return by_text[0]
+    first = FIRST.match(whole)
+    if first and first[1].upper() in known and not any(_undecided_pairs(whole, known)[:1]):
+        return first[1].upper()
+    return _within(whole, known, choices)
+
+
+def _within(answer: str, known: str, choices: Mapping[str, str]) -> str | None:
+    marked = [next(filter(None, groups)).upper() for groups in MARKED.findall(answer)]
+    marked = [letter for letter in marked if letter in known]
+    if len(set(marked)) == 1:
+        return marked[0]
+    if any(_undecided_pairs(answer, known)):
+        return ""
+    if marked:
+        return marked[-1]
+    named = [letter for letter, text in choices.items() if _holds(answer, text)]
+    if len(named) == 1:
+        return named[0]
+    letters = [letter for letter in LETTER.findall(ARTICLE.sub(" ", answer)) if letter in known]
+    return letters[-1] if letters else None
+
+
+def _undecided_pairs(answer: str, known: str) -> list[bool]:
+    """Whether two letters have only "or", "and" or a comma between them, for each one and the next."""
+    found = [match for match in LETTER.finditer(ARTICLE.sub(" ", answer)) if match[1] in known]
+    return [
+        one[1] != other[1]
+        and bool(UNDECIDED.fullmatch(one.string[one.end() : other.start()].strip("()*$ ")))
+        for one, other in pairwise(found)
+    ]
+
+
+def _same(text: str, answer: str) -> bool:
+    return _folded(bare(text)) == _folded(answer)
+
+
+def _holds(answer: str, text: str) -> bool:
+    wanted = _folded(bare(text))
+    return bool(wanted) and re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", _folded(answer)) is not None
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.casefold().split())

@@ -1,0 +1,161 @@
+r"""Whether an answer is mathematically the right one, by math-verify and what it needs to be told.
+
+`judge` may take for ever and any amount of memory: ``\binom{10^9}{5 \cdot 10^8}`` is short to write. Call
+it by `limited.Limited`, as `graders.Mathematics` does.
+"""
+
+import logging
+import sys
+from typing import Any
+
+from latex2sympy2_extended.math_normalization import NormalizationConfig, normalize_latex
+from math_verify import parse, verify
+from sympy import Basic, Expr, Float, I, Pow, Rational, UnevaluatedExpr, binomial, factorial
+
+from sgl_dynts.tasks import bases
+from sgl_dynts.tasks.answers import normalize, said_answers
+from sgl_dynts.tasks.latex import bare, is_words, plain
+
+ENVIRONMENTS = ("$", "\\boxed", "\\(", "\\[")
+LONGEST_LINE = 300
+"""Characters of an answer line that is read as mathematics as it stands; a longer one is prose."""
+DIGITS, DECIMALS = 15, 6
+"""math-verify's own precision: of exact numbers, and of decimal ones behind the point."""
+MOST_DIGITS = 100_000
+NO_CLOCK = 0
+"""math-verify's own clock does not stop one long instruction, and needs the main thread."""
+LEADING_DIGITS = 20
+FAR_APART = 1e-3
+BITS_PER_DIGIT = 3.3219
+LONGEST_NUMBER = 100_000
+"""Digits of an integer that Python turns into text and back here; its own limit is 4,300."""
+
+logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own clock is off
+sys.set_int_max_str_digits(LONGEST_NUMBER)
+
+
+def judge(gold: str, text: str) -> tuple[bool, str]:
+    """Judge a text by its boxes, else by its answer line and by what math-verify finds in it.
+
+    Args:
+        gold: the right answer as LaTeX, in dollar signs or not.
+        text: what was written after the thinking.
+
+    Returns:
+        Whether it is right, and what was said, in the form in which equal answers are mostly equal texts.
+    """
+    gold, text = bare(normalize(gold)), normalize(text)
+    parts = next(iter(said_answers(text)), [""])
+    said = ", ".join(bare(part) for part in parts)
+    is_boxed = "\\boxed" in text or "\\fbox" in text
+    if is_boxed or len(said) <= LONGEST_LINE:
+        is_right, shown = same(gold, said)
+        if is_boxed or is_right:
+            return is_right, shown
+    found = _with_imaginary_unit(parse(plain(text), parsing_timeout=NO_CLOCK))
+    wanted = _parse(gold)
+    return _equal(wanted, found), str(found[0]) if found else ""
+
+
+def same(gold: str, said: str) -> tuple[bool, str]:
+    """Compare two bare answers; also returns what was said."""
+    if _literal(gold) == _literal(said):
+        return bool(said), _literal(said)
+    based = bases.same(gold, said)
+    if based is not None:
+        return based, _literal(said)
+    wanted, found = _parse(gold), _parse(said)
+    return _equal(wanted, found), str(found[0]) if found else said
+
+
+def _literal(answer: str) -> str:
+    """Return what two answers have in common if they are written alike; words are alike in any case."""
+    if is_words(answer):
+        return " ".join(answer.casefold().split())
+    return normalize_latex(answer, NormalizationConfig()).replace(" ", "")
+
+
+def _parse(answer: str) -> list[Any]:
+    is_marked = any(mark in answer for mark in ENVIRONMENTS)
+    one_line = " ".join(answer.split())
+    return _with_imaginary_unit(parse(answer if is_marked else f"${one_line}$", parsing_timeout=NO_CLOCK))
+
+
+def _with_imaginary_unit(found: list[Any]) -> list[Any]:
+    """Read a variable i, which math-verify leaves one, as the imaginary unit."""
+    if not found or not isinstance(found[0], Basic):
+        return found
+    units = {symbol: I for symbol in found[0].free_symbols if str(symbol) == "i"}
+    return [found[0].xreplace(units), *found[1:]]
+
+
+def _equal(wanted: list[Any], found: list[Any]) -> bool:
+    if not wanted or not found:
+        return False
+    gold, said = wanted[0], found[0]
+    if _is_number(gold) and _is_number(said) and _far_apart(gold, said):
+        return False
+    is_equal = verify(
+        wanted,
+        found,
+        numeric_precision=_digits_of(gold, said),
+        float_rounding=_decimals_of(gold),
+        timeout_seconds=NO_CLOCK,
+    )
+    if is_equal:
+        return True
+    return _is_number(gold) and _is_number(said) and _close_complex(gold, said)
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is one number; a percentage is not, since 50 % is taken for 50 and for 0.5."""
+    return isinstance(value, Expr) and bool(value.is_number) and not value.has(UnevaluatedExpr)
+
+
+def _far_apart(gold: Expr, said: Expr) -> bool:
+    """Whether two numbers differ in their leading digits, which is told without computing all of them."""
+    one, other = gold.evalf(LEADING_DIGITS), said.evalf(LEADING_DIGITS)
+    if not (one.is_comparable and other.is_comparable):
+        return False
+    most = max(abs(one), abs(other))
+    return bool(most > 1 and abs(one - other) > FAR_APART * most)
+
+
+def _digits_of(gold: Any, said: Any) -> int:
+    """Return how many digits tell two values apart: as many as their powers and factorials have, and 15.
+
+    math-verify takes for 0 what is smaller than its precision, 1 / 2^99 too.
+    """
+    sizes = [abs(_magnitude(part)) for value in (gold, said) for part in _large_parts(value)]
+    return min(MOST_DIGITS, DIGITS + sum(sizes))
+
+
+def _large_parts(value: Any) -> set[Expr]:
+    if not isinstance(value, Basic):
+        return set()
+    parts = value.atoms(Rational, Float) | value.atoms(Pow, factorial, binomial)
+    return {part for part in parts if isinstance(part, Expr) and part.is_number}
+
+
+def _decimals_of(gold: Any) -> int:
+    """Return at how many places decimals are compared: 6, more for a small number."""
+    if not _is_number(gold) or not (size := _magnitude(gold)) < 0:
+        return DECIMALS
+    return min(MOST_DIGITS, max(DECIMALS, 3 - size))
+
+
+def _magnitude(number: Expr) -> int:
+    """Return the decimal exponent of a number, 0 of one that has none."""
+    value = number.evalf(3)
+    if not isinstance(value, Float) or not value:
+        return 0
+    _sign, _mantissa, exponent, bits = value._mpf_
+    return round((int(exponent) + int(bits)) / BITS_PER_DIGIT)
+
+
+def _close_complex(gold: Expr, said: Expr) -> bool:
+    """Whether both parts of two complex numbers are alike to 6 decimals, if one has decimals."""
+    if not (gold.has(I) or said.has(I)) or not (gold.has(Float) or said.has(Float)):
+        return False
+    difference = (gold.evalf(LEADING_DIGITS) - said.evalf(LEADING_DIGITS)).as_real_imag()
+    return all(part.is_comparable and abs(part) < 10**-DECIMALS for part in difference)
