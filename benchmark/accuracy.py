@@ -38,7 +38,10 @@ SETTINGS = (
     *("task", "model", "seed", "policy", "target", "budget_fraction", "local_share", "keep_ratio"),
     *("n", "split", "temperature", "samples"),
 )
-BESIDE = (("loops", "{loop_rate:.2f}"), ("tokens/solved", "{tokens_per_solved}"))
+BESIDE = (
+    *(("loops", "{loop_rate:.2f}"), ("tokens/solved", "{tokens_per_solved}")),
+    ("not judged", "{num_not_judged}"),
+)
 """What is printed beside the columns of the documents."""
 
 
@@ -166,6 +169,7 @@ class Run:
         return Reply(
             is_right=verdict.is_right,
             answer=verdict.said,
+            is_judged=verdict.is_judged,
             output_len=len(tokens),
             is_truncated=meta["finish_reason"]["type"] == "length",
             is_loop=ends_in_loop(tokens),
@@ -203,7 +207,7 @@ def run_cells(run: Run, tasks: list[Task]) -> None:
         if result is None:
             result = run.measure(cell)
             keep(run.args.out, result, SETTINGS)
-        print(answers([result], *BESIDE)[-1], flush=True)
+        print(answers([{"num_not_judged": 0} | result], *BESIDE)[-1], flush=True)
 
 
 def device_of(kind: str) -> str:

@@ -19,7 +19,7 @@ class Reply:
     """One generated text; lengths are tokens.
 
     ``answer`` is what is counted in a majority vote; ``mean_kv`` and ``peak_kv`` are the KV tokens held
-    while it was generated.
+    while it was generated. One that its grader could not judge is not called right.
     """
 
     is_right: bool
@@ -29,6 +29,7 @@ class Reply:
     is_loop: bool
     mean_kv: float
     peak_kv: int
+    is_judged: bool = True
 
 
 def summarize(replies: Sequence[Sequence[Reply]], full_len: float | None) -> dict[str, Any]:
@@ -56,6 +57,7 @@ def summarize(replies: Sequence[Sequence[Reply]], full_len: float | None) -> dic
         "length_inflation": round(mean_len / (full_len or mean_len), 4),
         "loop_rate": round(fmean(reply.is_loop for reply in every), 4),
         "truncation_rate": round(fmean(reply.is_truncated for reply in every), 4),
+        "num_not_judged": sum(not reply.is_judged for reply in every),
         "tokens_per_solved": round(mean_len * len(every) / num_right, 1) if num_right else None,
     }
     return numbers | (_sampled(replies) if len(replies[0]) > 1 else {})

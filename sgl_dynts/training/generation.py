@@ -1,7 +1,7 @@
 """Ask a running server for reasoning traces, check them, and keep those to train on.
 
-Answers are awaited in a thread of their own and judged in the caller's: so this works where the caller's
-thread runs an event loop already, as a notebook's does, and for graders that need the main thread.
+Answers are awaited in a thread of their own and judged in others: so this works where the caller's thread
+runs an event loop already, as a notebook's does, and no question waits for a grader that takes its time.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -20,7 +20,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from sgl_dynts.tasks.graders import check_graders, grader_of
+from sgl_dynts.tasks.graders import Verdict, check_graders, grader_of
 from sgl_dynts.tasks.json_lines import drop_unfinished_line, parse_object
 from sgl_dynts.tasks.problems import Problem, read_problems
 from sgl_dynts.training.endpoint import Completion, Endpoint, EndpointError, Sampling
@@ -29,6 +29,10 @@ from sgl_dynts.training.trace_file import Trace, TraceHeader, TraceWriter, read_
 from sgl_dynts.training.trace_parts import NoTrace, Parts, critical_positions, find_parts
 
 RIGHT, WRONG, CUT = "right", "wrong", "cut by its length"
+NOT_JUDGED = "not judged"
+"""The grader came to no end; such a trace is never kept."""
+JUDGES = 4
+"""Threads that wait for graders' processes."""
 SAMPLING = Sampling()
 FULL_CACHE = {"dynts": {"enabled": False}}
 
@@ -159,6 +163,21 @@ class Question:
     sampling: Sampling
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What came of one attempt, and its trace where that may be kept."""
+
+    outcome: str
+    trace: Trace | None = None
+
+    @classmethod
+    def by(cls, verdict: Verdict, trace: Trace) -> Judged:
+        """Return a trace with its verdict."""
+        if not verdict.is_judged:
+            return cls(NOT_JUDGED)
+        return cls(RIGHT if verdict.is_right else WRONG, replace(trace, correct=verdict.is_right))
+
+
 @dataclass
 class Generation:
     """One run: what to ask, whom, and where to keep it."""
@@ -184,13 +203,18 @@ class Generation:
         open_ones = [problem for problem in problems if self._is_open(problem)]
         num_done = len(problems) - len(open_ones)
         bar = tqdm(total=len(problems), initial=num_done, unit="question", disable=not progress)
-        with bar, _asking(self.endpoint) as ask:
+        with bar, _asking(self.endpoint) as ask, _judging() as judge:
             questions = self._questions(open_ones)
-            running = {ask(question): question for question in islice(questions, concurrency)}
+            running: dict[Future[Any], Question] = {ask(one): one for one in islice(questions, concurrency)}
             while running:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     following = question = running.pop(future)
-                    self._keep(question, future.result())
+                    result = future.result()
+                    attempt = result if isinstance(result, Judged) else self.read(question, result)
+                    if isinstance(attempt, Trace):
+                        running[judge(question.problem, attempt)] = question
+                        continue
+                    self._keep(question, attempt)
                     if not self._is_open(question.problem):
                         bar.update()
                         bar.set_postfix(self.log.counts, refresh=False)
@@ -215,35 +239,30 @@ class Generation:
                     f"{self.language.max_len}; left out"
                 )
 
-    def _keep(self, question: Question, completion: Completion) -> None:
-        outcome, trace = self.judge(question.problem, question.prompt, completion)
+    def _keep(self, question: Question, attempt: Judged) -> None:
+        trace = attempt.trace
         if trace is not None and (trace.correct or self.keep_wrong):
             self.writer.add(trace)
-        self.log.add(question.problem.id, outcome)
+        self.log.add(question.problem.id, attempt.outcome)
 
-    def judge(
-        self, problem: Problem, prompt: list[int], completion: Completion
-    ) -> tuple[str, Trace | None]:
-        """Return what came of an attempt, and the trace if it is one.
+    def read(self, question: Question, completion: Completion) -> Judged | Trace:
+        """Return the trace that an attempt is, not yet judged, or what came of it instead.
 
         Raises:
             EndpointError: the server's tokens are not those of this tokenizer.
         """
         ids = self._ids(completion)
         if completion.is_cut:
-            return CUT, None
+            return Judged(CUT)
         try:
-            parts = find_parts(prompt, ids, self.language.markers)
+            parts = find_parts(question.prompt, ids, self.language.markers)
         except NoTrace as reason:
-            return str(reason), None
+            return Judged(str(reason))
         answer = self.language.decode(ids[slice(*parts.answer)]).strip()
         if not answer:
-            return "no answer", None
-        is_right = grader_of(problem).judge(problem, answer).is_right
-        trace = self._trace(problem, prompt, ids, parts)
-        retokenized = completion.ids is None
-        fields = {"answer": answer, "correct": is_right, "retokenized": retokenized}
-        return RIGHT if is_right else WRONG, Trace(**trace, **fields)
+            return Judged("no answer")
+        trace = self._trace(question.problem, question.prompt, ids, parts)
+        return Trace(**trace, answer=answer, correct=False, retokenized=completion.ids is None)
 
     def _trace(self, problem: Problem, prompt: list[int], ids: list[int], parts: Parts) -> dict[str, Any]:
         critical = None
@@ -290,6 +309,20 @@ def _asking(endpoint: Endpoint) -> Iterator[Callable[[Question], Future[Completi
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+@contextmanager
+def _judging() -> Iterator[Callable[[Problem, Trace], Future[Judged]]]:
+    """Give a function that judges a trace in a thread beside."""
+    threads = ThreadPoolExecutor(JUDGES)
+
+    def judge(problem: Problem, trace: Trace) -> Judged:
+        return Judged.by(grader_of(problem).judge(problem, trace.answer), trace)
+
+    try:
+        yield lambda problem, trace: threads.submit(judge, problem, trace)
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
 
 
 async def _give_up(endpoint: Endpoint) -> None:

@@ -17,6 +17,11 @@ def reply(is_right: bool, answer: str = "a", length: int = 10, **changes) -> Rep
     return Reply(is_right=is_right, answer=answer, output_len=length, **values)
 
 
+def test_what_could_not_be_judged_is_counted_and_not_right():
+    numbers = summarize([[reply(True)], [reply(False, is_judged=False)]], full_len=None)
+    assert (numbers["correct"], numbers["num_not_judged"]) == (1, 1)
+
+
 def test_a_greedy_cell():
     replies = [
         [reply(True, mean_kv=4.0)],
@@ -35,6 +40,7 @@ def test_a_greedy_cell():
         "length_inflation": 1.25,
         "loop_rate": 0.25,
         "truncation_rate": 0.25,
+        "num_not_judged": 0,
         "tokens_per_solved": 16.7,
     }
 

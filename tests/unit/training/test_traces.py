@@ -18,6 +18,7 @@ import sgl_dynts.training
 from sgl_dynts import demo_model_path
 from sgl_dynts.checkpoint import find_predictor
 from sgl_dynts.demo.ledger import make_problem, make_task_problem
+from sgl_dynts.tasks.graders import Verdict, grader_of
 from sgl_dynts.tasks.problems import write_problems
 from sgl_dynts.thinking import ThinkMarkers
 from sgl_dynts.training import generation, make_traces
@@ -153,6 +154,43 @@ def test_wrong_traces_are_kept_on_request_and_marked(run, server):
     assert [(trace.question, trace.answer) for trace in wrong] == [(question, "a a=1")]
 
 
+def test_what_a_grader_cannot_judge_is_counted_and_told_and_never_kept(run, server, capsys, monkeypatch):
+    slow = PROBLEMS[2]
+    grader = grader_of(slow)
+    judge = type(grader).judge
+
+    def judged(self, problem, text):
+        return Verdict(False, "", is_judged=False) if problem == slow else judge(self, problem, text)
+
+    monkeypatch.setattr(type(grader), "judge", judged)
+    traces = run("--keep-wrong")
+    assert {trace.problem for trace in traces} == {one.id for one in PROBLEMS} - {slow.id}
+    told = capsys.readouterr()
+    assert "5 right, 1 not judged" in told.out
+    assert len(run("--keep-wrong")) == 5
+    assert server.asked[slow.question] == 1
+
+
+def test_no_question_waits_for_a_slow_grader(run, server, monkeypatch):
+    slow = PROBLEMS[0]
+    others_asked = threading.Event()
+    answer, judge = server.answer, type(grader_of(slow)).judge
+
+    def answered(path, body):
+        reply = answer(path, body)
+        if len(server.asked) == len(PROBLEMS):
+            others_asked.set()
+        return reply
+
+    def judged(self, problem, text):
+        assert problem != slow or others_asked.wait(60)
+        return judge(self, problem, text)
+
+    monkeypatch.setattr(server, "answer", answered)
+    monkeypatch.setattr(type(grader_of(slow)), "judge", judged)
+    assert len(run("--concurrency", "2")) == 6
+
+
 def test_a_question_is_asked_again_until_it_is_right(run, server):
     question = PROBLEMS[1].question
     right = REFERENCE[question].completion
@@ -262,15 +300,15 @@ def test_the_readme_s_example_runs(server, tmp_path, monkeypatch):
 
 
 def interrupt_third(monkeypatch, how):
-    judge, judged = generation.Generation.judge, []
+    read, seen = generation.Generation.read, []
 
     def interrupted(self, *arguments):
-        judged.append(arguments)
-        if len(judged) == 3:
+        seen.append(arguments)
+        if len(seen) == 3:
             how()
-        return judge(self, *arguments)
+        return read(self, *arguments)
 
-    monkeypatch.setattr(generation.Generation, "judge", interrupted)
+    monkeypatch.setattr(generation.Generation, "read", interrupted)
 
 
 def test_an_interrupted_call_given_once_more_goes_on(server, tmp_path, monkeypatch):
