@@ -205,7 +205,8 @@ class Generation:
         bar = tqdm(total=len(problems), initial=num_done, unit="question", disable=not progress)
         with bar, _asking(self.endpoint) as ask, _judging() as judge:
             questions = self._questions(open_ones)
-            running: dict[Future[Any], Question] = {ask(one): one for one in islice(questions, concurrency)}
+            first = islice(questions, concurrency)
+            running: dict[Future[Any], Question] = {ask(question): question for question in first}
             while running:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     following = question = running.pop(future)
