@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TextIO
 
-from sgl_dynts.tasks.json_lines import LineError, check_fields, parse_object
+from sgl_dynts.tasks.json_lines import LineError, check_fields, parse_object, read_lines
 
 SPLITS = {
     "train": range(0, 10**9),
@@ -65,18 +65,17 @@ def read_problems(path: Path, grader: str | None = None, task: str | None = None
 
     Raises:
         LineError: a line that cannot be used, two problems with one id, or no problem at all.
+        OSError: the file cannot be read.
     """
     problems: dict[str, Problem] = {}
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            place = f"{path}:{number}"
-            default = Problem(f"{path.stem}-{number}", task or path.stem, "", "", grader or "exact")
-            problem = _from_line(line, place, default)
-            if problem.id in problems:
-                raise LineError(f"{place}: id {problem.id!r} is an earlier line's; give each its own")
-            problems[problem.id] = problem
+    for number, (place, line) in enumerate(read_lines(path), start=1):
+        if not line.strip():
+            continue
+        default = Problem(f"{path.stem}-{number}", task or path.stem, "", "", grader or "exact")
+        problem = _from_line(line, place, default)
+        if problem.id in problems:
+            raise LineError(f"{place}: id {problem.id!r} is an earlier line's; give each its own")
+        problems[problem.id] = problem
     if not problems:
         raise LineError(f"{path}: no problem in it; one JSON object a line is expected")
     return list(problems.values())
@@ -95,6 +94,8 @@ def seeds_of(split: str, count: int) -> Iterator[int]:
 
 def _from_line(line: str, place: str, default: Problem) -> Problem:
     found = parse_object(line, place)
+    if found.get("critical", ()) is None:
+        del found["critical"]
     check_fields(found, REQUIRED, OPTIONAL, place)
     for name in ("choices", "critical"):
         if name in found:

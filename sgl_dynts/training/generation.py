@@ -21,7 +21,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from sgl_dynts.tasks.graders import Verdict, check_graders, grader_of
-from sgl_dynts.tasks.json_lines import drop_unfinished_line, parse_object
+from sgl_dynts.tasks.json_lines import check_fields, drop_unfinished_line, parse_object, read_lines
 from sgl_dynts.tasks.problems import Problem, read_problems
 from sgl_dynts.training.endpoint import Completion, Endpoint, EndpointError, Sampling
 from sgl_dynts.training.language import Language
@@ -33,6 +33,7 @@ NOT_JUDGED = "not judged"
 """The grader came to no end; such a trace is never kept."""
 JUDGES = 4
 """Threads that wait for graders' processes."""
+LOGGED = {"problem": str, "outcome": str}
 SAMPLING = Sampling()
 FULL_CACHE = {"dynts": {"enabled": False}}
 
@@ -130,8 +131,10 @@ class Log:
         self.counts: Counter[str] = Counter()
         self._of_problem: defaultdict[str, list[str]] = defaultdict(list)
         if path.exists():
-            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-                self._note(**parse_object(line, f"{path}:{number}"))
+            for place, line in read_lines(path):
+                attempt = parse_object(line, place)
+                check_fields(attempt, LOGGED, {}, place)
+                self._note(**attempt)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8")
 

@@ -10,10 +10,17 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
-from sgl_dynts.tasks.json_lines import LineError, check_fields, drop_unfinished_line, parse_object
+from sgl_dynts.tasks.json_lines import (
+    LineError,
+    check_fields,
+    drop_unfinished_line,
+    parse_object,
+    read_lines,
+)
 
 FORMAT = "dynts-traces-1"
 
@@ -153,8 +160,8 @@ def read_header(path: Path) -> TraceHeader:
     Raises:
         LineError: the file is empty or begins with something else.
     """
-    with path.open(encoding="utf-8") as lines:
-        return TraceHeader.from_line(next(lines, ""), f"{path}:1")
+    place, line = next(read_lines(path), (f"{path}:1", ""))
+    return TraceHeader.from_line(line, place)
 
 
 def read_traces(
@@ -184,18 +191,16 @@ def read_traces(
             f"{path}:1: tokenizer={found.tokenizer} of {found.model!r} is not this model's, {tokenizer}; "
             "generate traces with this model, or name the model that they were generated with"
         )
-    with path.open(encoding="utf-8") as lines:
-        next(lines)
-        for number, line in enumerate(lines, start=2):
-            try:
-                trace = _usable(line, f"{path}:{number}", max_len)
-            except LineError as error:
-                if skipped is None:
-                    raise
-                skipped.append(str(error))
-                continue
-            if trace.correct or wrong_too:
-                yield trace
+    for place, line in islice(read_lines(path), 1, None):
+        try:
+            trace = _usable(line, place, max_len)
+        except LineError as error:
+            if skipped is None:
+                raise
+            skipped.append(str(error))
+            continue
+        if trace.correct or wrong_too:
+            yield trace
 
 
 class TraceWriter:

@@ -18,6 +18,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from sgl_dynts.tasks.graders import GRADERS, RUN_PROGRAMS_HELP
+from sgl_dynts.tasks.json_lines import parse_object
 from sgl_dynts.tasks.problems import read_problems
 from sgl_dynts.training.endpoint import APIS, EndpointError, Sampling
 from sgl_dynts.training.generation import FULL_CACHE, TracesReport, make_traces
@@ -57,7 +58,7 @@ def _generate(args: argparse.Namespace) -> TracesReport:
         args.out,
         api_key=os.environ.get("OPENAI_API_KEY"),
         sampling=Sampling(**{field.name: getattr(args, field.name) for field in fields(Sampling)}),
-        custom_params=json.loads(args.custom_params),
+        custom_params=parse_object(args.custom_params, "--custom-params"),
         **{name: getattr(args, name) for name in SHARED},
     )
 

@@ -1,5 +1,6 @@
 """Files of problems, and generated problems whose answers are found a second way."""
 
+import gzip
 import re
 from collections import deque
 
@@ -7,7 +8,7 @@ import pytest
 
 from sgl_dynts.tasks import dead_ends, dfs
 from sgl_dynts.tasks.__main__ import GENERATORS, main
-from sgl_dynts.tasks.json_lines import LineError
+from sgl_dynts.tasks.json_lines import LineError, parse_object, read_lines
 from sgl_dynts.tasks.problems import SPLITS, read_problems
 
 SIZES = {"ledger": 10, "dfs": 12, "dead-ends": 4}
@@ -129,3 +130,69 @@ def test_what_a_line_does_not_say_comes_from_the_command(tmp_path):
 def test_what_is_wrong_is_said_with_file_and_line(tmp_path, text, message):
     with pytest.raises(LineError, match=message):
         read_problems(write(tmp_path, text))
+
+
+LINE = '{"question": "why?", "answer": "7"}\n'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "\ufeff" + LINE,
+        LINE.replace("\n", "\r\n"),
+        LINE.strip(),
+        "\n" + LINE + "\n",
+        LINE.replace("7", '7", "critical": null, "task": "t'),
+    ],
+    ids=["byte order mark", "carriage return", "no last end", "empty lines", "critical null"],
+)
+def test_a_file_that_says_the_same_in_another_way_is_read(tmp_path, content):
+    path = tmp_path / "problems.jsonl"
+    path.write_bytes(content.encode())
+    (problem,) = read_problems(path)
+    assert (problem.question, problem.answer) == ("why?", "7")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (LINE.encode("utf-16"), ":1: the file is UTF-16; write it as UTF-8"),
+        (LINE.replace("why", "où").encode("latin-1"), ":1: byte 0xf9 at column 16 is not UTF-8"),
+        (gzip.compress(LINE.encode()), ":1: the file is gzip; unpack it"),
+        (f"[{LINE.strip()}]".encode(), ":1: list where an object is expected; one JSON object a line"),
+        (b'{\n "question": "q"\n}\n', ":1: not JSON .* one JSON object a line is expected"),
+        (
+            LINE.replace('"7"', "7" * 5000).encode(),
+            ":1: an integer has too many digits; write it in quotes",
+        ),
+        (LINE.replace('"7"', "7").encode(), ":1: answer is int, str is expected; write it in quotes"),
+        (
+            LINE.replace('"7"', "[" * 100_000 + "]" * 100_000).encode(),
+            ":1: brackets are nested too deeply",
+        ),
+        (LINE.replace('"7"', "NaN").encode(), ":1: NaN is not JSON"),
+        (LINE.replace('"7"', "-Infinity").encode(), ":1: -Infinity is not JSON"),
+        ((LINE + LINE.replace("7", r"\uD83D")).encode(), r":2: '\\ud83d' is half of a character"),
+        (LINE.replace("answer", "question").encode(), ":1: field 'question' is there twice"),
+        (b"", "no problem in it"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_file_that_cannot_be_read_is_refused_by_file_and_line(tmp_path, content, message):
+    path = tmp_path / "problems.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(LineError, match=message) as caught:
+        read_problems(path)
+    assert str(caught.value).startswith(str(path))
+    str(caught.value).encode()
+
+
+def test_a_line_ends_at_a_line_feed_and_nowhere_else(tmp_path):
+    path = tmp_path / "lines"
+    texts = [f"one{mark}line" for mark in "\u2028\u2029\x85\x0b\x0c\x1c\x1e"]
+    path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    assert [line for _place, line in read_lines(path)] == [f"{text}\n" for text in texts]
+
+
+def test_a_pair_of_escapes_is_one_character():
+    assert parse_object(r'{"a": "\ud83d\ude00"}', "here") == {"a": "\U0001f600"}

@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 from collections import Counter
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -216,6 +217,28 @@ def test_a_stopped_run_goes_on_where_it_was(run, server, tmp_path):
     assert sum(server.asked.values()) == 6 - len(before)
     assert run() == after
     assert sum(server.asked.values()) == 6 - len(before)
+
+
+def test_an_id_with_marks_that_look_like_line_ends_is_found_again(run, server, tmp_path):
+    ids = [f"a{mark}b" for mark in "\u2028\x85\x0c\x1e\r\t"]
+    problems = [replace(one, id=name) for one, name in zip(PROBLEMS, ids, strict=True)]
+    (tmp_path / "problems.jsonl").write_text("".join(f"{one.to_line()}\n" for one in problems))
+    before = run()
+    assert sorted(trace.problem for trace in before) == sorted(ids)
+    assert run() == before
+    assert sum(server.asked.values()) == 6
+
+
+def test_a_log_line_of_another_form_is_refused_by_file_and_line(run, tmp_path, capsys):
+    (tmp_path / "traces.log").write_text('{"problem": "a", "came": "right"}\n')
+    run(expected=1)
+    assert "traces.log:1: field 'came' is unknown" in capsys.readouterr().err
+
+
+def test_custom_params_that_are_no_object_are_refused_by_their_flag(run, capsys):
+    for given in ("{", "[]", "NaN"):
+        assert run("--custom-params", given, expected=1) == []
+        assert "--custom-params: " in capsys.readouterr().err
 
 
 def test_a_refusal_is_told_with_the_servers_words(run, server, capsys):
