@@ -262,7 +262,7 @@ def _check_weights(source: PredictorSource, weights: list[torch.Tensor]) -> None
     if len(dtypes) > 1 or not dtypes <= FLOAT_DTYPES:
         raise ValueError(f"{source.path}: weights are {sorted(map(str, dtypes))}, not of one float type")
     if not all(bool(weight.isfinite().all()) for weight in weights):
-        raise ValueError(f"{source.path}: a weight is not finite, so no score would be; train it again")
+        raise ValueError(f"{source.path}: a weight is not a finite number; train the predictor again")
 
 
 def _file_and_name(source: PredictorSource) -> list[tuple[Path, str]]:

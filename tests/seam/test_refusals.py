@@ -44,7 +44,7 @@ FLAG_CASES = [
         True,
         "--enable-pdmux: prefill and decode share no scheduling step there; drop the flag",
     ),
-    ("attn_dp_size", 2, "--attn-dp-size 2: not shown to be right yet; use --dp-size"),
+    ("attn_dp_size", 2, "--attn-dp-size 2: it has not been tested yet; use --dp-size"),
     (
         "dllm_algorithm",
         "LowConfidence",
@@ -63,7 +63,7 @@ FLAG_CASES = [
     (
         "enable_hierarchical_cache",
         True,
-        "--enable-hierarchical-cache: not shown to be right yet; drop the flag",
+        "--enable-hierarchical-cache: it has not been tested yet; drop the flag",
     ),
     ("enable_lmcache", True, f"--enable-lmcache: {OTHER_CACHE}"),
     ("enable_flexkv", True, f"--enable-flexkv: {OTHER_CACHE}"),
@@ -324,8 +324,8 @@ def qwen2(head_dim: int | None) -> Namespace:
 def test_heads_of_their_own_size_are_refused_where_sglang_does_not_read_it(cfg, monkeypatch):
     monkeypatch.setattr("sglang_dynts.boot.refusals.mambaish_config", lambda _model: None)
     with refuses(
-        f"--model-path {cfg.model_path} on a CPU: SGLang 0.5.23 takes heads of hidden_size / "
-        "num_attention_heads = 32 there, its config.json says head_dim 64; use a GPU"
+        f"--model-path {cfg.model_path} on a CPU: SGLang 0.5.23 takes hidden_size / "
+        "num_attention_heads = 32 as the head size there, but config.json says head_dim 64; use a GPU"
     ):
         refuse_unsupported(cfg, qwen2(64))
     for head_dim in (None, 32):

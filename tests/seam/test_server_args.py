@@ -142,12 +142,12 @@ def refuses(message: str):
         (
             "--dynts-policy",
             "snapkv",
-            "--dynts-policy snapkv needs --dynts-observe-queries 32 or another number",
+            "--dynts-policy snapkv reads attention; give --dynts-observe-queries 32 or another number",
         ),
         (
             "--dynts-policy",
             "h2o",
-            "--dynts-policy h2o needs --dynts-observe-queries 32 or another number",
+            "--dynts-policy h2o reads attention; give --dynts-observe-queries 32 or another number",
         ),
         (
             "--dynts-observe-queries",

@@ -47,7 +47,7 @@ FLAG_REFUSALS = (
     FlagRefusal("disaggregation_mode", "the decode side schedules elsewhere", "null"),
     FlagRefusal("disaggregation_decode_enable_offload_kvcache", _ROWS),
     FlagRefusal("enable_pdmux", "prefill and decode share no scheduling step there"),
-    FlagRefusal("attn_dp_size", "not shown to be right yet", 1, "use --dp-size"),
+    FlagRefusal("attn_dp_size", "it has not been tested yet", 1, "use --dp-size"),
     FlagRefusal("dllm_algorithm", "diffusion decoding rewrites tokens in place", None),
     FlagRefusal("enable_streaming_session", _ROWS),
     FlagRefusal("enable_session_radix_cache", _ROWS),
@@ -55,7 +55,7 @@ FLAG_REFUSALS = (
     FlagRefusal("enable_return_indexer_topk", _ROWS),
     FlagRefusal("kv_canary", _ROWS, "none"),
     FlagRefusal("enable_hisparse", "two methods cannot both choose the tokens that stay"),
-    FlagRefusal("enable_hierarchical_cache", "not shown to be right yet"),
+    FlagRefusal("enable_hierarchical_cache", "it has not been tested yet"),
     FlagRefusal("enable_lmcache", _OTHER_CACHE),
     FlagRefusal("enable_flexkv", _OTHER_CACHE),
     FlagRefusal("enable_unified_cache_external_linker", _OTHER_CACHE),
@@ -130,15 +130,15 @@ def refuse_unsupported(cfg, model_config) -> None:
 
 
 def _refuse_head_size(cfg, config) -> None:
-    """SGLang 0.5.23 does not read the head size of a Qwen2 model on a CPU: the first forward fails."""
+    """SGLang 0.5.23 does not read the head size of a Qwen2 model on a CPU; its first forward fails."""
     if cfg.device != "cpu" or getattr(config, "model_type", None) != "qwen2":
         return
     derived, told = config.hidden_size // config.num_attention_heads, getattr(config, "head_dim", None)
     if told not in (None, derived):
         raise ValueError(
-            f"DynTS does not support --model-path {cfg.model_path} on a CPU: SGLang 0.5.23 takes heads "
-            f"of hidden_size / num_attention_heads = {derived} there, its config.json says head_dim "
-            f"{told}; use a GPU"
+            f"DynTS does not support --model-path {cfg.model_path} on a CPU: SGLang 0.5.23 takes "
+            f"hidden_size / num_attention_heads = {derived} as the head size there, but config.json says "
+            f"head_dim {told}; use a GPU"
         )
 
 
@@ -232,7 +232,9 @@ def refuse_own_flags(cfg) -> None:
     if name not in policies():
         raise ValueError(f"--dynts-policy {name} is not known; choose one of {', '.join(policies())}")
     if policies()[name].needs_queries and not cfg.dynts_observe_queries:
-        raise ValueError(f"--dynts-policy {name} needs --dynts-observe-queries 32 or another number")
+        raise ValueError(
+            f"--dynts-policy {name} reads attention; give --dynts-observe-queries 32 or another number"
+        )
     if cfg.dynts_observe_queries:
         _refuse_observation(cfg)
 
