@@ -18,7 +18,7 @@ SERVER = ServerSpec(
     pool_tokens=20_000, max_running=64, context_len=4096, windows=DynTSConfig(300, 100, 0.4)
 )
 LOAD = Workload(120, 600, question_len=50, clients=40)
-JOB = Job(SERVER, LOAD, max_wall_seconds=60)
+JOB = Job(SERVER, LOAD)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_arrivals_take_their_virtual_time(run):
 @pytest.mark.parametrize("overlap", [True, False])
 def test_virtual_time_is_the_rooflines(run, overlap):
     two = Workload(2, 3, question_len=10, rate=1e-3)  # so far apart that each runs alone
-    both = run(Job(replace(SERVER, overlap=overlap), two, max_wall_seconds=60))
+    both = run(Job(replace(SERVER, overlap=overlap), two))
     weights, kv = QWEN_7B.read_bytes, QWEN_7B.kv_token_bytes
     bandwidth = 0.82 * 4.8e12
     prefill = (weights + 10 * kv) / bandwidth
@@ -117,7 +117,7 @@ def test_virtual_time_is_the_rooflines(run, overlap):
     assert H200.bandwidth_efficiency == 0.82
     assert both[STOCK]["ttft"]["mean"] == pytest.approx(prefill, abs=1e-6)
     assert both[STOCK]["ttft"]["p99"] == pytest.approx(prefill, abs=1e-6)
-    alone = run(Job(SERVER, replace(two, num_requests=1), max_wall_seconds=60))
+    alone = run(Job(SERVER, replace(two, num_requests=1)))
     assert alone[STOCK]["makespan_s"] == pytest.approx(prefill + decodes, abs=2e-6)
     predictor = 3 * QWEN_7B.predictor_bytes / bandwidth
     assert alone[DYNTS]["makespan_s"] == pytest.approx(prefill + decodes + predictor, abs=2e-6)
