@@ -1,14 +1,22 @@
 """Which generated tokens are thinking, decided from token ids alone."""
 
+from __future__ import annotations
+
 import sys
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+
+from sgl_dynts.markers import Marker
 
 
 @dataclass(frozen=True)
 class ThinkMarkers:
     """Token ids that open and close thinking; each marker is one token or several.
+
+    ``openers`` and ``closers`` say how tokens spell the markers where that may be otherwise than by these
+    ids, or by several of them. ``interrupts`` end thinking too, in what is generated: a call of a tool.
 
     Raises:
         ValueError: a marker is empty, or one begins with the other, so that they cannot be told apart.
@@ -16,6 +24,9 @@ class ThinkMarkers:
 
     opening: tuple[int, ...]
     closing: tuple[int, ...]
+    openers: tuple[Marker, ...] = ()
+    closers: tuple[Marker, ...] = ()
+    interrupts: tuple[Marker, ...] = ()
 
     def __post_init__(self) -> None:
         shorter = min(len(self.opening), len(self.closing))
@@ -25,18 +36,46 @@ class ThinkMarkers:
                 "other; name distinct ones with --dynts-think-start and --dynts-think-end"
             )
 
+    @cached_property
+    def opens(self) -> tuple[Marker, ...]:
+        """What begins thinking."""
+        return self.openers or (Marker.of_ids(self.opening),)
+
+    @cached_property
+    def closes(self) -> tuple[Marker, ...]:
+        """What ends thinking, in a prompt too."""
+        return self.closers or (Marker.of_ids(self.closing),)
+
+    @cached_property
+    def phases(self) -> tuple[Phase, Phase]:
+        """What to look for in an answer, and in thinking."""
+        return Phase.of(self.opens), Phase.of((*self.closes, *self.interrupts))
+
     def starts_thinking(self, prompt: Sequence[int]) -> bool:
         """Whether the first generated token thinks: the prompt's last marker is not a closing one."""
-        closed = _last_index(prompt, self.closing)
-        return closed < 0 or _last_index(prompt, self.opening) > closed
+        closed = max(marker.last_start(prompt) for marker in self.closes)
+        return closed < 0 or max(marker.last_start(prompt) for marker in self.opens) > closed
+
+
+@dataclass(frozen=True)
+class Phase:
+    """The markers that may end thinking, or an answer, and the tokens that any of them has."""
+
+    markers: tuple[Marker, ...]
+    tokens: frozenset[int]
+
+    @classmethod
+    def of(cls, markers: tuple[Marker, ...]) -> Phase:
+        """Return the phase that these markers end."""
+        return cls(markers, frozenset(token for marker in markers for token in marker.steps))
 
 
 @dataclass
 class ThinkingTracker:
     """Splits one request's generated tokens into thinking and answer, as they come.
 
-    Generation thinks until ``closing`` is complete: its last token is the first of the answer. A later
-    ``opening``, itself answer to its last token, makes what follows it thinking again. So a token's
+    Generation thinks until a closing marker is complete: its last token is the first of the answer. A
+    later opening one, itself answer to its last token, makes what follows it thinking again. So a token's
     kind is settled when it is seen and never changes.
     """
 
@@ -46,41 +85,46 @@ class ThinkingTracker:
     answer_len: int = 0
     answer_spans: list[tuple[int, int]] = field(default_factory=list)
     """Half-open ranges of answer tokens, counted from the first generated token."""
-    _tail: tuple[int, ...] = ()
+    _states: tuple[int, ...] = ()
+    """How much of each marker that may come is there."""
+
+    def __post_init__(self) -> None:
+        self._states = (0,) * len(self._phase.markers)
 
     def advance(self, tokens: Sequence[int]) -> None:
-        """Take in the next generated tokens; those that end no marker are passed over at C speed."""
+        """Take in the next generated tokens; those that no marker has are passed over fast."""
         start = 0
         while start < len(tokens):
-            end = _find(tokens, self._marker[-1], start)
-            self._pass(tokens, start, end)
+            end = _find_any(tokens, self._phase.tokens, start)
+            if end > start:
+                self._pass(end - start)
             if end < len(tokens):
                 self._advance_one(tokens[end])
             start = end + 1
 
     @property
-    def _marker(self) -> tuple[int, ...]:
-        return self.markers.closing if self.thinking else self.markers.opening
+    def _phase(self) -> Phase:
+        return self.markers.phases[self.thinking]
 
-    def _pass(self, tokens: Sequence[int], start: int, end: int) -> None:
-        """Take in ``tokens[start:end]``, none of which is a marker's last token."""
-        self.num_seen += end - start
+    def _pass(self, count: int) -> None:
+        """Take in tokens that no marker has."""
+        self.num_seen += count
+        self._states = (0,) * len(self._states)
         if not self.thinking:
-            self._add_answer(end - start)
-        self._remember(tokens[max(start, end - len(self._marker)) : end])
+            self._add_answer(count)
 
     def _advance_one(self, token: int) -> None:
         self.num_seen += 1
-        self._remember((token,))
-        is_marker = self._tail == self._marker
+        markers = self._phase.markers
+        before = zip(markers, self._states, strict=True)
+        self._states = tuple(marker.after(state, token) for marker, state in before)
+        lengths = (marker.length for marker in markers)
+        is_marker = any(state == length for state, length in zip(self._states, lengths, strict=True))
         if is_marker or not self.thinking:
             self._add_answer(1)
         if is_marker:
             self.thinking = not self.thinking
-            self._tail = ()
-
-    def _remember(self, tokens: Sequence[int]) -> None:
-        self._tail = (*self._tail, *tokens)[-len(self._marker) :]
+            self._states = (0,) * len(self._phase.markers)
 
     def _add_answer(self, count: int) -> None:
         """Count the newest ``count`` tokens as answer."""
@@ -92,6 +136,13 @@ class ThinkingTracker:
             self.answer_spans[-1] = (self.answer_spans[-1][0], self.num_seen)
         else:
             self.answer_spans.append((start, self.num_seen))
+
+
+def _find_any(tokens: Sequence[int], wanted: frozenset[int], start: int) -> int:
+    """Index of the first token from ``start`` on that is wanted, or the length of ``tokens``."""
+    if len(wanted) == 1:
+        return _find(tokens, next(iter(wanted)), start)
+    return next((at for at in range(start, len(tokens)) if tokens[at] in wanted), len(tokens))
 
 
 def _find(tokens: Sequence[int], token: int, start: int) -> int:
@@ -111,13 +162,3 @@ def _find_in_array(tokens: array, token: int, start: int) -> int:
     while at >= 0 and tokens[at] != token:
         at = lowest.find(token & 255, at + 1)
     return len(tokens) if at < 0 else at
-
-
-def _last_index(tokens: Sequence[int], marker: tuple[int, ...]) -> int:
-    """Index where the last whole ``marker`` starts in ``tokens``, or -1."""
-    if marker[0] not in tokens:  # at C speed, which spares most long prompts the loop below
-        return -1
-    for start in range(len(tokens) - len(marker), -1, -1):
-        if tokens[start] == marker[0] and tuple(tokens[start : start + len(marker)]) == marker:
-            return start
-    return -1

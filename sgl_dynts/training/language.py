@@ -1,5 +1,6 @@
 """A tokenizer with what asking and reading need of it: chat template, markers, longest sequence."""
 
+from sgl_dynts.markers import find_marker
 from sgl_dynts.tasks.graders import grader_of
 from sgl_dynts.tasks.problems import Problem
 from sgl_dynts.thinking import ThinkMarkers
@@ -27,8 +28,14 @@ class Language:
         if not self.tokenizer.chat_template:
             raise ValueError(f"--model {folder}: its tokenizer has no chat template to ask with")
         self.fingerprint = fingerprint(self.tokenizer.get_vocab())
-        self.markers = ThinkMarkers(self.encode(think_start), self.encode(think_end))
+        self.markers = self._markers(think_start, think_end)
         self.max_len: int = max_len or AutoConfig.from_pretrained(folder).max_position_embeddings
+
+    def _markers(self, start: str, end: str) -> ThinkMarkers:
+        opening, closing = self.encode(start), self.encode(end)
+        openers = find_marker(self.tokenizer, start, opening)
+        closers = find_marker(self.tokenizer, end, closing)
+        return ThinkMarkers(opening, closing, (openers,), (closers,))
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Return the ids of a text as it stands."""

@@ -35,16 +35,15 @@ def find_parts(prompt: Sequence[int], output: Sequence[int], markers: ThinkMarke
     """
     tracker = ThinkingTracker(markers, markers.starts_thinking(prompt))
     tracker.advance(output)
-    opening = len(markers.opening)
-    begins_open = tuple(output[:opening]) == markers.opening
+    start = max(marker.num_tokens_of_start(output) for marker in markers.opens)
     if not markers.starts_thinking(prompt) and tracker.answer_spans == [(0, len(output))]:
         raise NoTrace("does not think")
     if not tracker.answer_spans:
         raise NoTrace("never ends thinking")
-    start = opening if begins_open else 0
     answer_start = tracker.answer_spans[0][0] + 1
-    end = answer_start - len(markers.closing)
-    if len(tracker.answer_spans) > 1 or tracker.thinking or _holds(output[start:], markers.opening):
+    lengths = [marker.num_tokens_before(output, answer_start) for marker in markers.closes]
+    end = answer_start - min(filter(None, lengths), default=0)
+    if len(tracker.answer_spans) > 1 or tracker.thinking or _holds(output[start:], markers):
         raise NoTrace("thinks more than once")
     if end <= start:
         raise NoTrace("empty thinking")
@@ -82,6 +81,6 @@ def critical_positions(
     return sorted(found)
 
 
-def _holds(tokens: Sequence[int], marker: tuple[int, ...]) -> bool:
-    starts = range(len(tokens) - len(marker) + 1)
-    return any(tuple(tokens[i : i + len(marker)]) == marker for i in starts)
+def _holds(tokens: Sequence[int], markers: ThinkMarkers) -> bool:
+    """Whether an opening marker is anywhere in tokens."""
+    return any(marker.last_start(tokens) >= 0 for marker in markers.opens)

@@ -1,14 +1,23 @@
 """Which token ids open and close thinking."""
 
 import re
+from typing import Any
 
 import pytest
+from sglang.srt.sampling.sampling_params import (
+    REQUEST_REASONING_END_TOKEN_IDS_KEY,
+    SamplingParams,
+    set_request_reasoning_end_token_ids,
+)
 from sglang.srt.utils.hf_transformers_utils import get_tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from benchmark.harness.tiny_models import END_THINK, THINK
-from sgl_dynts.thinking import ThinkMarkers
-from sglang_dynts.boot.markers import resolve_markers, separator_ids
+from sgl_dynts.thinking import ThinkingTracker, ThinkMarkers
+from sglang_dynts.boot.markers import markers_of_request, resolve_markers, separator_ids
 from tests.e2e.models import SEPARATORS
+from tests.unit.test_marker_spellings import byte_level
 
 DYNTS = ("--attention-backend", "dynts")
 USUAL = ThinkMarkers((THINK,), (END_THINK,))
@@ -42,6 +51,81 @@ def test_flags_win_and_may_name_several_tokens(serve, tokenizer):
 def test_one_flag_leaves_the_other_marker_alone(serve, tokenizer):
     serve(*DYNTS, "--dynts-think-end", "w12")
     assert resolve_markers(tokenizer) == ThinkMarkers((THINK,), (12,))
+
+
+def read(markers: ThinkMarkers, tokenizer, text: str) -> list[tuple[int, int]]:
+    tracker = ThinkingTracker(markers, True)
+    tracker.advance(tokenizer.encode(text))
+    return tracker.answer_spans
+
+
+def words(text: str) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(text.split())}))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("parser", "call"), [("qwen3", "<tool_call>"), ("kimi_k2", "<|tool_calls_section_begin|>")]
+)
+def test_a_call_of_a_tool_ends_thinking_as_the_reasoning_parser_says(serve, parser, call):
+    serve(*DYNTS, "--reasoning-parser", parser)
+    tokenizer = words(f"<think> </think> {call} a b")
+    markers = resolve_markers(tokenizer)
+    assert (markers.opening, markers.closing) == ((0,), (1,))
+    assert read(markers, tokenizer, f"a b {call} a b") == [(2, 5)]
+    assert read(markers, tokenizer, "a b </think> a") == [(2, 4)]
+    assert markers.starts_thinking(tokenizer.encode(f"<think> a </think> {call} b <think>"))
+    assert not markers.starts_thinking(tokenizer.encode("<think> a </think>"))
+
+
+HORIZON = " ".join(
+    f"<ifm|{effort}> </ifm|{effort}>" for effort in ("think", "think_fast", "think_faster")
+)
+HORIZON += " <ifm|tool_calls> a b"
+
+
+def test_a_reasoning_effort_that_a_request_chose_ends_its_thinking(serve):
+    serve(*DYNTS, "--reasoning-parser", "k2_horizon")
+    tokenizer = words(HORIZON)
+    server = resolve_markers(tokenizer)
+    faster = tokenizer.encode("</ifm|think_faster>")
+    params: dict[str, Any] = {}
+    set_request_reasoning_end_token_ids(params, faster)
+    chosen = markers_of_request(SamplingParams(**params), server)
+    assert read(chosen, tokenizer, "a </ifm|think> a </ifm|think_faster> b") == [(3, 5)]
+    assert chosen.starts_thinking(
+        tokenizer.encode("<ifm|think_faster> a </ifm|think_faster> a <ifm|think_faster>")
+    )
+
+
+def test_every_effort_s_markers_are_known_where_a_request_names_none(serve):
+    serve(*DYNTS, "--reasoning-parser", "k2_horizon")
+    tokenizer = words(HORIZON)
+    server = resolve_markers(tokenizer)
+    assert markers_of_request(SamplingParams(), server) is server
+    assert markers_of_request(SamplingParams(custom_params=None), server) is server
+    for effort in ("think", "think_fast", "think_faster"):
+        assert read(server, tokenizer, f"a </ifm|{effort}> b") == [(1, 3)]
+        assert server.starts_thinking(tokenizer.encode(f"<ifm|think> a </ifm|think> <ifm|{effort}>"))
+        assert not server.starts_thinking(tokenizer.encode(f"<ifm|{effort}> a </ifm|{effort}>"))
+    assert read(server, tokenizer, "a <ifm|tool_calls> b") == [(1, 3)]
+
+
+def test_a_request_cannot_name_other_tokens_to_end_thinking(serve, tokenizer):
+    serve(*DYNTS)
+    server = resolve_markers(tokenizer)
+    params = SamplingParams(custom_params={REQUEST_REASONING_END_TOKEN_IDS_KEY: [12]})
+    assert markers_of_request(params, server) is server
+
+
+def test_a_flag_s_marker_is_found_however_it_is_merged(serve):
+    serve(*DYNTS, "--dynts-think-end", "</think>")
+    merging = byte_level()
+    ids = merging.encode("I see\n</think>\n\n42", add_special_tokens=False)
+    tracker = ThinkingTracker(resolve_markers(merging), True)
+    tracker.advance(ids)
+    assert merging.decode(list(ids[tracker.answer_spans[0][0] :])) == ">\n\n42"
 
 
 @pytest.mark.parametrize("flag", ["--dynts-think-start", "--dynts-think-end"])

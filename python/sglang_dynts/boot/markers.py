@@ -1,10 +1,13 @@
-"""Which token ids open and close thinking: a flag, else the reasoning parser, else the usual text."""
+"""Which tokens open and close thinking: a flag, else the reasoning parser, else the usual text."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from sglang.srt.parser.reasoning_parser import ReasoningParser
+from sglang.srt.parser.reasoning_parser import K2V3Detector, ReasoningParser
 from sglang.srt.runtime_context import get_context, get_serving
+from sglang.srt.sampling.sampling_params import get_request_reasoning_end_token_ids
 
+from sgl_dynts.markers import Marker, find_beginning, find_marker, joins_tokens
 from sgl_dynts.thinking import ThinkMarkers
 from sglang_dynts.names import BACKEND_NAME
 
@@ -14,8 +17,24 @@ SEPARATORS = (".", ",", "?", "!", ";", ":", "\n", "\n\n")
 AROUND_A_SEPARATOR = (("", ""), (" ", ""), ("", "\n"), ("", "\n\n"))
 
 
+@dataclass(frozen=True)
+class Texts:
+    """What a model writes around its thinking.
+
+    ``end_ids`` are the tokens of ``end``, which only a reasoning parser knows: some are not what its text
+    encodes to. ``others`` are pairs of opening and closing texts that a request may choose instead, and
+    ``interrupt`` ends thinking without a closing marker.
+    """
+
+    start: str
+    end: str
+    end_ids: Sequence[int]
+    others: tuple[tuple[str, str], ...] = ()
+    interrupt: str | None = None
+
+
 def resolve_markers(tokenizer) -> ThinkMarkers:
-    """Find the think markers of the served model.
+    """Find the think markers of the served model, however its tokenizer spells them.
 
     Args:
         tokenizer: of the served model.
@@ -24,11 +43,33 @@ def resolve_markers(tokenizer) -> ThinkMarkers:
         ValueError: a marker is not in the tokenizer's vocabulary.
     """
     bag = get_context().config_bag(BACKEND_NAME)
-    start, end, end_ids = _parser_markers(tokenizer)
-    opening = _encode(tokenizer, bag.dynts_think_start or start, "--dynts-think-start")
-    if bag.dynts_think_end is not None:
-        return ThinkMarkers(opening, _encode(tokenizer, bag.dynts_think_end, "--dynts-think-end"))
-    return ThinkMarkers(opening, _known(tokenizer, end, end_ids, "--dynts-think-end"))
+    texts = _parser_texts(tokenizer)
+    start, end = bag.dynts_think_start or texts.start, bag.dynts_think_end
+    opening = _known(tokenizer, start, _encode(tokenizer, start), "--dynts-think-start")
+    ids = texts.end_ids if end is None else _encode(tokenizer, end)
+    end = texts.end if end is None else end
+    closing = _known(tokenizer, end, ids, "--dynts-think-end")
+    return ThinkMarkers(
+        opening,
+        closing,
+        _spelled(tokenizer, start, opening, [one for one, _ in texts.others]),
+        _spelled(tokenizer, end, closing, [one for _, one in texts.others]),
+        _interrupts(tokenizer, texts.interrupt, joins_tokens(tokenizer, end, closing)),
+    )
+
+
+def markers_of_request(params, markers: ThinkMarkers) -> ThinkMarkers:
+    """Return the markers of one request: SGLang names the closing one that its reasoning effort chose.
+
+    Args:
+        params: SGLang's `SamplingParams`.
+        markers: of the server.
+    """
+    known = [marker.ids for marker in markers.closes if marker.ids]
+    chosen = get_request_reasoning_end_token_ids(params.custom_params, allowed_sequences=known)
+    if chosen is None:
+        return markers
+    return replace(markers, closing=tuple(chosen), closers=())
 
 
 def separator_ids(tokenizer) -> frozenset[int]:
@@ -43,26 +84,54 @@ def separator_ids(tokenizer) -> frozenset[int]:
     return frozenset(single - {tokenizer.unk_token_id})
 
 
-def _parser_markers(tokenizer) -> tuple[str, str, Sequence[int]]:
-    """Opening text, closing text and closing ids of the reasoning parser, else the usual ones.
-
-    Only the parser knows its closing ids: some are not what its text encodes to.
-    """
+def _parser_texts(tokenizer) -> Texts:
+    """Return what the reasoning parser says, else the usual texts."""
     name = get_serving().reasoning_parser
     if not name:
-        usual = tokenizer.encode(DEFAULT_END, add_special_tokens=False)
-        return DEFAULT_START, DEFAULT_END, usual
+        return Texts(DEFAULT_START, DEFAULT_END, _encode(tokenizer, DEFAULT_END))
     detector = ReasoningParser(model_type=name, stream_reasoning=False, tokenizer=tokenizer).detector
     end_ids = detector.get_think_end_token_ids(tokenizer)
-    return detector.think_start_token, detector.think_end_token, end_ids
+    start, end, interrupt = (
+        detector.think_start_token,
+        detector.think_end_token,
+        detector.tool_start_token,
+    )
+    return Texts(start, end, end_ids, _other_pairs(detector), interrupt)
 
 
-def _encode(tokenizer, text: str, flag: str) -> tuple[int, ...]:
-    return _known(tokenizer, text, tokenizer.encode(text, add_special_tokens=False), flag)
+def _other_pairs(detector) -> tuple[tuple[str, str], ...]:
+    """Return K2 Horizon's markers of other reasoning efforts; it lists the closing ones alone."""
+    if not isinstance(detector, K2V3Detector):
+        return ()
+    ends = [
+        end for end in detector.request_selectable_think_end_tokens if end != detector.think_end_token
+    ]
+    return tuple((end.replace("</", "<", 1), end) for end in ends)
+
+
+def _spelled(tokenizer, text: str, ids: tuple[int, ...], others: Sequence[str]) -> tuple[Marker, ...]:
+    """Return how tokens spell a marker or one of its others, nothing where only these ids do."""
+    vocabulary = tokenizer.get_vocab() if others else {}
+    known = [Marker.of_ids((vocabulary[other],)) for other in others if other in vocabulary]
+    found = (find_marker(tokenizer, text, ids), *known)
+    return () if found == (Marker.of_ids(ids),) else found
+
+
+def _interrupts(tokenizer, text: str | None, joins: bool) -> tuple[Marker, ...]:
+    found = find_beginning(tokenizer, text, joins) if text else None
+    return (found,) if found else ()
+
+
+def _encode(tokenizer, text: str) -> Sequence[int]:
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def _knows(tokenizer, ids: Sequence[int]) -> bool:
+    return bool(ids) and tokenizer.unk_token_id not in ids
 
 
 def _known(tokenizer, text: str, ids: Sequence[int], flag: str) -> tuple[int, ...]:
-    if not ids or tokenizer.unk_token_id in ids:
+    if not _knows(tokenizer, ids):
         raise ValueError(
             f"{flag}: {text!r} is not in the tokenizer's vocabulary, so thinking cannot be "
             f"recognised; name the model's own marker with {flag}"

@@ -13,6 +13,7 @@ from sgl_dynts.policies import Policy
 from sgl_dynts.thinking import ThinkingTracker, ThinkMarkers
 from sgl_dynts.window import Cut, RequestWindow
 from sgl_dynts.window_table import WindowTable
+from sglang_dynts.boot.markers import markers_of_request
 from sglang_dynts.entry.governed_request import GovernedRequest
 from sglang_dynts.entry.host_copies import HostCopies
 from sglang_dynts.entry.options import (
@@ -149,7 +150,8 @@ class Governor:
         if config is None:
             return None
         prompt = req.origin_input_ids
-        tracker = ThinkingTracker(self.markers, self.markers.starts_thinking(prompt))
+        markers = markers_of_request(req.sampling_params, self.markers)
+        tracker = ThinkingTracker(markers, markers.starts_thinking(prompt))
         return RequestWindow(config, len(prompt), tracker)
 
 
