@@ -8,7 +8,7 @@ header before a tensor is loaded.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,9 +135,14 @@ def digest(source: PredictorSource) -> str:
     if source.tensor_names == LAYER_NAMES:
         with source.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+    return digest_of([_read_tensor(*pair) for pair in _file_and_name(source)])
+
+
+def digest_of(weights: Sequence[torch.Tensor]) -> str:
+    """Return the sha256 of a predictor's weights, their bytes in order, in hexadecimal."""
     total = hashlib.sha256()
-    for pair in _file_and_name(source):
-        total.update(_read_tensor(*pair).contiguous().view(torch.uint8).numpy().tobytes())
+    for weight in weights:
+        total.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()
 
 

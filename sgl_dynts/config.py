@@ -8,6 +8,21 @@ from typing import Any
 
 MOST_TOKENS = 1 << 31
 WINDOW_FIELDS = ("budget", "local_window", "keep_ratio")
+MOST_QUOTED = 200
+"""Characters of somebody's input that a message repeats."""
+
+
+def quoted(value: object) -> str:
+    """Return a value as a message shows it, of bounded length."""
+    try:
+        return shortened(repr(value))
+    except (ValueError, RecursionError):  # a number of thousands of digits, brackets without end
+        return f"({type(value).__name__}, too large to show)"
+
+
+def shortened(text: str) -> str:
+    """Return a text as a message shows it, of bounded length."""
+    return text if len(text) <= MOST_QUOTED else f"{text[: MOST_QUOTED - 3]}..."
 
 
 @dataclass(frozen=True)
@@ -141,17 +156,19 @@ def _require(name: str, value: object) -> None:
 
 
 def _require_int(field: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"{field}={value!r} must be an integer of at least {least}")
-    if not least <= value <= MOST_TOKENS:
-        raise ValueError(f"{field}={value} must lie between {least} and {MOST_TOKENS}")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not least <= value <= MOST_TOKENS:
+            raise ValueError(f"{field}={quoted(value)} must lie between {least} and {MOST_TOKENS}")
+        if isinstance(value, int):
+            return
+    raise ValueError(f"{field}={quoted(value)} must be an integer of at least {least}")
 
 
 def _require_ratio(field: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{field}={value!r} must be a number between 0 and 1, both excluded")
+        raise ValueError(f"{field}={quoted(value)} must be a number between 0 and 1, both excluded")
     if not 0 < value < 1:
-        raise ValueError(f"{field}={value} must lie between 0 and 1, both excluded")
+        raise ValueError(f"{field}={quoted(value)} must lie between 0 and 1, both excluded")
 
 
 PAPER_CONFIG = DynTSConfig(budget=5000, local_window=2000, keep_ratio=0.4)

@@ -21,12 +21,16 @@ MANAGERS = "sglang.srt.managers"
 COMPONENTS = f"{MANAGERS}.scheduler_components"
 SCHEDULER = f"{SCHEDULER_MODULE}.Scheduler"
 RUNNER = "sglang.srt.model_executor.model_runner.ModelRunner"
+WEIGHT_UPDATER = "sglang.srt.model_executor.model_runner_components.weight_updater.WeightUpdater"
 TOKENIZER_MANAGER = f"{MANAGERS}.tokenizer_manager.TokenizerManager"
 
 SERVER_ARGS = "sglang.srt.server_args.ServerArgs"
 VERIFY_SAMPLING_PARAMS = "sglang.srt.sampling.sampling_params.SamplingParams.verify"
 UPDATE_META_INFO = f"{TOKENIZER_MANAGER}.update_request_meta_info"
 TOKENIZER_READY = f"{TOKENIZER_MANAGER}.__init__"
+UPDATE_FROM_DISK = f"{WEIGHT_UPDATER}.update_weights_from_disk"
+UPDATE_FROM_IPC = f"{WEIGHT_UPDATER}.update_weights_from_ipc"
+END_OF_UPDATE = f"{WEIGHT_UPDATER}.end_weight_update"
 LOAD_MODEL = f"{RUNNER}.load_model"
 POOLS_READY = f"{RUNNER}._init_post_memory_pool_components"
 FORWARD_BATCH = "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new"
@@ -34,6 +38,8 @@ INIT_OUTPUT_STREAMER = f"{SCHEDULER}.init_output_streamer"
 OUTPUT_STREAMER_CLASS = f"{SCHEDULER}.get_output_streamer_class"
 BEFORE_ADMISSION = f"{SCHEDULER}._should_defer_prefill"
 PREFILL_ADDER_CLASS = f"{SCHEDULER}.get_prefill_adder_class"
+NEW_GENERATION = f"{SCHEDULER}.handle_generate_request"
+NEW_EMBEDDING = f"{SCHEDULER}.handle_embedding_request"
 MAX_NEW_TOKENS = f"{SCHEDULER}.init_req_max_new_tokens"
 RELEASE_REQ = f"{MANAGERS}.schedule_batch.release_req"
 INTERNAL_STATE = f"{COMPONENTS}.internal_state.SchedulerInternalStateController.get_internal_state"
@@ -42,7 +48,9 @@ POOL_STATS = f"{COMPONENTS}.pool_stats_observer.SchedulerPoolStatsObserver.get_p
 TARGETS = (
     *(SERVER_ARGS, VERIFY_SAMPLING_PARAMS, UPDATE_META_INFO, TOKENIZER_READY),
     *(LOAD_MODEL, POOLS_READY, FORWARD_BATCH),
+    *(UPDATE_FROM_DISK, UPDATE_FROM_IPC, END_OF_UPDATE),
     *(INIT_OUTPUT_STREAMER, OUTPUT_STREAMER_CLASS, BEFORE_ADMISSION, PREFILL_ADDER_CLASS),
+    *(NEW_GENERATION, NEW_EMBEDDING),
     *(MAX_NEW_TOKENS, RELEASE_REQ, INTERNAL_STATE, POOL_STATS),
 )
 """Every function of SGLang's that has a hook of ours."""

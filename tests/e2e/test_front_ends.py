@@ -54,6 +54,17 @@ def test_the_offline_engine(ranks):
         assert int(line.split("compactions ")[1]) >= 2
 
 
+def test_what_a_front_end_did_not_check_ends_alone_in_the_scheduler():
+    printed = run_python("-m", "tests.e2e.unverified", str(demo_model_path()))
+    replies = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+    assert [reply.get("budget") for reply in replies] == [None, 300, None, None, None, 308]
+    refused = [reply["refused"] for reply in replies if "refused" in reply]
+    for message, part in zip(
+        refused, ("bugdet is not", "budget=300.5", "dynts=7", "policy='h2o'"), strict=True
+    ):
+        assert part in message
+
+
 @pytest.fixture(scope="module")
 def server(start):
     server: Server = start(

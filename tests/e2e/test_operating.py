@@ -1,16 +1,21 @@
 """One server as it is operated: metrics, health and configuration behind an API key."""
 
+import shutil
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import torch
 from prometheus_client.parser import text_string_to_metric_families
 
-from sgl_dynts.checkpoint import digest, find_predictor
+from sgl_dynts.checkpoint import PREDICTOR_FILE, digest, find_predictor
 from sglang_dynts.telling.metrics import COUNTER, METRICS
-from tests.e2e.conftest import prompt
+from tests.e2e.conftest import assert_equal, prompt
+from tests.e2e.hf_reference import Reference, Windows
+from tests.e2e.models import write_predictor
 from tests.e2e.server import Server
 from tests.fuzz import fuzz, options
 
@@ -125,6 +130,48 @@ def test_our_paths_want_the_api_key(server, path, key):
     with pytest.raises(urllib.error.HTTPError) as error:
         urllib.request.urlopen(urllib.request.Request(server.url(path), headers=headers), timeout=60)
     assert error.value.code == 401
+
+
+def test_new_weights_bring_their_predictor_or_the_old_one_says_that_it_is_old(server, models, tmp_path):
+    old, new, bare = models["llama"], tmp_path / "new", tmp_path / "bare"
+    shutil.copytree(old, new)
+    torch.manual_seed(77)
+    write_predictor(new / PREDICTOR_FILE)
+    shutil.copytree(old, bare, ignore=shutil.ignore_patterns("dynts"))
+    case = {"prompt": prompt(20, 900), "length": 200}
+    windows = Windows(96, 16, 0.4)
+    assert update_weights(server, new)["predictor"]["sha256"] == digest(find_predictor(new))
+    assert server.request("/dynts/health")["weights"]["path"] == str(new)
+    assert_equal(server.generate(**case), Reference(new), case, windows)
+    health = update_weights(server, bare)
+    assert health["predictor_kept"] == f"weights came from {bare}, which holds no predictor"
+    assert (health["weights"]["path"], health["predictor"]["path"]) == (
+        str(bare),
+        str(new / PREDICTOR_FILE),
+    )
+    assert_equal(
+        server.generate(**case), Reference(new), case, windows
+    )  # its gauges are set at the prefill
+    assert "sglang:dynts_predictor_kept" in server.request("/metrics")
+    assert kept(server) == 1
+    (bare / "dynts").mkdir()
+    (bare / PREDICTOR_FILE).write_bytes(b"none")
+    status, text = server.error("/update_weights_from_disk", {"model_path": str(bare)})
+    assert (status, "Weights were not updated" in text) == (400, True)
+    assert update_weights(server, old)["predictor_kept"] is None
+    assert_equal(server.generate(**case), Reference(old), case, windows)
+    assert kept(server) == 0
+
+
+def update_weights(server: Server, folder: Path) -> dict:
+    """Load another model's weights; what the server then says of itself."""
+    assert server.request("/update_weights_from_disk", {"model_path": str(folder)})["success"]
+    return server.request("/dynts/health")
+
+
+def kept(server: Server) -> float:
+    families = text_string_to_metric_families(server.request("/metrics"))
+    return sum(s.value for f in families if f.name == "sglang:dynts_predictor_kept" for s in f.samples)
 
 
 def test_the_decode_log_line_stays_readable(server, numbers):

@@ -8,8 +8,8 @@ from sgl_dynts.checkpoint import find_predictor, load_predictor
 from sglang_dynts.forward.device_state import (
     _RUNNERS,
     DeviceState,
-    LoadedPredictor,
     OnRunner,
+    loaded_from,
     on_runner,
     state_of,
 )
@@ -82,7 +82,7 @@ def test_scores_of_a_forward_land_in_its_slots(model):
     predictor = load_predictor(source)
     state = device_state([0])
     hidden = torch.randn(2, predictor.hidden_size)
-    ours = OnRunner(LoadedPredictor(predictor, source, "digest"), state)
+    ours = OnRunner(loaded_from(source, predictor), state)
     score_tokens(ours, hidden, torch.tensor([5, 2], dtype=torch.int32))
     assert state.scores.scores[[5, 2]].tolist() == predictor(hidden).tolist()
     assert state.scores.scores[[0, 1, 3, 4]].tolist() == [0, 0, 0, 0]

@@ -13,7 +13,7 @@ from sgl_dynts.checkpoint import PREDICTOR_FILE, digest, find_predictor, load_pr
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.thinking import ThinkMarkers
 from sglang_dynts import seams
-from sglang_dynts.forward.device_state import LoadedPredictor, on_runner
+from sglang_dynts.forward.device_state import loaded_from, on_runner
 from sglang_dynts.seams import Process
 from sglang_dynts.telling import health
 from sglang_dynts.telling.health import (
@@ -36,7 +36,7 @@ def resolved(engine, model) -> Engine:
     """A scheduler as the tiny model's own server has it."""
     source = find_predictor(model)
     runner = engine.scheduler.tp_worker.model_runner
-    on_runner(runner).predictor = LoadedPredictor(load_predictor(source), source, digest(source))
+    on_runner(runner).predictor = loaded_from(source, load_predictor(source))
     engine.governor.config = DynTSConfig(96, 16, 0.4)
     engine.governor.markers = ThinkMarkers((3,), (4,))
     return engine
@@ -70,6 +70,17 @@ def test_server_info_shows_the_resolved_windows_and_the_predictor_s_header(resol
         "local_window": 16,
         "keep_ratio": 0.4,
     }
+
+
+def test_weights_and_predictor_are_named_together_and_one_that_is_older_says_why(resolved, model):
+    body, _ = judge([state_of(resolved)])
+    assert body["weights"] == {"path": str(model), "version": "default"}
+    assert body["predictor"]["path"] == str(model / PREDICTOR_FILE)
+    assert body["predictor_kept"] is None
+    on_runner(resolved.scheduler.tp_worker.model_runner).kept = "weights came alone"
+    body, healthy = judge([state_of(resolved)])
+    assert body["predictor_kept"] == "weights came alone"
+    assert healthy
 
 
 def test_a_scheduler_without_dynts_says_nothing():

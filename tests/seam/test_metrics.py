@@ -14,6 +14,7 @@ from sglang.srt.managers.scheduler_components.pool_stats_observer import PoolSta
 from sglang.srt.observability.metrics_collector import SchedulerStats
 
 import sglang_dynts
+from sglang_dynts.forward.device_state import OnRunner
 from sglang_dynts.scheduling.tally import Meter
 from sglang_dynts.telling import metrics
 from sglang_dynts.telling.metrics import METRICS, DeviceTimes, PrometheusMeter
@@ -133,17 +134,25 @@ def test_a_resumption_and_the_compaction_that_it_undoes_are_counted(engine, valu
 
 
 def test_the_predictor_tells_its_identity_and_its_times(collector, value):
-    meter = PrometheusMeter(collector, is_cuda=False)
     identity = {"sha256": "ab", "base_model": "b", "target": "t"}
-    meter.describe_predictor(identity, {1: 0.25, 8: 0.5})
+    told = [(identity, False)]
+    meter = PrometheusMeter(collector, is_cuda=False, predictor=lambda: told[-1])
+    meter.scoring_takes({1: 0.25, 8: 0.5})
+    meter.observe_pool(0, 0, 0)
     assert value("sglang:dynts_predictor_info", **identity) == 1
+    assert value("sglang:dynts_predictor_kept") == 0
+    told.append((identity | {"sha256": "cd"}, True))
+    meter.observe_pool(0, 0, 0)
+    assert value("sglang:dynts_predictor_info", **identity) == 0
+    assert value("sglang:dynts_predictor_info", **identity | {"sha256": "cd"}) == 1
+    assert value("sglang:dynts_predictor_kept") == 1
     assert value("sglang:dynts_scoring_seconds", batch_size="1") == 0.25
     assert value("sglang:dynts_scoring_seconds", batch_size="8") == 0.5
 
 
 def test_a_scheduler_that_reports_no_metrics_gets_a_meter_that_does_nothing():
     reporter = SimpleNamespace(current_scheduler_metrics_enabled=False)
-    assert type(new_meter(SimpleNamespace(metrics_reporter=reporter), None)) is Meter  # pyright: ignore
+    assert type(new_meter(SimpleNamespace(metrics_reporter=reporter), OnRunner())) is Meter
 
 
 class Event:

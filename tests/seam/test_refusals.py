@@ -112,6 +112,12 @@ FLAG_CASES = [
     ),
     ("is_embedding", True, "--is-embedding: an embedding model does not think; drop the flag"),
     (
+        "smg_grpc_mode",
+        True,
+        "--smg-grpc-mode: its replies have no place for what DynTS reports; serve over HTTP, or use the "
+        "gRPC port beside it (--grpc-port)",
+    ),
+    (
         "tokenizer_worker_num",
         2,
         "--tokenizer-worker-num 2: extra tokenizer workers load no plug-in to check requests with; "
@@ -123,6 +129,8 @@ FLAG_CASES = [
 AS_TYPED = [
     (["--speculative-algorithm", "NGRAM"], "--speculative-algorithm NGRAM"),
     (["--pp-size", "2"], "--pp-size 2"),
+    (["--smg-grpc-mode"], "--smg-grpc-mode"),
+    (["--grpc-mode"], "--smg-grpc-mode"),
     (["--disaggregation-mode", "decode"], "--disaggregation-mode decode"),
     (["--disaggregation-mode", "prefill"], "--disaggregation-mode prefill"),
     (["--enable-pdmux"], "--enable-pdmux"),

@@ -1,6 +1,7 @@
 """``custom_params.dynts``: what a request may ask for, and what it is told otherwise."""
 
 import re
+from math import inf, nan
 from typing import Any
 
 import pytest
@@ -21,7 +22,29 @@ BAD = [
     ({"enabled": "yes"}, "custom_params.dynts.enabled='yes' must be true or false"),
     ({"enabled": 1}, "custom_params.dynts.enabled=1 must be true or false"),
     ({"budget": "50"}, "custom_params.dynts.budget='50' must be an integer of at least 2"),
-    ({"budget": None}, "custom_params.dynts.budget=None must be an integer of at least 2"),
+    ({"budget": True}, "custom_params.dynts.budget=True must be an integer of at least 2"),
+    ({"budget": 308.5}, "custom_params.dynts.budget=308.5 must be an integer of at least 2"),
+    ({"budget": 1e30}, "custom_params.dynts.budget=1e+30 must lie between 2 and 2147483648"),
+    ({"budget": inf}, "custom_params.dynts.budget=inf must lie between 2 and 2147483648"),
+    ({"budget": nan}, "custom_params.dynts.budget=nan must lie between 2 and 2147483648"),
+    (
+        {"budget": 10**5000},
+        "custom_params.dynts.budget=(int, too large to show) must lie between 2 and 2147483648",
+    ),
+    (
+        {"budget": "9" * 3000},
+        f"custom_params.dynts.budget='{'9' * 196}... must be an integer of at least 2",
+    ),
+    ({"b" * 3000: 1}, f"custom_params.dynts.{'b' * 197}... is not known; it takes {KNOWN}"),
+    (["x" * 3000], f"custom_params.dynts=['{'x' * 195}... must be an object with {KNOWN}"),
+    (
+        {"keep_ratio": "0.4"},
+        "custom_params.dynts.keep_ratio='0.4' must be a number between 0 and 1, both excluded",
+    ),
+    (
+        {"keep_ratio": nan},
+        "custom_params.dynts.keep_ratio=nan must lie between 0 and 1, both excluded",
+    ),
     ({"budget": 1}, "custom_params.dynts.budget=1 must lie between 2 and 2147483648"),
     (
         {"budget": 16},
@@ -48,11 +71,18 @@ BAD = [
         "custom_params.dynts.keep_ratio=9 must lie between 0 and 1, both excluded",
     ),
 ]
+BAD_IDS = [message[:90] for _, message in BAD]
 GOOD = [
     ({}, SERVER),
     ({"enabled": True}, SERVER),
     ({"enabled": False}, None),
     ({"budget": 50}, DynTSConfig(50, 16, 0.4)),
+    ({"budget": 50.0, "local_window": 8.0}, DynTSConfig(50, 8, 0.4)),
+    (
+        {"budget": None, "keep_ratio": None, "enabled": None, "policy": None, "return_tokens": None},
+        SERVER,
+    ),
+    ({"budget": 50, "local_window": None}, DynTSConfig(50, 16, 0.4)),
     ({"budget": 50, "local_window": 8, "keep_ratio": 0.25}, DynTSConfig(50, 8, 0.25)),
     ({"enabled": False, "budget": 50}, None),
     ({"policy": "window"}, SERVER),
@@ -69,13 +99,13 @@ def params(options: Any) -> SamplingParams:
     return SamplingParams(custom_params={"dynts": options})
 
 
-@pytest.mark.parametrize(("options", "message"), BAD, ids=[str(options) for options, _ in BAD])
+@pytest.mark.parametrize(("options", "message"), BAD, ids=BAD_IDS)
 def test_a_bad_field_is_refused_by_name_value_and_what_it_may_be(options, message):
     with refuses(message):
         request_config(options, SERVER, None)
 
 
-@pytest.mark.parametrize(("options", "message"), BAD, ids=[str(options) for options, _ in BAD])
+@pytest.mark.parametrize(("options", "message"), BAD, ids=BAD_IDS)
 def test_sglang_refuses_the_request_with_the_same_words(serve, options, message):
     serve("--attention-backend", "dynts")
     with refuses(message):

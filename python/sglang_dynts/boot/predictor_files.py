@@ -19,19 +19,14 @@ def local_model_folder(model_path: str, revision: str | None) -> Path:
     return Path(snapshot_download(model_path, revision=revision, allow_patterns=MODEL_FILES))
 
 
-def find_served_predictor(policy: str | None = None) -> PredictorSource | None:
-    """Find the predictor of this server, None where it has none and the policy does without.
-
-    Args:
-        policy: name of the policy that is to be served; default: the server's.
+def find_served_predictor() -> PredictorSource | None:
+    """Find the predictor of this server, None where it has none and its policy does without.
 
     Raises:
         ValueError: the policy needs a predictor and there is none, or it is not usable.
     """
     ours, model = arguments(), get_model()
-    return find_for_policy(
-        policy or ours.dynts_policy, model.model_path, model.revision, ours.dynts_predictor
-    )
+    return find_for_policy(ours.dynts_policy, model.model_path, model.revision, ours.dynts_predictor)
 
 
 def find_for_policy(

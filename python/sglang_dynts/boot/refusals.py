@@ -71,6 +71,11 @@ FLAG_REFUSALS = (
     FlagRefusal("enable_nvidia_megakernel", "its fused step passes the scoring by"),
     FlagRefusal("is_embedding", "an embedding model does not think"),
     FlagRefusal(
+        "smg_grpc_mode",
+        "its replies have no place for what DynTS reports",
+        remedy="serve over HTTP, or use the gRPC port beside it (--grpc-port)",
+    ),
+    FlagRefusal(
         "tokenizer_worker_num", "extra tokenizer workers load no plug-in to check requests with", 1
     ),
 )

@@ -11,7 +11,7 @@ from sglang.srt.arg_groups.overrides import (
 )
 from sglang.srt.server_args import ServerArgs
 
-from sgl_dynts.checkpoint import PredictorHeader
+from sgl_dynts.checkpoint import PredictorHeader, PredictorSource
 from sgl_dynts.config import WINDOW_FIELDS, DynTSConfig, Windows, in_flags
 from sgl_dynts.policies import PREDICTOR, needing, policy_names
 from sglang_dynts.boot.predictor_files import find_for_policy
@@ -48,6 +48,11 @@ class DynTSServerArgs(ServerArgs, dict=True):  # pyright: ignore  a msgspec.Stru
             help="Importance predictor: a file, or a folder that holds dynts/predictor.safetensors "
             "or is_head.* tensors. Default: looked for in the model's folder."
         ),
+        _NAMESPACE,
+    ] = None
+    dynts_predictor_path: Annotated[
+        str | None,
+        Arg(help="The predictor that was found, None where there is none.", no_cli=True, resolvable=True),
         _NAMESPACE,
     ] = None
     dynts_policy: Annotated[
@@ -170,12 +175,13 @@ def resolve_dynts(server_args, previous) -> None:
     check(Process.LAUNCHER)
     refuse_unsupported(cfg, model_config_of(server_args))
     refuse_own_flags(cfg)
-    header = _find_header(cfg, model_config_of(server_args).hidden_size)
-    config = resolve_windows(cfg, header)
+    source = _find_predictor(cfg, model_config_of(server_args).hidden_size)
+    config = resolve_windows(cfg, source and source.header)
     declare_resolution(
         server_args,
         SOURCE,
         radix_cache_backend=BACKEND_NAME,
+        dynts_predictor_path=source and str(source.path),
         **{f"dynts_{name}": value for name, value in config.given().items()},
     )
 
@@ -196,12 +202,11 @@ def resolve_windows(cfg, header: PredictorHeader | None) -> DynTSConfig:
     raise missing_windows(windows)
 
 
-def _find_header(cfg, hidden_size: int) -> PredictorHeader | None:
+def _find_predictor(cfg, hidden_size: int) -> PredictorSource | None:
     source = find_for_policy(cfg.dynts_policy, cfg.model_path, cfg.revision, cfg.dynts_predictor)
-    if source is None:
-        return None
-    refuse_other_width(source.path, source.header.hidden_size, hidden_size)
-    return source.header
+    if source is not None:
+        refuse_other_width(source.path, source.header.hidden_size, hidden_size)
+    return source
 
 
 def _own_defaults() -> dict[str, Any]:

@@ -3,10 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-from sgl_dynts.config import WINDOW_FIELDS, DynTSConfig
+from sgl_dynts.config import MOST_TOKENS, WINDOW_FIELDS, DynTSConfig, quoted, shortened
 from sgl_dynts.policies import FULL, policies
 from sglang_dynts.boot.configuration import arguments, server_config
-from sglang_dynts.boot.predictor_files import find_served_predictor
 from sglang_dynts.names import BACKEND_NAME
 
 SWITCHES = ("enabled", "return_compactions", "return_tokens")
@@ -15,6 +14,15 @@ FIELDS = (*SWITCHES, *WINDOW_FIELDS, "policy")
 
 def verify_request(_result, sampling_params, *_args, **_kwargs) -> None:
     """AFTER SamplingParams.verify: refuse a bad ``dynts`` field, which the client gets as HTTP 400.
+
+    Raises:
+        ValueError: naming the field, its value and what it may be.
+    """
+    check_options(sampling_params)
+
+
+def check_options(sampling_params) -> None:
+    """Refuse what this server cannot do for a request.
 
     Raises:
         ValueError: naming the field, its value and what it may be.
@@ -29,12 +37,17 @@ def verify_request(_result, sampling_params, *_args, **_kwargs) -> None:
             f"--attention-backend {BACKEND_NAME}, or leave the field out"
         )
     request_config(options, server_config(), bag.dynts_min_selection)
-    if policies()[options.get("policy", FULL)].needs_queries and not bag.dynts_observe_queries:
+    policy = _given(options).get("policy", bag.dynts_policy)
+    if policies()[policy].needs_queries and not bag.dynts_observe_queries:
         raise ValueError(
-            f"custom_params.dynts.policy={options['policy']!r} needs a server that was started with "
+            f"custom_params.dynts.policy={policy!r} needs a server that was started with "
             "--dynts-observe-queries; choose another policy"
         )
-    _check_predictor(options.get("policy", bag.dynts_policy), bag.dynts_policy)
+    if policies()[policy].needs_predictor and bag.dynts_predictor_path is None:
+        raise ValueError(
+            f"custom_params.dynts.policy={policy!r} needs a predictor, and this server was started "
+            "without one; choose another policy"
+        )
 
 
 def config_of_request(sampling_params, default: DynTSConfig) -> DynTSConfig | None:
@@ -47,25 +60,21 @@ def config_of_request(sampling_params, default: DynTSConfig) -> DynTSConfig | No
 
 def policy_of_request(sampling_params) -> str:
     """The name of a verified request's policy."""
-    server = arguments().dynts_policy
-    options = _options_of(sampling_params)
-    return server if options is None else options.get("policy", server)
+    return _verified(sampling_params).get("policy", arguments().dynts_policy)
 
 
 def wants_compactions(sampling_params) -> bool:
     """Whether a verified request asked where it was compacted."""
-    options = _options_of(sampling_params)
-    return options is not None and options.get("return_compactions", False)
+    return _verified(sampling_params).get("return_compactions", False)
 
 
 def wants_tokens(sampling_params) -> bool:
     """Whether a verified request asked for the scores and fates of its tokens."""
-    options = _options_of(sampling_params)
-    return options is not None and options.get("return_tokens", False)
+    return _verified(sampling_params).get("return_tokens", False)
 
 
 def request_config(options: Any, default: DynTSConfig, min_selection: int | None) -> DynTSConfig | None:
-    """Read one request's options.
+    """Read one request's options; null says that a field is not given.
 
     Args:
         options: what stands under ``dynts``.
@@ -79,41 +88,49 @@ def request_config(options: Any, default: DynTSConfig, min_selection: int | None
         ValueError: naming the field.
     """
     if not isinstance(options, dict):
-        raise ValueError(f"custom_params.dynts={options!r} must be an object with {_known()}")
+        raise ValueError(f"custom_params.dynts={quoted(options)} must be an object with {_known()}")
     for name in options:
         if name not in FIELDS:
-            raise ValueError(f"custom_params.dynts.{name} is not known; it takes {_known()}")
+            raise ValueError(
+                f"custom_params.dynts.{shortened(str(name))} is not known; it takes {_known()}"
+            )
+    given = _given(options)
     for name in SWITCHES:
-        if not isinstance(options.get(name, True), bool):
-            raise ValueError(f"custom_params.dynts.{name}={options[name]!r} must be true or false")
-    if options.get("policy", FULL) not in tuple(policies()):
+        if not isinstance(given.get(name, True), bool):
+            raise ValueError(f"custom_params.dynts.{name}={quoted(given[name])} must be true or false")
+    if given.get("policy", FULL) not in tuple(policies()):
         raise ValueError(
-            f"custom_params.dynts.policy={options['policy']!r} must be one of {', '.join(policies())}"
+            f"custom_params.dynts.policy={quoted(given['policy'])} must be one of {', '.join(policies())}"
         )
-    given = {name: options[name] for name in WINDOW_FIELDS if name in options}
-    config = _checked(default, given, min_selection) if given else default
-    return config if options.get("enabled", True) else None
-
-
-def _check_predictor(policy: str, server_policy: str) -> None:
-    """Refuse a policy that needs a predictor on a server that was started without one."""
-    if not policies()[policy].needs_predictor or policies()[server_policy].needs_predictor:
-        return
-    if find_served_predictor() is None:
-        raise ValueError(
-            f"custom_params.dynts.policy={policy!r} needs a predictor, and this server was started "
-            "without one; choose another policy"
-        )
+    windows = {name: _number(given[name]) for name in WINDOW_FIELDS if name in given}
+    config = _checked(default, windows, min_selection) if windows else default
+    return config if given.get("enabled", True) else None
 
 
 def _checked(default: DynTSConfig, given: dict[str, Any], min_selection: int | None) -> DynTSConfig:
     try:
-        config = replace(default, **given, min_selection=None)  # a null is no number, and refused
+        config = replace(default, **given, min_selection=None)
     except ValueError as error:
         raise ValueError(f"custom_params.dynts.{error}") from error
     if min_selection is None:
         return config
     return replace(config, min_selection=min(min_selection, config.keep_len))
+
+
+def _number(value: Any) -> Any:
+    """Return a whole number as an int: typed clients and gateways make 308 a 308.0."""
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) <= MOST_TOKENS
+    return int(value) if is_whole else value
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The fields that say something: typed clients send null for what is not given."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _verified(sampling_params) -> dict[str, Any]:
+    """What a verified request asks for; nothing where it does not name us."""
+    return _given(_options_of(sampling_params) or {})
 
 
 def _options_of(sampling_params) -> Any:

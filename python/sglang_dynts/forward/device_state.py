@@ -1,13 +1,13 @@
 """DynTS on one model runner: the predictor, the score pool and the per-row counters on its device."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 
-from sgl_dynts.checkpoint import PredictorSource
+from sgl_dynts.checkpoint import PredictorHeader, PredictorSource, digest
 from sgl_dynts.compaction import to_device, warm_up
 from sgl_dynts.predictor import ImportancePredictor
 from sgl_dynts.score_pool import ScorePool
@@ -22,17 +22,23 @@ class LoadedPredictor:
     """The predictor of one model runner, where it came from, and the digest that identifies it."""
 
     predictor: ImportancePredictor
-    source: PredictorSource
+    header: PredictorHeader
+    path: str
     sha256: str
 
     def facts(self) -> dict[str, Any]:
         """Return what a server tells about its predictor."""
         return {
-            "path": str(self.source.path),
+            "path": self.path,
             "sha256": self.sha256,
             "inner_sizes": list(self.predictor.inner_sizes),
-            **self.source.header.flat(),
+            **self.header.flat(),
         }
+
+
+def loaded_from(source: PredictorSource, predictor: ImportancePredictor) -> LoadedPredictor:
+    """Describe a predictor that holds the weights of a file."""
+    return LoadedPredictor(predictor, source.header, str(source.path), digest(source))
 
 
 class DeviceState:
@@ -99,10 +105,16 @@ class DeviceState:
 
 @dataclass
 class OnRunner:
-    """What is ours on one model runner; ``state`` exists once the pools do."""
+    """What is ours on one model runner; ``state`` exists once the pools do.
+
+    ``kept`` says why the predictor is older than the model's weights, None where they belong together;
+    ``arrived`` holds what a weight update in progress has brought for it.
+    """
 
     predictor: LoadedPredictor | None = None
     state: DeviceState | None = None
+    kept: str | None = None
+    arrived: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 _RUNNERS: "WeakKeyDictionary[object, OnRunner]" = WeakKeyDictionary()

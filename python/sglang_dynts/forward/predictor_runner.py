@@ -4,12 +4,13 @@ import logging
 
 import torch
 
-from sgl_dynts.checkpoint import digest, load_predictor
+from sgl_dynts.checkpoint import load_predictor
 from sgl_dynts.scoring import write_scores
 from sglang_dynts.boot.configuration import is_enabled
 from sglang_dynts.boot.predictor_files import find_served_predictor
 from sglang_dynts.boot.refusals import refuse_other_width
-from sglang_dynts.forward.device_state import LoadedPredictor, OnRunner, on_runner
+from sglang_dynts.forward.device_state import LoadedPredictor, OnRunner, loaded_from, on_runner
+from sglang_dynts.forward.weight_updates import listen_to_loads
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,8 @@ def install_predictor(_result, model_runner) -> None:
         return
     ours = on_runner(model_runner)
     ours.predictor = _load_for(model_runner)
+    if ours.predictor is not None:
+        listen_to_loads(model_runner.model, ours)
 
     def score_before_logits(_module, args) -> None:
         _input_ids, hidden, _lm_head, forward_batch = args[:4]
@@ -62,6 +65,6 @@ def _load_for(model_runner) -> LoadedPredictor | None:
     predictor = load_predictor(source)
     dtype = torch.float32 if model_runner.dtype == torch.float32 else torch.bfloat16
     predictor = predictor.to(device=model_runner.device, dtype=dtype)
-    loaded = LoadedPredictor(predictor, source, digest(source))
+    loaded = loaded_from(source, predictor)
     logger.info("DynTS predictor: %s", loaded.facts())
     return loaded

@@ -49,8 +49,8 @@ class Meter:
     def observe_pool(self, held: int, saved: int, host_bytes: int) -> None:
         """What running requests hold and save now, in tokens, and the bytes of host copies."""
 
-    def describe_predictor(self, labels: dict[str, str], seconds: dict[int, float]) -> None:
-        """The predictor's identity, and its time by batch size."""
+    def scoring_takes(self, seconds: dict[int, float]) -> None:
+        """The predictor's time by batch size, measured at the start."""
 
 
 class Tally:

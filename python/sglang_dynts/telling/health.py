@@ -6,6 +6,7 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi.responses import JSONResponse
+from sglang.srt.runtime_context import get_model, get_serving
 
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.thinking import ThinkMarkers
@@ -39,9 +40,11 @@ def add_facts(output, controller, _recv_req) -> None:
     governor = governor_of(scheduler.tree_cache)
     if governor is None:
         return
-    predictor = on_runner(scheduler.tp_worker.model_runner).predictor
-    facts = describe_configuration(governor.config, governor.markers, predictor)
+    ours = on_runner(scheduler.tp_worker.model_runner)
+    facts = describe_configuration(governor.config, governor.markers, ours.predictor)
     output.internal_state[BACKEND_NAME] = facts | {
+        "weights": {"path": get_model().model_path, "version": get_serving().weight_version},
+        "predictor_kept": ours.kept,
         "totals": asdict(governor.tally.totals),
         "seams": seams.targets(Process.SCHEDULER),
         "missing_seams": seams.missing(Process.SCHEDULER),
@@ -88,7 +91,9 @@ def judge(states: list[dict[str, Any]]) -> tuple[dict[str, Any], bool]:
         "seams": sorted(
             seams.targets(Process.LAUNCHER) + [name for one in ours[:1] for name in one["seams"]]
         ),
+        "weights": ours[0]["weights"] if ours else None,
         "predictor": ours[0]["predictor"] if ours else None,
+        "predictor_kept": next((one["predictor_kept"] for one in ours if one["predictor_kept"]), None),
         "windows": ours[0]["windows"] if ours else None,
     }
     return body, not missing

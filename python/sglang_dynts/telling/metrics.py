@@ -16,6 +16,7 @@ import torch
 
 from sglang_dynts.scheduling.tally import Meter
 
+Identity = tuple[dict[str, str] | None, bool]
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
 _TOKENS = tuple(float(1 << power) for power in range(6, 18))
 _SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
@@ -98,13 +99,18 @@ SCORING_SECONDS = Metric(
 PREDICTOR = Metric(
     "sglang:dynts_predictor_info",
     GAUGE,
-    "1, labelled with the predictor in use.",
+    "1, labelled with the predictor in use; 0 for one that a weight update replaced.",
     ("sha256", "base_model", "target"),
+)
+KEPT = Metric(
+    "sglang:dynts_predictor_kept",
+    GAUGE,
+    "1 while the predictor is older than the model's weights, which were updated without one.",
 )
 METRICS = (
     *(COMPACTIONS, DROPPED, UNDONE, RESUMPTIONS, REQUESTS, LONG_QUESTIONS),
     *(WINDOW_LEN, ROUND_SECONDS, DEVICE_SECONDS),
-    *(HELD, SAVED, HOST_BYTES, SCORING_SECONDS, PREDICTOR),
+    *(HELD, SAVED, HOST_BYTES, SCORING_SECONDS, PREDICTOR, KEPT),
 )
 
 
@@ -116,10 +122,15 @@ class PrometheusMeter(Meter):
     Args:
         collector: SGLang's ``SchedulerMetricsCollector`` of this scheduler.
         is_cuda: whether device time can be taken.
+        predictor: who the predictor in use is, as labels, and whether it is older than the weights.
     """
 
-    def __init__(self, collector: Any, is_cuda: bool) -> None:
+    def __init__(
+        self, collector: Any, is_cuda: bool, predictor: Callable[[], Identity] = lambda: (None, False)
+    ) -> None:
         self._labels = dict(collector.labels)
+        self._predictor = predictor
+        self._told: dict[str, str] | None = None
         self._parents = _register(collector)
         self._due = self._series(COMPACTIONS, reason="due")
         self._early = self._series(COMPACTIONS, reason="early")
@@ -134,6 +145,7 @@ class PrometheusMeter(Meter):
         self._held = self._series(HELD)
         self._saved = self._series(SAVED)
         self._host_bytes = self._series(HOST_BYTES)
+        self._kept = self._series(KEPT)
         self._device = DeviceTimes(self._series(DEVICE_SECONDS).observe, _cuda_event if is_cuda else None)
 
     def request_seen(self, governed: bool, is_long: bool) -> None:
@@ -172,12 +184,22 @@ class PrometheusMeter(Meter):
         self._saved.set(saved)
         self._host_bytes.set(host_bytes)
         self._device.read()
+        self.tell_predictor()
 
-    def describe_predictor(self, labels: dict[str, str], seconds: dict[int, float]) -> None:
-        """Set the predictor's series; called once."""
-        self._series(PREDICTOR, **labels).set(1)
+    def scoring_takes(self, seconds: dict[int, float]) -> None:
+        """Set the predictor's times; called once."""
         for batch_size, value in seconds.items():
             self._series(SCORING_SECONDS, batch_size=str(batch_size)).set(value)
+
+    def tell_predictor(self) -> None:
+        """Set the series of the predictor in use, and take back that of one that weights replaced."""
+        labels, kept = self._predictor()
+        if self._told is not None and self._told != labels:
+            self._series(PREDICTOR, **self._told).set(0)
+        if labels is not None:
+            self._series(PREDICTOR, **labels).set(1)
+        self._told = labels
+        self._kept.set(kept)
 
     def _series(self, metric: Metric, **labels: str) -> Any:
         return self._parents[metric].labels(**self._labels, **labels)

@@ -9,11 +9,11 @@ from sglang.srt.managers.scheduler_components.pool_stats_observer import PoolSta
 
 from sglang_dynts.boot.configuration import is_enabled
 from sglang_dynts.entry.governed_request import Numbers
-from sglang_dynts.forward.device_state import LoadedPredictor, on_runner
+from sglang_dynts.forward.device_state import LoadedPredictor, OnRunner, on_runner
 from sglang_dynts.names import BACKEND_NAME
 from sglang_dynts.scheduling.governor import Governor, governor_of
 from sglang_dynts.scheduling.tally import Meter
-from sglang_dynts.telling.metrics import PREDICTOR, PrometheusMeter, time_calls
+from sglang_dynts.telling.metrics import PREDICTOR, Identity, PrometheusMeter, time_calls
 
 SCORED_BATCH_SIZES = (1, 8, 64, 256)
 """Decode batches whose scoring is timed at the start, up to the most that may run."""
@@ -92,24 +92,28 @@ def start_meter(_result, scheduler) -> None:
     """AFTER Scheduler.init_output_streamer: let Prometheus hear of a scheduler that just started."""
     governor = governor_of(scheduler.tree_cache)
     if governor is not None:
-        loaded = on_runner(scheduler.tp_worker.model_runner).predictor
-        governor.tally.meter = new_meter(scheduler, loaded)
+        governor.tally.meter = new_meter(scheduler, on_runner(scheduler.tp_worker.model_runner))
 
 
-def new_meter(scheduler, loaded: LoadedPredictor | None) -> Meter:
+def new_meter(scheduler, ours: OnRunner) -> Meter:
     """Return what hears of a scheduler's compactions, on the ranks on which SGLang reports metrics."""
     reporter = scheduler.metrics_reporter
     if not reporter.current_scheduler_metrics_enabled:
         return Meter()
-    runner = scheduler.tp_worker.model_runner
-    device = torch.device(runner.device)
-    meter = PrometheusMeter(reporter.metrics_collector, is_cuda=device.type == "cuda")
-    if loaded is None:
-        return meter
-    facts = loaded.facts()
-    labels = {name: str(facts[name]) for name in PREDICTOR.labels}
-    meter.describe_predictor(labels, _scoring_seconds(loaded, device, scheduler.max_running_requests))
+    device = torch.device(scheduler.tp_worker.model_runner.device)
+    is_cuda = device.type == "cuda"
+    meter = PrometheusMeter(reporter.metrics_collector, is_cuda, partial(_identity, ours))
+    meter.tell_predictor()
+    if ours.predictor is not None:
+        meter.scoring_takes(_scoring_seconds(ours.predictor, device, scheduler.max_running_requests))
     return meter
+
+
+def _identity(ours: OnRunner) -> Identity:
+    if ours.predictor is None:
+        return None, False
+    facts = ours.predictor.facts()
+    return {name: str(facts[name]) for name in PREDICTOR.labels}, ours.kept is not None
 
 
 def _scoring_seconds(loaded: LoadedPredictor, device: torch.device, most: int) -> dict[int, float]:

@@ -1,0 +1,137 @@
+"""Weights that are replaced while a server runs: the predictor that comes with them is taken, too.
+
+A predictor reads the hidden states of the weights it was trained with. So one that new weights do not
+bring is kept with a warning, which :attr:`OnRunner.kept` repeats to whoever asks.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from sglang.srt.runtime_context import get_model
+
+from sgl_dynts.checkpoint import (
+    AUTHOR_LAYER_NAMES,
+    PredictorSource,
+    digest_of,
+    find_predictor_if_any,
+    load_predictor,
+)
+from sgl_dynts.predictor import ImportancePredictor
+from sglang_dynts.boot.configuration import arguments
+from sglang_dynts.boot.predictor_files import local_model_folder
+from sglang_dynts.boot.refusals import refuse_other_width
+from sglang_dynts.forward.device_state import LoadedPredictor, OnRunner, loaded_from, on_runner
+
+logger = logging.getLogger(__name__)
+
+Weights = Iterable[tuple[str, torch.Tensor]]
+Found = tuple[PredictorSource, ImportancePredictor]
+
+
+def listen_to_loads(model: Any, ours: OnRunner) -> None:
+    """Take ``is_head.*`` out of all weights that this model will be given, wherever they come from."""
+    load_weights: Callable[..., Any] = model.load_weights
+
+    def load_without_predictor(weights: Weights, *args: Any, **kwargs: Any) -> Any:
+        return load_weights(_set_aside(ours, weights), *args, **kwargs)
+
+    model.load_weights = load_without_predictor
+
+
+def update_from_disk(original, updater, model_path: str, *args: Any, **kwargs: Any) -> tuple[bool, str]:
+    """AROUND WeightUpdater.update_weights_from_disk: load the predictor beside the weights, too.
+
+    It is read before a weight is touched: one that cannot be used refuses the update as a whole.
+    """
+    ours = on_runner(updater.get_model_runner())
+    if ours.predictor is None:
+        return original(updater, model_path, *args, **kwargs)
+    try:
+        found = _find_beside(ours.predictor, model_path)
+    except (OSError, ValueError) as error:
+        return False, f"Weights were not updated, for the predictor that comes with them: {error}"
+    success, message = original(updater, model_path, *args, **kwargs)
+    ours.arrived.clear()
+    if success:
+        _adopt(ours, found, model_path)
+    return success, message
+
+
+def settle_update(_result, updater, *_args: Any, **_kwargs: Any) -> None:
+    """AFTER WeightUpdater.end_weight_update and update_weights_from_ipc: the weights are complete."""
+    ours = on_runner(updater.get_model_runner())
+    loaded = ours.predictor
+    if loaded is None:
+        return
+    weights = [ours.arrived.get(name) for name in AUTHOR_LAYER_NAMES]
+    given = [weight for weight in weights if weight is not None]
+    shapes = [weight.shape for weight in loaded.predictor.parameters()]
+    ours.arrived.clear()
+    if [weight.shape for weight in given] == shapes and all(bool(one.isfinite().all()) for one in given):
+        _copy(loaded.predictor, given)
+        ours.predictor = replace(loaded, sha256=digest_of(given), path="is_head.* of a weight update")
+        ours.kept = None
+    elif given:
+        _keep(ours, f"is_head.* came as {[list(one.shape) for one in given]}, or not finite")
+    else:
+        _keep(ours, "weights were updated without is_head.* tensors")
+
+
+def _set_aside(ours: OnRunner, weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, weight in weights:
+        if name in AUTHOR_LAYER_NAMES:
+            ours.arrived[name] = weight.detach().clone()
+        else:
+            yield name, weight
+
+
+def _find_beside(loaded: LoadedPredictor, model_path: str) -> Found | None:
+    """The predictor that lies with new weights; None where there is none, or a flag names another."""
+    if arguments().dynts_predictor is not None:
+        return None
+    source = find_predictor_if_any(local_model_folder(model_path, get_model().revision))
+    if source is None:
+        return None
+    refuse_other_width(source.path, source.header.hidden_size, loaded.predictor.hidden_size)
+    fresh = load_predictor(source)
+    if fresh.inner_sizes != loaded.predictor.inner_sizes:
+        raise ValueError(
+            f"{source.path} has inner sizes {list(fresh.inner_sizes)}, the served one "
+            f"{list(loaded.predictor.inner_sizes)}; restart the server with it"
+        )
+    return source, fresh
+
+
+def _adopt(ours: OnRunner, found: Found | None, model_path: str) -> None:
+    assert ours.predictor is not None
+    if found is not None:
+        source, fresh = found
+        _copy(ours.predictor.predictor, list(fresh.parameters()))
+        ours.predictor = loaded_from(source, ours.predictor.predictor)
+        ours.kept = None
+        logger.info("DynTS predictor: %s", ours.predictor.facts())
+    elif arguments().dynts_predictor is not None:
+        _keep(ours, f"weights came from {model_path}, and --dynts-predictor names another file")
+    else:
+        _keep(ours, f"weights came from {model_path}, which holds no predictor")
+
+
+def _copy(predictor: ImportancePredictor, weights: list[torch.Tensor]) -> None:
+    """Write new weights in place, where captured graphs read them."""
+    with torch.no_grad():
+        for parameter, weight in zip(predictor.parameters(), weights, strict=True):
+            parameter.copy_(weight)
+
+
+def _keep(ours: OnRunner, why: str) -> None:
+    assert ours.predictor is not None
+    ours.kept = why
+    logger.warning(
+        "DynTS keeps the predictor %s: %s. Its scores may not fit the new weights; give them a "
+        "predictor of their own, or restart the server with one",
+        ours.predictor.path,
+        why,
+    )

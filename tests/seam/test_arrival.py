@@ -1,0 +1,87 @@
+"""A request that nobody verified reaches the scheduler: it ends there, alone, with its message."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sglang.srt.managers.scheduler import Scheduler
+from sglang.srt.sampling.sampling_params import SamplingParams
+
+
+class Books:
+    """As much of a scheduler as a request meets at first."""
+
+    handle_generate_request: Any = Scheduler.handle_generate_request
+    handle_embedding_request: Any = Scheduler.handle_embedding_request
+    handle_batch_generate_request: Any = Scheduler.handle_batch_generate_request
+    handle_batch_embedding_request: Any = Scheduler.handle_batch_embedding_request
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+        self.ended: list[Any] = []
+
+    def _handle_generate_request(self, recv_req, _cleanup, **_kwargs) -> None:
+        self.taken.append(recv_req.rid)
+
+    def _handle_embedding_request(self, recv_req, _cleanup, **_kwargs) -> None:
+        self.taken.append(recv_req.rid)
+
+    def send_abort_output(self, abort, _recv_req) -> None:
+        self.ended.append(abort)
+
+    @property
+    def messages(self) -> dict[str, str]:
+        """What each request that was ended is told."""
+        reasons = [abort.finished_reason for abort in self.ended]
+        assert all((one["type"], one["status_code"]) == ("abort", 400) for one in reasons)
+        return {abort.rid: abort.finished_reason["message"] for abort in self.ended}
+
+
+@pytest.fixture
+def books(serve) -> Books:
+    serve("--attention-backend", "dynts")
+    return Books()
+
+
+def arrived(rid: str, custom: Any) -> Any:
+    """What a front end without checks sends."""
+    params = SamplingParams(custom_params=custom)
+    return SimpleNamespace(rid=rid, sampling_params=params, mm_inputs=None)
+
+
+BAD = [
+    ({"dynts": {"bugdet": 300.0}}, "custom_params.dynts.bugdet is not known"),
+    ({"dynts": {"budget": 300.5}}, "custom_params.dynts.budget=300.5 must be an integer"),
+    ({"dynts": {"policy": ["window"]}}, "custom_params.dynts.policy=['window'] must be one of"),
+    ({"dynts": "on"}, "custom_params.dynts='on' must be an object"),
+    ({"dynts": {"policy": "snapkv"}}, "needs a server that was started with --dynts-observe-queries"),
+]
+
+
+@pytest.mark.parametrize(("custom", "message"), BAD)
+@pytest.mark.parametrize("kind", ["generate", "embedding"])
+def test_a_bad_request_ends_alone_and_is_not_made(books, kind, custom, message):
+    handle = getattr(books, f"handle_{kind}_request")
+    handle(arrived("good", None))
+    handle(arrived("bad", custom))
+    handle(arrived("good too", {"dynts": {"budget": 300.0, "enabled": None}}))
+    assert books.taken == ["good", "good too"]
+    assert list(books.messages) == ["bad"]
+    assert message in books.messages["bad"]
+
+
+@pytest.mark.parametrize("kind", ["generate", "embedding"])
+def test_each_request_of_a_batch_is_looked_at(books, kind):
+    batch = [arrived("a", None), arrived("b", {"dynts": {"budget": "x"}}), arrived("c", {})]
+    getattr(books, f"handle_batch_{kind}_request")(batch)
+    assert books.taken == ["a", "c"]
+    assert list(books.messages) == ["b"]
+
+
+def test_a_server_without_dynts_ends_who_asks_for_it(serve):
+    serve("--attention-backend", "torch_native")
+    books = Books()
+    books.handle_generate_request(arrived("asks", {"dynts": {"enabled": False}}))
+    books.handle_generate_request(arrived("other", {"other": 1}))
+    assert books.taken == ["other"]
+    assert "this server runs without DynTS" in books.messages["asks"]
