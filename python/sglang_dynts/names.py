@@ -6,6 +6,9 @@ BACKEND_NAME = "dynts"
 FLAG_PREFIX = "--dynts-"
 """Of our own flags of the server."""
 
+HTTP_SERVER = "sglang.srt.entrypoints.http_server"
+"""SGLang's module of HTTP endpoints; imported only where they are served."""
+
 BASE_BACKENDS = {"cuda": "flashinfer", "cpu": "torch_native"}
 """The attention kernels that ``--attention-backend dynts`` means, by device type."""
 

@@ -64,12 +64,13 @@ def _register_arguments() -> None:
 
 
 def _launcher_seams() -> list[Seam]:
-    from sglang_dynts.entry import options
+    from sglang_dynts.entry import carriers, options
     from sglang_dynts.telling import health, reporting
 
     return [
         Seam(seams.VERIFY_SAMPLING_PARAMS, options.verify_request, HookType.AFTER),
         Seam(seams.UPDATE_META_INFO, reporting.report_one_object, HookType.BEFORE),
+        Seam(seams.TOKENIZER_READY, carriers.watch_bodies, HookType.AFTER),
         Seam(seams.TOKENIZER_READY, health.offer_health, HookType.AFTER),
     ]
 
@@ -89,8 +90,8 @@ def _scheduler_seams() -> list[Seam]:
     return [
         Seam(seams.LOAD_MODEL, predictor_runner.install_predictor, HookType.AFTER),
         Seam(seams.UPDATE_FROM_DISK, weight_updates.update_from_disk, HookType.AROUND),
-        Seam(seams.UPDATE_FROM_IPC, weight_updates.settle_update, HookType.AFTER),
-        Seam(seams.END_OF_UPDATE, weight_updates.settle_update, HookType.AFTER),
+        Seam(seams.UPDATE_FROM_IPC, weight_updates.settle_shared, HookType.AFTER),
+        Seam(seams.END_OF_UPDATE, weight_updates.settle_session, HookType.AFTER),
         Seam(seams.POOLS_READY, device_state.allocate, HookType.AFTER),
         Seam(seams.FORWARD_BATCH, positions.restore_positions, HookType.AFTER),
         Seam(seams.FORWARD_BATCH, counted_attention.count_attention, HookType.AFTER),
@@ -99,8 +100,8 @@ def _scheduler_seams() -> list[Seam]:
         Seam(seams.OUTPUT_STREAMER_CLASS, reporting.choose_streamer, HookType.AFTER),
         Seam(seams.BEFORE_ADMISSION, round.compact_requests, HookType.BEFORE),
         Seam(seams.PREFILL_ADDER_CLASS, admission.choose_adder, HookType.AFTER),
-        Seam(seams.NEW_GENERATION, arrival.admit_verified, HookType.AROUND),
-        Seam(seams.NEW_EMBEDDING, arrival.admit_verified, HookType.AROUND),
+        Seam(seams.NEW_GENERATION, arrival.admit_generation, HookType.AROUND),
+        Seam(seams.NEW_EMBEDDING, arrival.admit_embedding, HookType.AROUND),
         Seam(seams.MAX_NEW_TOKENS, resume.allow_beyond_pool, HookType.AROUND),
         Seam(seams.RELEASE_REQ, resume.copy_before_release, HookType.AROUND),
         Seam(seams.POOL_STATS, reporting.add_totals, HookType.AFTER),

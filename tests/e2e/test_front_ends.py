@@ -157,6 +157,74 @@ def test_from_problems_to_a_predictor_that_the_server_s_loader_takes(server, tmp
     assert header.windows == DynTSConfig(300, 90, 0.9)
 
 
+ENDPOINTS: dict[str, dict[str, Any]] = {
+    "/generate": {"text": "w=1 q=7 ? q", "sampling_params": {"max_new_tokens": 4}},
+    "/v1/completions": {"model": "m", "prompt": "w=1 q=7 ? q", "max_tokens": 4},
+    "/v1/chat/completions": {"model": "m", "max_tokens": 4},
+    "/invocations": {"model": "m", "max_tokens": 4},
+    "/v1/messages": {"model": "m", "max_tokens": 4},
+    "/v1/responses": {"input": "w=1 q=7 ? q", "max_output_tokens": 4},
+    "/api/chat": {"model": "m", "stream": False, "options": {"num_predict": 4}},
+    "/api/generate": {
+        "model": "m",
+        "prompt": "w=1 q=7 ? q",
+        "stream": False,
+        "options": {"num_predict": 4},
+    },
+    "/vertex_generate": {
+        "instances": [{"text": "w=1 q=7 ? q"}],
+        "parameters": {"sampling_params": {"max_new_tokens": 4}},
+    },
+}
+MESSAGES = {"messages": [{"role": "user", "content": "w=1 q=7 ? q"}]}
+
+
+def body_for(path: str) -> dict[str, Any]:
+    chats = "chat" in path or path in ("/invocations", "/v1/messages")
+    return ENDPOINTS[path] | (MESSAGES if chats else {})
+
+
+def opted_out(server: Server) -> int:
+    return server.request("/dynts/health")["num_opted_out"]
+
+
+@pytest.mark.parametrize("path", ENDPOINTS)
+def test_options_at_the_top_of_a_body_reach_the_request_at_every_endpoint(server, path):
+    before = opted_out(server)
+    server.request(path, body_for(path) | {"custom_params": {"dynts": {"enabled": False}}})
+    assert opted_out(server) == before + 1
+    server.request(path, body_for(path))
+    assert opted_out(server) == before + 1
+
+
+@pytest.mark.parametrize("path", ENDPOINTS)
+def test_what_would_go_nowhere_gets_http_400_at_every_endpoint(server, path):
+    wrong = [
+        ({"custom_params": {"dynts": {"bugdet": 1}}}, "bugdet is not known"),
+        ({"custom_params": ["dynts"]}, "must be an object"),
+        ({"custom_params": "x" * 2_000_000}, "must be an object"),
+        ({"custom_params": {"dynts": {"budget": "9" * 2_000_000}}}, "must be an integer"),
+        ({"dynts": {"enabled": False}}, "stands where nobody reads it"),
+        ({"extra_body": {"custom_params": {}}}, "stands where nobody reads it"),
+    ]
+    for fields, message in wrong:
+        status, text = server.error(path, body_for(path) | fields)
+        assert (status, message in text) == (400, True)
+        assert len(text) < 1500
+
+
+def test_a_misspelt_field_inside_sampling_params_gets_a_short_http_400(server):
+    for custom, message in (
+        ([], "must be an object"),
+        ("x" * 2_000_000, "must be an object"),
+        ({"dynts": {"b" * 2_000_000: 1}}, "is not known"),
+    ):
+        params = {"max_new_tokens": 4, "custom_params": custom}
+        status, text = server.error("/generate", {"text": "w=1", "sampling_params": params})
+        assert (status, message in text) == (400, True)
+        assert len(text) < 1500
+
+
 def test_a_bad_field_in_a_chat_gets_http_400(server):
     client = openai.OpenAI(base_url=server.url("/v1"), api_key="none", max_retries=0)
     with pytest.raises(openai.BadRequestError, match="keep_ratio=7 must lie"):

@@ -15,7 +15,7 @@ from sgl_dynts.checkpoint import PREDICTOR_FILE, digest, find_predictor
 from sglang_dynts.telling.metrics import COUNTER, METRICS
 from tests.e2e.conftest import assert_equal, prompt
 from tests.e2e.hf_reference import Reference, Windows
-from tests.e2e.models import write_predictor
+from tests.e2e.models import HIDDEN_SIZE, write_predictor
 from tests.e2e.server import Server
 from tests.fuzz import fuzz, options
 
@@ -136,7 +136,7 @@ def test_new_weights_bring_their_predictor_or_the_old_one_says_that_it_is_old(se
     old, new, bare = models["llama"], tmp_path / "new", tmp_path / "bare"
     shutil.copytree(old, new)
     torch.manual_seed(77)
-    write_predictor(new / PREDICTOR_FILE)
+    write_predictor(new / PREDICTOR_FILE, HIDDEN_SIZE)
     shutil.copytree(old, bare, ignore=shutil.ignore_patterns("dynts"))
     case = {"prompt": prompt(20, 900), "length": 200}
     windows = Windows(96, 16, 0.4)

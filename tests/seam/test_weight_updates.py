@@ -17,8 +17,8 @@ from sgl_dynts.checkpoint import (
 )
 from sglang_dynts.forward.device_state import LoadedPredictor, OnRunner, on_runner
 from sglang_dynts.forward.predictor_runner import install_predictor
-from sglang_dynts.forward.weight_updates import settle_update, update_from_disk
-from tests.e2e.models import write_predictor
+from sglang_dynts.forward.weight_updates import settle_session, settle_shared, update_from_disk
+from tests.e2e.models import HIDDEN_SIZE, write_predictor
 from tests.seam.test_predictor_runner import Runner
 
 
@@ -54,9 +54,12 @@ class Server:
 
     def from_tensors(self, *buckets: dict[str, torch.Tensor]) -> None:
         """A session of updates, as ``/begin_weight_update`` and ``/end_weight_update`` bound it."""
+        self.load(*buckets)
+        settle_session(None, self.updater, run_post_load=False)
+
+    def load(self, *buckets: dict[str, torch.Tensor]) -> None:
         for bucket in buckets:
             self.runner.model.load_weights(list(bucket.items()))
-        settle_update(None, self.updater, run_post_load=False)
 
 
 @pytest.fixture
@@ -69,7 +72,7 @@ def server(serve) -> Server:
 def other(tmp_path) -> Path:
     """A model's folder with a predictor of its own."""
     torch.manual_seed(99)
-    write_predictor(tmp_path / "other" / PREDICTOR_FILE)
+    write_predictor(tmp_path / "other" / PREDICTOR_FILE, HIDDEN_SIZE)
     return tmp_path / "other"
 
 
@@ -182,6 +185,15 @@ def test_tensors_of_a_session_bring_their_predictor_in_any_bucket(server):
     assert_same(server.weights, new)
     assert server.predictor.path == "is_head.* of a weight update"
     assert (server.ours.kept, server.ours.arrived) == (None, {})
+
+
+def test_tensors_by_handle_are_complete_at_once(server):
+    new = [torch.rand_like(one) for one in server.weights]
+    server.load(dict(zip(AUTHOR_LAYER_NAMES, new, strict=True)))
+    settle_shared((True, "done"), server.updater, "recv_req")
+    assert_same(server.weights, new)
+    settle_shared((True, "done"), server.updater, "recv_req")
+    assert server.ours.kept == "weights were updated without is_head.* tensors"
 
 
 def test_tensors_without_a_predictor_leave_a_warning(server):

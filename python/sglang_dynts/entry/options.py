@@ -1,5 +1,6 @@
 """What one request may ask of DynTS: ``custom_params: {"dynts": {...}}``."""
 
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
@@ -10,25 +11,38 @@ from sglang_dynts.names import BACKEND_NAME
 
 SWITCHES = ("enabled", "return_compactions", "return_tokens")
 FIELDS = (*SWITCHES, *WINDOW_FIELDS, "policy")
+CARRIED: ContextVar[dict[str, Any] | None] = ContextVar("dynts_options", default=None)
+"""Options of the HTTP request that is being served, where they stand at the top of its body."""
 
 
 def verify_request(_result, sampling_params, *_args, **_kwargs) -> None:
     """AFTER SamplingParams.verify: refuse a bad ``dynts`` field, which the client gets as HTTP 400.
 
+    Options that SGLang does not take over from the top of a body are put where they belong.
+
     Raises:
         ValueError: naming the field, its value and what it may be.
     """
-    check_options(sampling_params)
+    carried = CARRIED.get()
+    if carried is not None and _options_of(sampling_params) is None:
+        others = sampling_params.custom_params or {}
+        sampling_params.custom_params = others | {BACKEND_NAME: carried}
+    check_options(sampling_params.custom_params)
 
 
-def check_options(sampling_params) -> None:
+def check_options(custom_params: Any) -> None:
     """Refuse what this server cannot do for a request.
 
     Raises:
         ValueError: naming the field, its value and what it may be.
     """
-    options = _options_of(sampling_params)
     bag = arguments()
+    if bag.enable_dynts and not isinstance(custom_params, dict | None):
+        raise ValueError(
+            f"custom_params={quoted(custom_params)} must be an object, such as "
+            f'{{"{BACKEND_NAME}": {{"budget": 2000}}}}'
+        )
+    options = _options_in(custom_params)
     if options is None:
         return
     if not bag.enable_dynts:
@@ -134,8 +148,11 @@ def _verified(sampling_params) -> dict[str, Any]:
 
 
 def _options_of(sampling_params) -> Any:
-    custom = sampling_params.custom_params
-    return custom.get(BACKEND_NAME) if isinstance(custom, dict) else None
+    return _options_in(sampling_params.custom_params)
+
+
+def _options_in(custom_params: Any) -> Any:
+    return custom_params.get(BACKEND_NAME) if isinstance(custom_params, dict) else None
 
 
 def _known() -> str:

@@ -60,9 +60,18 @@ def update_from_disk(original, updater, model_path: str, *args: Any, **kwargs: A
     return success, message
 
 
-def settle_update(_result, updater, *_args: Any, **_kwargs: Any) -> None:
-    """AFTER WeightUpdater.end_weight_update and update_weights_from_ipc: the weights are complete."""
-    ours = on_runner(updater.get_model_runner())
+def settle_session(_result, updater, *_args: Any, **_kwargs: Any) -> None:
+    """AFTER WeightUpdater.end_weight_update: the tensors of a session are complete."""
+    _settle(on_runner(updater.get_model_runner()))
+
+
+def settle_shared(_result, updater, *_args: Any, **_kwargs: Any) -> None:
+    """AFTER WeightUpdater.update_weights_from_ipc: such an update is complete by itself."""
+    _settle(on_runner(updater.get_model_runner()))
+
+
+def _settle(ours: OnRunner) -> None:
+    """Take what arrived for the predictor, or keep the old one."""
     loaded = ours.predictor
     if loaded is None:
         return

@@ -13,11 +13,10 @@ from sgl_dynts.thinking import ThinkMarkers
 from sglang_dynts import seams
 from sglang_dynts.boot.configuration import is_enabled
 from sglang_dynts.forward.device_state import LoadedPredictor, on_runner
-from sglang_dynts.names import BACKEND_NAME
+from sglang_dynts.names import BACKEND_NAME, HTTP_SERVER
 from sglang_dynts.scheduling.governor import governor_of
 from sglang_dynts.seams import Process
 
-HTTP_SERVER = "sglang.srt.entrypoints.http_server"
 HEALTH_PATH = "/dynts/health"
 
 
