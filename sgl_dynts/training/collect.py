@@ -14,6 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from sgl_dynts.tasks.json_lines import LineError
+from sgl_dynts.training.attempts import why_none_is_right
 from sgl_dynts.training.importance import (
     Importance,
     TraceSpans,
@@ -144,8 +145,12 @@ def usable_traces(
     if isinstance(source, Path):
         place = str(source)
         traces = list(read_traces(source, tokenizer=model.tokenizer, max_len=model.max_len))
+        if not traces:
+            raise LineError(f"{place}: no right trace in it; {why_none_is_right(source)}")
     else:
         place, traces = "traces", [trace for trace in source if trace.correct]
+        if not traces:
+            raise LineError("traces: none of those given is right; only right ones are trained on")
         for trace in traces:
             trace.check(f"traces: problem {trace.problem}", model.max_len)
     for trace in traces:

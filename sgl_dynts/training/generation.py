@@ -7,9 +7,8 @@ runs an event loop already, as a notebook's does, and no question waits for a gr
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
@@ -21,19 +20,15 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from sgl_dynts.tasks.graders import Verdict, check_graders, grader_of
-from sgl_dynts.tasks.json_lines import check_fields, drop_unfinished_line, parse_object, read_lines
 from sgl_dynts.tasks.problems import Problem, read_problems
+from sgl_dynts.training.attempts import CUT, NOT_JUDGED, RIGHT, WRONG, Log, advice, log_of
 from sgl_dynts.training.endpoint import Completion, Endpoint, EndpointError, Sampling
 from sgl_dynts.training.language import Language
 from sgl_dynts.training.trace_file import Trace, TraceHeader, TraceWriter, read_traces
 from sgl_dynts.training.trace_parts import NoTrace, Parts, critical_positions, find_parts
 
-RIGHT, WRONG, CUT = "right", "wrong", "cut by its length"
-NOT_JUDGED = "not judged"
-"""The grader came to no end; such a trace is never kept."""
 JUDGES = 4
 """Threads that wait for graders' processes."""
-LOGGED = {"problem": str, "outcome": str}
 SAMPLING = Sampling()
 FULL_CACHE = {"dynts": {"enabled": False}}
 
@@ -53,6 +48,11 @@ class TracesReport:
     def __str__(self) -> str:
         return f"{self.path}: " + ", ".join(f"{num} {outcome}" for outcome, num in self.outcomes.items())
 
+    @property
+    def advice(self) -> str:
+        """What came of the attempts and what helps, where none gave a right trace; else empty."""
+        return advice(self.outcomes)
+
 
 def make_traces(
     url: str,
@@ -67,6 +67,7 @@ def make_traces(
     attempts: int = 1,
     per_question: int = 1,
     keep_wrong: bool = False,
+    log_outputs: bool = False,
     run_programs: bool = False,
     max_len: int | None = None,
     think_start: str = "<think>",
@@ -92,6 +93,7 @@ def make_traces(
         attempts: most attempts at a problem.
         per_question: right traces to keep of a problem.
         keep_wrong: keep wrong traces too, marked.
+        log_outputs: keep in the log what was generated where no right trace came of it.
         run_programs: let programs that the model writes run on this machine, for problems that need it.
         max_len: prompt and output, in tokens; default: the model's max_position_embeddings.
         think_start: marker that begins thinking.
@@ -113,48 +115,14 @@ def make_traces(
     header = TraceHeader(name or str(model), language.fingerprint, asdict(sampling))
     with ExitStack() as stack:
         writer = stack.enter_context(TraceWriter(out, header))
-        log = Log(out.with_suffix(".log"))
+        log = Log(log_of(out))
         stack.callback(log.close)
         _log_unlogged(out, log)
         endpoint = Endpoint(url, api, header.model, api_key, dict(custom_params))
-        wanted = attempts, per_question, keep_wrong
+        wanted = attempts, per_question, keep_wrong, log_outputs
         generation = Generation(language, endpoint, sampling, writer, log, *wanted)
         generation.run(problems, concurrency, progress)
     return TracesReport(out, dict(log.counts.most_common()), tuple(generation.too_long))
-
-
-class Log:
-    """Every attempt, one JSON object a line, so that none is made twice."""
-
-    def __init__(self, path: Path) -> None:
-        drop_unfinished_line(path)
-        self.counts: Counter[str] = Counter()
-        self._of_problem: defaultdict[str, list[str]] = defaultdict(list)
-        if path.exists():
-            for place, line in read_lines(path):
-                attempt = parse_object(line, place)
-                check_fields(attempt, LOGGED, {}, place)
-                self._note(**attempt)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
-
-    def add(self, problem: str, outcome: str) -> None:
-        """Note one attempt at the problem with this id."""
-        self._file.write(json.dumps({"problem": problem, "outcome": outcome}, ensure_ascii=False) + "\n")
-        self._file.flush()
-        self._note(problem, outcome)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def outcomes(self, problem: str) -> list[str]:
-        """Return what came of the attempts at the problem with this id."""
-        return list(self._of_problem[problem])
-
-    def _note(self, problem: str, outcome: str) -> None:
-        self.counts[outcome] += 1
-        self._of_problem[problem].append(outcome)
 
 
 @dataclass(frozen=True)
@@ -168,17 +136,20 @@ class Question:
 
 @dataclass(frozen=True)
 class Judged:
-    """What came of one attempt, and its trace where that may be kept."""
+    """What came of one attempt: its tokens, its trace where that may be kept, what the grader read."""
 
     outcome: str
+    ids: list[int]
     trace: Trace | None = None
+    said: str = ""
 
     @classmethod
     def by(cls, verdict: Verdict, trace: Trace) -> Judged:
         """Return a trace with its verdict."""
         if not verdict.is_judged:
-            return cls(NOT_JUDGED)
-        return cls(RIGHT if verdict.is_right else WRONG, replace(trace, correct=verdict.is_right))
+            return cls(NOT_JUDGED, trace.output_ids)
+        outcome = RIGHT if verdict.is_right else WRONG
+        return cls(outcome, trace.output_ids, replace(trace, correct=verdict.is_right), verdict.said)
 
 
 @dataclass
@@ -193,6 +164,7 @@ class Generation:
     attempts: int
     per_question: int
     keep_wrong: bool
+    log_outputs: bool
     too_long: list[str] = field(default_factory=list)
 
     def run(self, problems: Sequence[Problem], concurrency: int, progress: bool) -> None:
@@ -247,7 +219,14 @@ class Generation:
         trace = attempt.trace
         if trace is not None and (trace.correct or self.keep_wrong):
             self.writer.add(trace)
-        self.log.add(question.problem.id, attempt.outcome)
+        self.log.add(question.problem.id, attempt.outcome, **self._more(attempt))
+
+    def _more(self, attempt: Judged) -> dict[str, str]:
+        """Return what the log keeps of an attempt on request: its text with markers, the answer read."""
+        if not self.log_outputs or attempt.outcome == RIGHT:
+            return {}
+        text = self.language.tokenizer.decode(attempt.ids)
+        return {"output": text} | ({"said": attempt.said} if attempt.said else {})
 
     def read(self, question: Question, completion: Completion) -> Judged | Trace:
         """Return the trace that an attempt is, not yet judged, or what came of it instead.
@@ -257,14 +236,14 @@ class Generation:
         """
         ids = self._ids(completion)
         if completion.is_cut:
-            return Judged(CUT)
+            return Judged(CUT, ids)
         try:
             parts = find_parts(question.prompt, ids, self.language.markers)
         except NoTrace as reason:
-            return Judged(str(reason))
+            return Judged(str(reason), ids)
         answer = self.language.decode(ids[slice(*parts.answer)]).strip()
         if not answer:
-            return Judged("no answer")
+            return Judged("no answer", ids)
         trace = self._trace(question.problem, question.prompt, ids, parts)
         return Trace(**trace, answer=answer, correct=False, retokenized=completion.ids is None)
 

@@ -11,7 +11,7 @@ class Language:
     """A model's tokenizer, markers and longest sequence.
 
     Raises:
-        ValueError: a marker is no token of this tokenizer's, or there is no chat template.
+        ValueError: a marker is not in the vocabulary, or there is no chat template.
     """
 
     def __init__(
@@ -32,10 +32,22 @@ class Language:
         self.max_len: int = max_len or AutoConfig.from_pretrained(folder).max_position_embeddings
 
     def _markers(self, start: str, end: str) -> ThinkMarkers:
-        opening, closing = self.encode(start), self.encode(end)
+        opening = self._marker(start, "--think-start")
+        closing = self._marker(end, "--think-end")
+        if start == end:
+            raise ValueError(f"--think-start and --think-end are both {start!r}; name distinct ones")
         openers = find_marker(self.tokenizer, start, opening)
         closers = find_marker(self.tokenizer, end, closing)
         return ThinkMarkers(opening, closing, (openers,), (closers,))
+
+    def _marker(self, text: str, flag: str) -> tuple[int, ...]:
+        ids = self.encode(text)
+        if not ids or self.tokenizer.unk_token_id in ids:
+            raise ValueError(
+                f"{flag}: {text!r} is not in the vocabulary of {self.tokenizer.name_or_path}; name the "
+                f"model's own marker with {flag}. A model without any has no thinking to train on"
+            )
+        return ids
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Return the ids of a text as it stands."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sgl_dynts.thinking import ThinkingTracker, ThinkMarkers
+from sgl_dynts.training.attempts import DOES_NOT_THINK, NEVER_ENDS, THINKS_AGAIN
 
 
 class NoTrace(ValueError):  # noqa: N818  an outcome to count rather than a fault
@@ -37,14 +38,14 @@ def find_parts(prompt: Sequence[int], output: Sequence[int], markers: ThinkMarke
     tracker.advance(output)
     start = max(marker.num_tokens_of_start(output) for marker in markers.opens)
     if not markers.starts_thinking(prompt) and tracker.answer_spans == [(0, len(output))]:
-        raise NoTrace("does not think")
+        raise NoTrace(DOES_NOT_THINK)
     if not tracker.answer_spans:
-        raise NoTrace("never ends thinking")
+        raise NoTrace(NEVER_ENDS)
     answer_start = tracker.answer_spans[0][0] + 1
     lengths = [marker.num_tokens_before(output, answer_start) for marker in markers.closes]
     end = answer_start - min(filter(None, lengths), default=0)
     if len(tracker.answer_spans) > 1 or tracker.thinking or _holds(output[start:], markers):
-        raise NoTrace("thinks more than once")
+        raise NoTrace(THINKS_AGAIN)
     if end <= start:
         raise NoTrace("empty thinking")
     return Parts((start, end), (answer_start, len(output)))

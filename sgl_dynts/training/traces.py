@@ -25,8 +25,8 @@ from sgl_dynts.training.generation import FULL_CACHE, TracesReport, make_traces
 
 UNUSABLE = (ValueError, EndpointError, OSError)
 """What ends a run with a message; anything else is a fault of this program and shows its traceback."""
-SHARED = ("api", "name", "attempts", "per_question", "keep_wrong", "run_programs", "max_len")
-SHARED += ("think_start", "think_end", "concurrency")
+SHARED = ("api", "name", "attempts", "per_question", "keep_wrong", "log_outputs", "run_programs")
+SHARED += ("max_len", "think_start", "think_end", "concurrency")
 """Arguments that the function has under the same names."""
 
 
@@ -47,6 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
     for message in report.too_long:
         print(message, file=sys.stderr)
     print(report)
+    if report.advice:
+        print(f"no right trace: {report.advice}", file=sys.stderr)
     return 0
 
 
@@ -83,6 +85,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--attempts", type=int, default=1, help="most attempts at a question")
     add("--per-question", type=int, default=1, help="right traces to keep of a question")
     add("--keep-wrong", action="store_true", help="keep wrong traces too, marked")
+    add("--log-outputs", action="store_true", help="keep in the log what gave no right trace")
     add("--temperature", type=float, default=Sampling.temperature)
     add("--top-p", type=float, default=Sampling.top_p)
     add("--top-k", type=int, default=Sampling.top_k, help="0: all")

@@ -12,6 +12,7 @@ from sgl_dynts import demo_model_path
 from sgl_dynts.checkpoint import find_predictor, load_predictor
 from sgl_dynts.demo.ledger import make_problem
 from sgl_dynts.training import collect, fit_predictor, pipeline
+from sgl_dynts.training.attempts import NEVER_ENDS, Log
 from sgl_dynts.training.collect import Model, Target, trace_states
 from sgl_dynts.training.importance import TraceSpans, future_importance
 from sgl_dynts.training.states import StateStore
@@ -93,6 +94,27 @@ def test_traces_of_another_tokenizer_and_longer_than_the_model_are_refused(folde
 def test_traces_too_short_for_the_distance_are_told(folder, capsys):
     assert train(folder, "--distance", "4000")[0] == 1
     assert "none of 6 right traces" in capsys.readouterr().err
+
+
+def test_a_file_without_a_right_trace_says_what_came_of_the_attempts(folder, capsys):
+    traces = folder / "traces.jsonl"
+    traces.unlink()
+    write(traces, [replace(trace, correct=False) for trace in TRACES[:2]])
+    assert train(folder)[0] == 1
+    assert "traces.jsonl: no right trace in it; it has no log beside it" in capsys.readouterr().err
+    log = Log(folder / "traces.log")
+    for outcome in (NEVER_ENDS, "wrong", NEVER_ENDS):
+        log.add("a", outcome)
+    log.close()
+    assert train(folder)[0] == 1
+    told = capsys.readouterr().err
+    assert "no right trace in it; of 3 attempts 2 never ends thinking, 1 wrong; name the model's" in told
+
+
+def test_wrong_traces_at_hand_are_told():
+    wrong = [replace(trace, correct=False) for trace in TRACES[:2]]
+    with pytest.raises(ValueError, match="traces: none of those given is right"):
+        pipeline.train(FOLDER, wrong)
 
 
 def test_states_of_a_trace_are_those_of_its_thinking_tokens_that_have_a_far_reader(tmp_path):

@@ -148,6 +148,37 @@ def test_what_is_no_trace_or_wrong_is_left_out_and_counted(run, server, capsys):
         assert f"1 {outcome}" in told.replace("thinks more", "more")
 
 
+def test_outputs_that_gave_no_right_trace_are_in_the_log_on_request(run, server, tmp_path):
+    wrong, silent = PROBLEMS[2].question, PROBLEMS[3].question
+    server.completions = {wrong: "done </think> a a=1 <eos>", silent: "done <eos>"}
+    run("--log-outputs")
+    lines = [json.loads(line) for line in (tmp_path / "traces.log").read_text().splitlines()]
+    kept = {line["outcome"]: line for line in lines if "output" in line}
+    assert set(kept) == {"wrong", "never ends thinking"}
+    assert kept["wrong"]["output"] == server.completions[wrong]
+    assert kept["wrong"]["said"] == "a a=1"
+    assert len(run("--log-outputs")) == 4
+
+
+def test_a_run_without_a_right_trace_says_what_helps(run, server, capsys):
+    server.completions = {problem.question: "done <eos>" for problem in PROBLEMS}
+    assert run() == []
+    told = capsys.readouterr().err
+    assert "no right trace: of 6 attempts 6 never ends thinking; name the model's own markers" in told
+
+
+@pytest.mark.parametrize("flag", ["--think-start", "--think-end"])
+def test_a_model_without_think_markers_is_told_by_the_flag(run, server, capsys, flag):
+    assert run(flag, "[THINKING]", expected=1) == []
+    assert f"{flag}: '[THINKING]' is not in the vocabulary" in capsys.readouterr().err
+    assert not server.asked
+
+
+def test_one_text_for_both_markers_is_refused_by_these_flags(run, capsys):
+    run("--think-start", "</think>", expected=1)
+    assert "--think-start and --think-end are both '</think>'" in capsys.readouterr().err
+
+
 def test_wrong_traces_are_kept_on_request_and_marked(run, server):
     question = PROBLEMS[2].question
     server.completions = {question: "done </think> a a=1 <eos>"}
