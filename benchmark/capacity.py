@@ -9,6 +9,7 @@ replaced by a stand-in whose time the roofline tells. Every cell runs both sides
 import argparse
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,31 @@ from benchmark.harness.charts import draw_capacity
 from benchmark.harness.provenance import RESULTS, parser_of, provenance, publish
 from benchmark.harness.tables import table
 from benchmark.harness.windows import windows_of
-from benchmark.simulation.job import DYNTS, SIDES, STOCK, Job, ServerSpec, Workload
+from benchmark.simulation.job import DYNTS, SIDES, STOCK, Job, ServerSpec, Workload, steady
 from benchmark.simulation.launch import SideProcess
 from sgl_dynts.config import PAPER_CONFIGS, DynTSConfig
-from sgl_dynts.roofline import GPUS, SHAPES, mean_compacted_len
+from sgl_dynts.roofline import GPUS, SHAPES, mean_compacted_len, mean_full_len
 from sgl_dynts.window_flags import add_window_flags
 
 UNLIMITED = "unlimited"
 SETTINGS = (
     *("shape", "output_len", "load", "question_len", "shared_prefix_len", "answer_len", "end"),
-    *("clients", "n_requests", "pool_tokens", "windows", "max_running", "overlap", "flags", "seed"),
+    *(
+        "clients",
+        "lives",
+        "n_requests",
+        "pool_tokens",
+        "windows",
+        "max_running",
+        "overlap",
+        "flags",
+        "seed",
+    ),
 )
-CLIENTS = 2
+CLIENTS = 1.25
 """Clients of an unlimited load: so many times what the pool holds of compacted requests."""
-REQUESTS_PER_CLIENT = 3
+STEADY_LIVES = 1.5
+"""An unlimited load is counted for so many lifetimes of a request."""
 LIVES = 6
 """A load with a rate lasts so many times as long as one request at 30 ms per token."""
 SECONDS_PER_TOKEN = 0.03
@@ -43,6 +55,24 @@ class Cell:
     load: str
     flags: dict[str, tuple[str, ...]]
     """More server arguments, by side."""
+    lives: float
+    """How long an unlimited load is counted."""
+
+    def job_of(self, side: str) -> Job:
+        """Return one side's job: its own flags, and a first wave that fills its own pool."""
+        server, load = replace(self.job.server, flags=self.flags[side]), self.job.workload
+        if load.clients is not None:
+            load = steady(load, self.fitting(side), self.lives)
+        return replace(self.job, server=server, workload=load)
+
+    def fitting(self, side: str) -> int:
+        """Requests that a side's pool holds, by their mean length."""
+        server, load = self.job.server, self.job.workload
+        question_len, output_len = load.question_len, load.output_len
+        if side == DYNTS:
+            pool = server.pool_tokens or 0
+            return poolful(server.windows, pool, question_len, output_len, server.max_running)
+        return max(1, int((server.pool_tokens or 0) / mean_full_len(question_len, output_len)))
 
 
 def main() -> None:
@@ -69,7 +99,10 @@ def parse() -> argparse.Namespace:
     add("--answer-len", type=int, default=0, help="tokens after </think>; 0: thinking to the end")
     add("--end", choices=("length", "eos"), default="length", help=END_HELP)
     add("--clients", type=int, help=f"of the unlimited load; default: {CLIENTS} poolfuls, compacted")
-    add("--num-requests", type=int, help=REQUESTS_HELP)
+    add(
+        "--lives", type=float, default=STEADY_LIVES, help="of requests, that an unlimited load is counted"
+    )
+    add("--num-requests", type=int, help=f"of a load with a rate; default: {LIVES} lifetimes of arrivals")
     add("--pool-tokens", type=int, help="KV tokens of the pool; default: what fits beside the weights")
     add_window_flags(parser, "the paper's for the shape")
     add("--max-running", type=int, default=1200, help="--max-running-requests of both servers")
@@ -86,7 +119,6 @@ def parse() -> argparse.Namespace:
 LOAD_HELP = (
     "'unlimited': more clients than fit, each sends its next request when one finishes; or requests/s"
 )
-REQUESTS_HELP = f"default: {REQUESTS_PER_CLIENT} per client, or {LIVES} lifetimes of arrivals"
 END_HELP = (
     "length: requests ask for exactly their length and ignore the end-of-sequence token; eos: they "
     "ask for twice the longest and end by that token, for which SGLang reserves less"
@@ -99,7 +131,7 @@ def cells(args: argparse.Namespace) -> list[Cell]:
         (shape, length, load) for shape in args.shape for length in args.output_len for load in args.load
     ]
     flags = {STOCK: tuple(args.stock_flags.split()), DYNTS: tuple(args.dynts_flags.split())}
-    return [Cell(make_job(args, *each), load=each[2], flags=flags) for each in combinations]
+    return [Cell(make_job(args, *each), each[2], flags, args.lives) for each in combinations]
 
 
 def make_job(args: argparse.Namespace, shape: str, output_len: int, load: str) -> Job:
@@ -117,17 +149,14 @@ def make_job(args: argparse.Namespace, shape: str, output_len: int, load: str) -
         overlap=not args.no_overlap,
     )
     fitting = poolful(windows, pool, args.question_len, output_len, args.max_running)
-    clients = args.clients or CLIENTS * fitting
     rate = None if load == UNLIMITED else float(load)
-    if rate is None and args.num_requests and args.num_requests <= 2 * clients:
-        raise SystemExit(f"--num-requests {args.num_requests} must exceed twice --clients {clients}")
     workload = Workload(
-        num_requests=args.num_requests or default_num_requests(clients, rate, output_len),
+        num_requests=0 if rate is None else args.num_requests or num_arrivals(rate, output_len),
         output_len=output_len,
         question_len=args.question_len,
         shared_prefix_len=args.shared_prefix,
         rate=rate,
-        clients=clients if rate is None else None,
+        clients=args.clients or ceil(CLIENTS * fitting) if rate is None else None,
         answer_len=args.answer_len,
         max_new_tokens=room * output_len if args.end == "eos" else None,
         seed=args.seed,
@@ -142,10 +171,8 @@ def poolful(windows: DynTSConfig, pool: int, question_len: int, output_len: int,
     return min(most, int(pool / mean_compacted_len(question_len, output_len, budget, retained)))
 
 
-def default_num_requests(clients: int, rate: float | None, output_len: int) -> int:
+def num_arrivals(rate: float, output_len: int) -> int:
     """Requests enough for a steady stretch."""
-    if rate is None:
-        return REQUESTS_PER_CLIENT * clients
     return max(20, int(LIVES * rate * output_len * SECONDS_PER_TOKEN))
 
 
@@ -156,10 +183,9 @@ def run_both(cell: Cell, jobs: int) -> list[dict[str, Any]]:
 
 
 def run_one(cell: Cell, side: str) -> dict[str, Any]:
-    """Run one side with its own flags."""
-    server = replace(cell.job.server, flags=cell.flags[side])
+    """Run one side."""
     with SideProcess(side) as process:
-        return process.run(replace(cell.job, server=server))
+        return process.run(cell.job_of(side))
 
 
 def summarize(cell: Cell, stock: dict[str, Any], dynts: dict[str, Any]) -> dict[str, Any]:
@@ -176,7 +202,8 @@ def summarize(cell: Cell, stock: dict[str, Any], dynts: dict[str, Any]) -> dict[
         "host_overhead_ratio": dynts["hooks_ratio"],
         **{name: {side: measures[name] for side, measures in both.items()} for name in MEASURES},
         "clients": workload.clients,
-        "n_requests": workload.num_requests,
+        "lives": cell.lives,
+        "n_requests": {side: cell.job_of(side).workload.num_requests for side in SIDES},
         "question_len": workload.question_len,
         "shared_prefix_len": workload.shared_prefix_len,
         "answer_len": workload.answer_len,
@@ -214,7 +241,7 @@ def print_table(result: dict[str, Any], stock: dict[str, Any], dynts: dict[str, 
     """Print one cell for people."""
     print(
         f"\n{result['shape']}, {result['output_len']} output tokens, load {result['load']}, "
-        f"{result['n_requests']} requests, pool of {result['pool_tokens']} tokens"
+        f"pool of {result['pool_tokens']} tokens"
     )
     rows = [(title, stock[name], dynts[name]) for title, name in ROWS]
     for title, measure in (("first token after", "ttft"), ("done after", "latency")):

@@ -1,8 +1,9 @@
-"""What a GPU can do at best: seconds of a decode step, a prefill and a compaction round; no tensors.
+"""How long a GPU takes: seconds of a decode step, a prefill and a compaction round; no tensors.
 
-The roofline model (Williams, Waterman and Patterson, 2009): a step takes as long as its memory traffic
-or its arithmetic, whichever is longer. Traffic counts what must be read once: weights, and the keys and
-values of every token that is attended to.
+The roofline model (Williams, Waterman and Patterson, 2009): work takes as long as its memory traffic or
+its arithmetic, whichever is longer. Traffic counts what must be read once: weights, and the keys and
+values of every token that is attended to. Weights and attention follow each other in a step, so each has
+its own longer side. Sampling, norms and launches come on top: seconds that were fitted to measured steps.
 """
 
 from dataclasses import dataclass
@@ -24,7 +25,9 @@ class Gpu:
 
     ``bandwidth`` in bytes/s, ``peak_flops`` in dense bfloat16 FLOP/s, ``memory_bytes`` usable.
     ``pool_fraction`` of the memory holds weights, keys and values; ``reserved_bytes`` of that are
-    activations and graphs.
+    activations and graphs. ``step_seconds`` and ``request_seconds`` are what a decode step takes beside
+    weights and attention, whole and for each request; fitted to five steps of an H200, from 4.7 ms with
+    1 request to 12.0 ms with 262 (``gpu.json`` and ``whole_pool.json`` in ``benchmark/results``).
     """
 
     name: str
@@ -32,9 +35,11 @@ class Gpu:
     peak_flops: float
     memory_bytes: float
     bandwidth_efficiency: float = 0.82
-    flops_efficiency: float = 0.5
+    flops_efficiency: float = 0.6
     pool_fraction: float = 0.88
     reserved_bytes: float = 4e9
+    step_seconds: float = 1.1e-3
+    request_seconds: float = 6e-6
 
     def seconds(self, num_bytes: float, flops: float) -> float:
         """Time of a step with this traffic and this arithmetic: the longer of the two."""
@@ -122,9 +127,10 @@ def decode_seconds(
         predictor: whether each new token is scored in the same step.
     """
     extra = shape.predictor_bytes if predictor else 0
-    num_bytes = shape.read_bytes + extra + kv_tokens * shape.kv_token_bytes
-    flops = batch * (shape.read_bytes + extra) + shape.attention_flops(kv_tokens)
-    return gpu.seconds(num_bytes, flops)
+    weights = shape.read_bytes + extra
+    linear = gpu.seconds(weights, batch * weights)
+    attention = gpu.seconds(kv_tokens * shape.kv_token_bytes, shape.attention_flops(kv_tokens))
+    return linear + attention + gpu.step_seconds + batch * gpu.request_seconds
 
 
 def prefill_seconds(

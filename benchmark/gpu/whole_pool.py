@@ -40,7 +40,7 @@ from benchmark.gpu.serving import ServingError
 from benchmark.gpu.shapes import CONFIGS, TINY, WINDOWS, gpu_named, roofline_shape
 from benchmark.harness.provenance import RESULTS, provenance, publish
 from benchmark.predict import Outlook
-from benchmark.simulation.job import DYNTS, SIDES, STOCK, Job, ServerSpec, Workload, plan_requests
+from benchmark.simulation.job import DYNTS, SIDES, STOCK, Job, ServerSpec, Workload, plan_requests, steady
 from benchmark.simulation.launch import SideProcess
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.roofline import GPUS, Gpu
@@ -87,14 +87,8 @@ class Whole:
 
     def workload(self, side: str) -> Workload:
         """Return the requests of one side: its first wave, the counted lifetimes, what then waits."""
-        wave = self.fitting(side)
-        return Workload(
-            num_requests=wave + ceil(self.lives * wave) + self.clients,
-            output_len=self.output_len,
-            question_len=self.question_len,
-            clients=self.clients,
-            first_wave=wave,
-        )
+        load = Workload(0, self.output_len, self.question_len, clients=self.clients)
+        return steady(load, self.fitting(side), self.lives)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""

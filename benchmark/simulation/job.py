@@ -2,9 +2,9 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count
-from math import inf
+from math import ceil, inf
 from typing import Any
 
 from sgl_dynts.config import PAPER_CONFIG, DynTSConfig
@@ -63,6 +63,18 @@ class Workload:
     max_new_tokens: int | None = None
     stream: bool = False
     seed: int = 0
+
+
+def steady(workload: Workload, fitting: int, lives: float) -> Workload:
+    """Return a workload as it is on a server that is full from the start and stays so.
+
+    Args:
+        workload: with clients, more than fit.
+        fitting: requests that the pool holds; the first so many end evenly spaced.
+        lives: how long rates are then taken, in lifetimes of a request.
+    """
+    num_requests = fitting + ceil(lives * fitting) + (workload.clients or 0)
+    return replace(workload, num_requests=num_requests, first_wave=fitting)
 
 
 @dataclass(frozen=True)

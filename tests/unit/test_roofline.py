@@ -1,5 +1,7 @@
 """The roofline against values worked out by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from sgl_dynts.roofline import (
@@ -19,7 +21,7 @@ from sgl_dynts.roofline import (
     speedup_at,
 )
 
-SLOW = Gpu("slow", 1000, 10_000, 2000, bandwidth_efficiency=0.5, flops_efficiency=0.1, reserved_bytes=0)
+SLOW = Gpu("slow", 1000, 10_000, 2000, 0.5, 0.1, reserved_bytes=0, step_seconds=0, request_seconds=0)
 """500 bytes/s and 1000 FLOP/s; 1760 bytes for weights and KV."""
 TINY = ModelShape("tiny", 1, 1, 1, 2, 4, 10, 200)
 """8 bytes per KV token, 400 bytes of weights of which 320 are read, 8 FLOPs per attended pair."""
@@ -52,8 +54,30 @@ def test_a_decode_step_reads_weights_and_kv():
     assert decode_seconds(SLOW, TINY, 1, 10) == pytest.approx((320 + 80) / 500)
 
 
-def test_a_decode_step_of_many_requests_is_bound_by_arithmetic():
-    assert decode_seconds(SLOW, TINY, 5, 10) == pytest.approx((5 * 320 + 8 * 10) / 1000)
+def test_the_weights_of_many_requests_are_bound_by_arithmetic_and_attention_comes_after():
+    assert decode_seconds(SLOW, TINY, 5, 10) == pytest.approx(5 * 320 / 1000 + 80 / 500)
+
+
+def test_a_step_has_seconds_of_its_own_and_of_each_request():
+    gpu = replace(SLOW, step_seconds=3, request_seconds=2)
+    assert decode_seconds(gpu, TINY, 5, 10) == pytest.approx(
+        decode_seconds(SLOW, TINY, 5, 10) + 3 + 5 * 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("batch", "kv_tokens", "predictor", "milliseconds"),
+    [
+        (1, 450, False, 4.67),
+        (32, 32 * 450, False, 5.24),
+        (32, 32 * 8392, False, 8.48),
+        (32, 32 * 3661, True, 6.60),
+        (262, 215_320, True, 11.99),
+    ],
+)
+def test_steps_that_an_h200_took(batch, kv_tokens, predictor, milliseconds):
+    step = decode_seconds(H200, QWEN_7B, batch, kv_tokens, predictor=predictor)
+    assert 1e3 * step == pytest.approx(milliseconds, rel=0.05)
 
 
 def test_the_predictor_is_read_and_computed():
@@ -91,9 +115,9 @@ def test_mean_lengths_of_a_generation():
     ("shape", "output_len", "retained", "batch", "expected"),
     [
         (QWEN_7B, 16384, 3200, 1, 1.01),
-        (QWEN_7B, 16384, 3200, 32, 1.41),
-        (QWEN_7B, 32768, 3200, 32, 2.09),
-        (LLAMA_8B, 16384, 2900, 32, 1.67),
+        (QWEN_7B, 16384, 3200, 32, 1.33),
+        (QWEN_7B, 32768, 3200, 32, 1.88),
+        (LLAMA_8B, 16384, 2900, 32, 1.58),
     ],
 )
 def test_speedup_at_equal_batch(shape, output_len, retained, batch, expected):
