@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmark.gpu.shapes import WINDOWS, read_shape
 from benchmark.harness.provenance import parser_of
+from benchmark.harness.shapes import WINDOWS, read_shape
 from benchmark.harness.windows import windows_of
 from benchmark.simulation.job import DYNTS, SIDES, STOCK
 from sgl_dynts.config import PAPER_CONFIG, DynTSConfig

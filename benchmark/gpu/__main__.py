@@ -33,14 +33,14 @@ TINY_START = ("--start-seconds", str(TINY_LIMIT // 2))
 class Step:
     """One command: what it is for, the seconds after which it is ended, its arguments with --tiny.
 
-    ``shape`` says whether it takes --shape, --out and --commit; what does not is no bench.
+    ``bench`` says whether it takes --out and --commit, ``serves`` whether it starts servers.
     """
 
     purpose: str
     words: tuple[str, ...]
     limit: int
     tiny: str = ""
-    shape: bool = True
+    bench: bool = True
     serves: bool = False
 
 
@@ -50,12 +50,12 @@ def _bench(name: str, purpose: str, limit: int, tiny: str, *, serves: bool = Tru
 
 def _tests(purpose: str, limit: int, *files: str) -> Step:
     paths = [f"tests/gpu/test_{file}.py" for file in files]
-    return Step(purpose, ("pytest", "-m", "gpu", "-q", *paths), limit, shape=False)
+    return Step(purpose, ("pytest", "-m", "gpu", "-q", *paths), limit, bench=False)
 
 
 _SHORT = "--question-len 20 --batch 1 4 --output-len"
 STEPS = {
-    "install": Step("prepares Python and SGLang", ("benchmark.gpu.install",), 300, shape=False),
+    "install": Step("prepares Python and SGLang", ("benchmark.gpu.install",), 300, bench=False),
     "tests": _tests("kernels against their references", 300, "kernels", "attention"),
     "serving_tests": _tests("whole servers of tiny models", 3600, "serving", "training"),
     "kernels": _bench(
@@ -77,7 +77,7 @@ STEPS = {
         "--groups 2 --prompts-per-group 3 --prefix-len 32 --question-len 8 --output-len 80 --batch 2",
     ),
     "whole_pool": _bench("whole_pool", "tokens per second of a full server", 900, ""),
-    "crowds": _bench("crowds", "loses no request of a crowd", 1800, "--servers 1 --requests 12"),
+    "crowds": _bench("crowds", "whether a crowd loses a request", 1800, "--servers 1 --requests 12"),
 }
 
 
@@ -123,14 +123,12 @@ def print_steps(names: Sequence[str] | dict[str, Step]) -> None:
 def words_of(name: str, args: argparse.Namespace) -> list[str]:
     """Return a step's module and arguments."""
     step = STEPS[name]
-    if not step.shape:
+    if not step.bench:
         return list(step.words)
-    words = [*step.words, "--shape", "tiny" if args.tiny else args.shape]
-    words += [
-        "--out",
-        str(args.out / f"{name}.json"),
-        *(["--commit", args.commit] if args.commit else []),
-    ]
+    shape = [] if name == "crowds" else ["--shape", "tiny" if args.tiny else args.shape]
+    words = [*step.words, *shape]
+    words += ["--out", str(args.out / f"{name}.json")]
+    words += ["--commit", args.commit] if args.commit else []
     if step.serves:
         words += ["--logs", str(args.out / name), *(TINY_START if args.tiny else ())]
     return words + (step.tiny.split() if args.tiny else [])

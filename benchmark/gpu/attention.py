@@ -21,9 +21,9 @@ from sglang.srt.mem_cache.allocator import TokenToKVPoolAllocator
 
 from benchmark.gpu.kernels import REPEATS, compaction_round, copy_rate
 from benchmark.gpu.report import Case, Cell, device_name, parser_with_out, report
-from benchmark.gpu.shapes import CONFIGS, WINDOWS, gpu_named, roofline_shape
 from benchmark.gpu.targets import SHARE_OF_COPY
 from benchmark.gpu.timing import captured, milliseconds, nothing, this_device
+from benchmark.harness.shapes import CONFIGS, WINDOWS, gpu_named, roofline_shape
 from benchmark.simulation.job import DYNTS, SIDES, STOCK
 from sgl_dynts.compaction import apply_with_torch
 from sgl_dynts.config import DynTSConfig

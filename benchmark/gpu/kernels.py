@@ -13,8 +13,8 @@ from itertools import product
 import torch
 
 from benchmark.gpu.report import Case, Cell, device_name, parser_with_out, report
-from benchmark.gpu.shapes import CONFIGS, WINDOWS, gpu_named, roofline_shape
 from benchmark.gpu.timing import cache_flusher, captured, milliseconds, nothing, this_device
+from benchmark.harness.shapes import CONFIGS, WINDOWS, gpu_named, roofline_shape
 from benchmark.harness.tiny_models import random_predictor
 from benchmark.simulation.job import DYNTS, STOCK
 from sgl_dynts.compaction import CompactionPlan, apply_compaction

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from benchmark.gpu.shapes import CONFIGS, WINDOWS
+from benchmark.harness.shapes import CONFIGS, WINDOWS
 from benchmark.harness.tiny_models import (
     SPECIAL,
     THINK,

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from benchmark.gpu.servers import Setup
-from benchmark.gpu.shapes import gpu_named, roofline_shape
 from benchmark.gpu.targets import is_standard, judged, verdict
 from benchmark.harness.provenance import RESULTS, commit, parser_of, processor, publish
 from benchmark.harness.provenance import command as command_line
+from benchmark.harness.shapes import gpu_named, roofline_shape
 from benchmark.predict import Outlook
 from benchmark.simulation.job import DYNTS, STOCK
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 
 from benchmark.gpu.models import THINK_END, THINK_START, TOKENIZER_FOLDER, write_model
-from benchmark.gpu.shapes import CONFIGS, TINY, WINDOWS
+from benchmark.harness.shapes import CONFIGS, TINY, WINDOWS
 from benchmark.harness.windows import windows_of
 from benchmark.simulation.job import SIDES, STOCK
 from benchmark.simulation.launch import PLUGINS

@@ -1,6 +1,6 @@
 """What is to be reached on an H200 against stock SGLang, and whether a measurement reaches it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,8 +85,6 @@ TARGETS = (
     fixed_batch(TIME, at_most=1, batch=1, output_len=16384),
     fixed_batch(THROUGHPUT, at_least=1.25, batch=32, output_len=16384, shapes=(QWEN,)),
     fixed_batch(THROUGHPUT, at_least=1.5, batch=32, output_len=16384, shapes=(LLAMA,)),
-    Target("capacity", THROUGHPUT, at_least=2.0, output_len=16384),
-    Target("capacity", THROUGHPUT, at_least=3.8, output_len=32768),
     fixed_batch(PEAK, at_least=3.3, output_len=16384, less=True, digits=1),
     fixed_batch(PEAK, at_least=6.6, output_len=32768, less=True, digits=1),
     fixed_batch(COMPACTION_SHARE, at_most=0.5, of_dynts=True),
@@ -119,9 +117,3 @@ def verdict(result: Mapping[str, Any]) -> str:
     if result["target"] is None:
         return ""
     return f"target {result['target']}: {'met' if result['met'] else 'falls short'}"
-
-
-def open_targets(judged: Sequence[Mapping[str, Any]], shape: str) -> list[Target]:
-    """Return the targets of a shape that none of these cells, all with a target, was judged by."""
-    seen = [target_of(result) for result in judged]
-    return [target for target in TARGETS if shape in target.shapes and target not in seen]

@@ -20,8 +20,8 @@ from benchmark.gpu.models import FIRST_WORD
 from benchmark.gpu.report import Case, Cell, outlook_of, parser_with_out, report
 from benchmark.gpu.servers import RunningServer, Setup, add_server_arguments, run_sides, setup_of
 from benchmark.gpu.serving import RandomLoad, Served, run_load
-from benchmark.gpu.shapes import CONFIGS, TINY
 from benchmark.gpu.targets import IDENTICAL, TIME
+from benchmark.harness.shapes import CONFIGS, TINY
 from benchmark.simulation.job import DYNTS, SIDES, STOCK
 
 BENCH = "untriggered"

@@ -37,8 +37,8 @@ from benchmark.gpu.servers import (
     side_by_side,
 )
 from benchmark.gpu.serving import ServingError
-from benchmark.gpu.shapes import CONFIGS, TINY, WINDOWS, gpu_named, roofline_shape
 from benchmark.harness.provenance import RESULTS, provenance, publish
+from benchmark.harness.shapes import CONFIGS, TINY, WINDOWS, gpu_named, roofline_shape
 from benchmark.predict import Outlook
 from benchmark.simulation.job import DYNTS, SIDES, STOCK, Job, ServerSpec, Workload, plan_requests, steady
 from benchmark.simulation.launch import SideProcess
@@ -56,7 +56,8 @@ LIVES = 1.5
 TICK_SECONDS = 0.1
 SECONDS_TO_END = 20
 """Of the minutes that are given: kept for ending requests and servers."""
-SETTINGS = ("kind", "gpu", "shape", "question_len", "output_len", "pool_tokens", "windows", "lives")
+JOB = ("gpu", "shape", "question_len", "output_len", "pool_tokens", "windows", "lives")
+SETTINGS = ("kind", *JOB, "commit")
 
 
 @dataclass(frozen=True)
@@ -344,11 +345,16 @@ def print_roofline(job: Whole, gpu: Gpu) -> None:
 def print_kept_forecast(job: Whole, args: argparse.Namespace, gpu: str) -> None:
     """Print what the simulation foresaw for this job, if it was kept."""
     results = json.loads(args.out.read_text()) if args.out.exists() else []
-    own = {"kind": "simulated", "gpu": gpu, **job.to_json()}
-    for result in results:
-        if all(result.get(name) == own[name] for name in SETTINGS):
-            print_sides(f"{job.shape}, foreseen, {gpu}", {side: result[side] for side in SIDES})
-            return
+    own = {"gpu": gpu, **job.to_json()}
+    simulated_before = [
+        result
+        for result in results
+        if result["kind"] == "simulated" and all(result.get(name) == own[name] for name in JOB)
+    ]
+    if simulated_before:
+        newest = simulated_before[-1]
+        print_sides(f"{job.shape}, foreseen, {gpu}", {side: newest[side] for side in SIDES})
+        return
     print(f"no forecast of this job is kept in {args.out}; make one with --forecast", flush=True)
 
 

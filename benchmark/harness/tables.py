@@ -91,16 +91,17 @@ def percent(row: Row) -> str:
 
 def summary() -> list[str]:
     """What DynTS gives beside stock SGLang, on one screen."""
-    (simulated,) = results_of("capacity", shape="qwen-7b", output_len=16384)
+    (full,) = results_of("whole_pool", shape="qwen-7b", kind="measured")
     batch = {row["unit"]: row for row in results_of("gpu", bench="fixed_batch", output_len=16384)}
     numbers = [
-        ("a simulated H200, 7B, outputs of 16,384 tokens: requests at once", simulated, "running"),
-        ("the same: tokens/s", simulated, "tokens_per_s"),
+        ("an H200 with a full pool, 7B: requests at once", "running"),
+        ("the same: tokens/s", "tokens_per_s"),
+        ("the same: requests taken back and computed again", "retractions"),
     ]
-    rows = [[title, *(f"{row[f'{side}_{name}']:,.0f}" for side in SIDES)] for title, row, name in numbers]
+    rows = [[title, *(f"{full[side][name]:,.0f}" for side in SIDES)] for title, name in numbers]
     for title, unit in (("tokens/s", "output tokens/s"), ("most KV tokens", "peak KV tokens")):
         cells = (f"{batch[unit][side]:,.0f}" for side in SIDES)
-        rows.append([f"a real H200, 32 such requests: {title}", *cells])
+        rows.append([f"an H200, 32 requests of 16,384 tokens: {title}", *cells])
     for name, task, model in (("small", "ledger-14", SMALL), ("larger", "ledger-32", LARGE)):
         own = results_of("accuracy", split="test", task=task, model=model, seed=1)
         own = [row for row in own if row["target"] != PAPERS_TARGET]
@@ -238,6 +239,26 @@ GPU_ROWS = (
 """Of each row its title, bench, unit, length, and how its numbers are written."""
 
 
+def whole_pool() -> list[str]:
+    """What a full pool gave, measured and simulated."""
+    columns = (
+        ("shape", "{shape}"),
+        ("where", "{where}"),
+        ("tokens/s, stock → DynTS", "{stock[tokens_per_s]:,.0f} → {dynts[tokens_per_s]:,.0f}"),
+        ("ratio", "{ratio:.2f}"),
+        ("requests at once", "{stock[running]:.0f} → {dynts[running]:.0f}"),
+        ("KV tokens held", "{stock[held_tokens]:,} → {dynts[held_tokens]:,}"),
+        ("retractions", "{stock[retractions]} → {dynts[retractions]}"),
+        ("commit", "{commit}"),
+    )
+    rows = sorted(results_of("whole_pool"), key=lambda row: (row["shape"] != "qwen-7b", row["kind"]))
+    return filled(
+        columns,
+        rows,
+        where=lambda row: row["gpu"] if row["kind"] == "measured" else f"{row['gpu'].upper()}, simulated",
+    )
+
+
 def gpu() -> list[str]:
     """What an H200 gave, numbers of several batches side by side."""
     rows = []
@@ -346,6 +367,7 @@ TABLES: Tables = {
     "accuracy-large": accuracy_large,
     "target-memory": target_memory,
     "gpu": gpu,
+    "whole_pool": whole_pool,
     "predictor-gap": predictor_gap,
     "gap-by-ratio": gap_by_ratio,
     "families": families,

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from benchmark.gpu.attention import flashinfer_decode, slots_after, torch_decode
-from benchmark.gpu.shapes import roofline_shape
 from benchmark.gpu.timing import captured
+from benchmark.harness.shapes import roofline_shape
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.roofline import SHAPES
 

@@ -29,7 +29,7 @@ def commands() -> list[str]:
 
 
 def test_the_commands_are_found():
-    assert {"benchmark.accuracy", "benchmark.gpu.lane", "sgl_dynts.page"} < set(commands())
+    assert {"benchmark.accuracy", "benchmark.gpu", "sgl_dynts.page"} < set(commands())
 
 
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")

@@ -1,4 +1,4 @@
-"""Whole commands of the GPU lane, with a stand-in for SGLang's server and load generator."""
+"""Whole commands of the GPU benches, with a stand-in for SGLang's server and load generator."""
 
 import json
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.gpu import capacity_run, fixed_batch, serving, shared_prefix, short, untriggered
+from benchmark.gpu import fixed_batch, serving, shared_prefix, untriggered
 from benchmark.gpu.servers import RunningServer
 
 STAND_IN = Path(__file__).parent / "stand_in"
@@ -26,7 +26,7 @@ def stand_in(monkeypatch):
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """Run a command as the lane does; returns the cells that it kept."""
+    """Run a command as the runner does; returns the cells that it kept."""
 
     def run_one(module, line: str) -> list[dict]:
         out = tmp_path / "gpu.json"
@@ -51,19 +51,6 @@ def test_a_fixed_batch_is_compared_reported_and_drawn(run, tmp_path):
     assert len(cells) == 10
     names = {path.name for path in tmp_path.glob("*.png")}
     assert {"gpu-fixed_batch-tiny-1x150.png", "gpu-fixed_batch-tiny-4x150.png"} < names
-
-
-def test_both_servers_run_at_once_where_time_is_short(run):
-    line = "--batch 4 1 --output-len 150 --question-len 20 --untriggered-len 40 --untriggered-batch 1 4"
-    cells = run(short, line)
-    assert [cell["bench"] for cell in cells] == ["untriggered"] * 4 + ["fixed_batch"] * 10
-    assert {cell["output_len"] for cell in cells} == {40, 150}
-
-
-def test_the_stock_servers_pool_decides_a_capacity_run(run):
-    cells = run(capacity_run, "--output-len 200 --question-len 20")
-    assert {cell["batch"] for cell in cells} == {12}  # 1.25 * 600 tokens, 66.7 of them per request
-    assert [cell["stock"] for cell in cells if cell["unit"] == "output tokens/s"] == [300.0]
 
 
 def test_a_shared_prefix_load_is_sent_to_both(run):

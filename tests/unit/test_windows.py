@@ -10,7 +10,7 @@ import pytest
 from benchmark import capacity, predict
 from benchmark.gpu import fixed_batch
 from benchmark.gpu.servers import setup_of
-from benchmark.gpu.shapes import WINDOWS
+from benchmark.harness.shapes import WINDOWS
 from benchmark.harness.windows import windows_of
 from sgl_dynts.config import PAPER_CONFIG, PAPER_CONFIGS, DynTSConfig, Windows, in_flags
 from sgl_dynts.window_flags import add_window_flags, windows_given
@@ -21,7 +21,6 @@ COMMANDS = {
     "benchmark.capacity": ZEROS,
     "benchmark.predict": ZEROS,
     "benchmark.gpu.fixed_batch": ZEROS,
-    "benchmark.gpu.capacity_run": ZEROS,
     "benchmark.gpu.shared_prefix": ZEROS,
     "benchmark.gpu.untriggered": ZEROS,
     "benchmark.iteration_cost": (("--budget", "0"), ("--usual-budget", "0"), ("--budget", "2")),

@@ -1,9 +1,10 @@
-"""The GPU lane without a GPU and without a server: what it would run, read, predict, keep and draw."""
+"""The GPU benches without a GPU and without a server: what they run, read, predict, keep and draw."""
 
 import inspect
 import json
 import subprocess
 import sys
+import time
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -15,34 +16,33 @@ from huggingface_hub import constants
 from transformers import AutoTokenizer
 
 from benchmark import predict
+from benchmark.gpu import __main__ as runner
 from benchmark.gpu import (
     attention,
-    capacity_run,
     check,
+    crowds,
     fixed_batch,
     install,
     kernels,
-    lane,
     plots,
     report,
     servers,
     serving,
     shared_prefix,
-    short,
-    summary,
     targets,
     timing,
     untriggered,
+    whole_pool,
 )
 from benchmark.gpu.models import THINK_END, THINK_START, TOKENIZER_FOLDER, write_model
 from benchmark.gpu.servers import Load, RunningServer, Setup, Watch
 from benchmark.gpu.serving import RandomLoad, Served, SharedPrefixLoad
-from benchmark.gpu.shapes import CONFIGS, WINDOWS, gpu_named, read_shape, roofline_shape, shape_of
 from benchmark.harness import provenance
+from benchmark.harness.shapes import CONFIGS, WINDOWS, gpu_named, read_shape, roofline_shape, shape_of
 from sgl_dynts.checkpoint import find_predictor, load_predictor
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.harness.client import Client
-from sgl_dynts.roofline import GPUS, H100, H200, SHAPES, Gpu, ModelShape
+from sgl_dynts.roofline import H100, H200, SHAPES, Gpu, ModelShape
 
 SETUP = Setup("tiny", WINDOWS["tiny"], 4000, (), 300, on_gpu=False)
 ON_H200 = Setup("qwen-7b", WINDOWS["qwen-7b"], None, ("--watchdog-timeout", "60"), 300, on_gpu=True)
@@ -55,7 +55,7 @@ FIELDS = {
     *("command", "versions", "prediction", "target", "met"),
 }
 
-SLOW = Gpu("slow", 1000, 10_000, 2000, bandwidth_efficiency=0.5, flops_efficiency=0.1, reserved_bytes=0)
+SLOW = Gpu("slow", 1000, 10_000, 2000, 0.5, 0.1, reserved_bytes=0, step_seconds=0, request_seconds=0)
 """500 bytes/s and 1000 FLOP/s; 1760 bytes for weights and KV."""
 SMALL = ModelShape("small", 1, 1, 1, 2, 4, 10, 200)
 """8 bytes per KV token, 320 bytes of weights read, 100 of predictor, 8 FLOPs per attended pair."""
@@ -210,8 +210,8 @@ def test_bytes_and_seconds_of_a_step_by_hand():
 
 def test_what_fits_and_how_fast_it_is_by_hand():
     assert (OUTLOOK.fitting("stock"), OUTLOOK.fitting("dynts")) == (170 // 7, int(170 / 5.6)) == (24, 30)
-    stock = 24 / ((24 * 320 + 8 * 24 * 7) / 1000)  # bound by arithmetic
-    dynts = 30 / ((30 * 420 + 8 * 30 * 5.6) / 1000)
+    stock = 24 / (24 * 320 / 1000 + 8 * 24 * 7 / 500)  # weights bound by arithmetic, attention by memory
+    dynts = 30 / (30 * 420 / 1000 + 8 * 30 * 5.6 / 500)
     assert OUTLOOK.speedup_at_capacity() == pytest.approx(dynts / stock)
     assert replace(OUTLOOK, pool_tokens=14).fitting("stock") == 2
 
@@ -291,24 +291,11 @@ def test_a_known_gpu_brings_predictions(monkeypatch):
     times, _, peak, compaction, scoring = fixed_batch.cells_of(ON_H200, RandomLoad(200, 16384, 32), BOTH)
     assert peak.prediction == {"stock": 32 * 16584, "dynts": 32 * 5000}
     assert times.prediction is not None
-    assert times.prediction["stock"] / times.prediction["dynts"] == pytest.approx(1.41, abs=0.01)
+    assert times.prediction["stock"] / times.prediction["dynts"] == pytest.approx(1.33, abs=0.01)
     assert compaction.prediction is not None
     assert scoring.prediction is not None
-    assert compaction.prediction["dynts"] == pytest.approx(0.0154, abs=0.0005)
-    assert scoring.prediction["dynts"] == pytest.approx(0.36, abs=0.02)
-
-
-def test_a_capacity_run_sends_more_than_fits():
-    assert capacity_run.num_prompts(OUTLOOK.config, 558, 2, 10) == 125
-    cells = capacity_run.cells_of(SETUP, RandomLoad(20, 200, 11), BOTH)
-    assert [cell.stock for cell in cells] == [300.0, 4, 380, 2.0, 50.0]
-
-
-def test_the_pool_decides_how_many_requests():
-    args = Namespace(output_len=[10], question_len=2, num_prompts=None)
-    assert capacity_run.loads_of(args, OUTLOOK.config, 558) == [RandomLoad(2, 10, 125)]
-    args.num_prompts = 7
-    assert capacity_run.loads_of(args, OUTLOOK.config, 558) == [RandomLoad(2, 10, 7)]
+    assert compaction.prediction["dynts"] == pytest.approx(0.0124, abs=0.0005)
+    assert scoring.prediction["dynts"] == pytest.approx(0.29, abs=0.02)
 
 
 def test_the_best_hit_rate_by_hand():
@@ -450,7 +437,6 @@ def result(bench: str, unit: str, batch: int, length: int, stock: float | None, 
         (result("fixed_batch", targets.PEAK, 8, 32768, 32000, 5000), "stock/DynTS >= 6.6", False),
         (result("fixed_batch", targets.SCORING_SHARE, 1, 8192, None, 0.5), "DynTS <= 1", True),
         (result("fixed_batch", targets.COMPACTION_SHARE, 1, 8192, None, 0.6), "DynTS <= 0.5", False),
-        (result("capacity", targets.THROUGHPUT, 600, 16384, 100.0, 199.0), "DynTS/stock >= 2", False),
         (result("attention", targets.SHARE_OF_COPY, 8, 4999, 0.8, 0.76), "DynTS/stock >= 0.95", True),
         (result("fixed_batch", targets.TIME, 8, 16384, 10.0, 9.0), None, None),
     ],
@@ -474,71 +460,6 @@ def test_a_target_that_a_side_has_no_number_for_is_not_met():
     assert targets.judged(cell, standard=True)["met"] is False
 
 
-def test_the_summary_adds_cells_and_names_what_is_open(tmp_path, monkeypatch, capsys):
-    cell = result("untriggered", targets.TIME, 32, 512, 10.0, 10.3)
-    (tmp_path / "other.json").write_text(json.dumps([cell | targets.judged(cell, standard=True)]))
-    line = f"summary --out {tmp_path}/gpu.json --add {tmp_path}/other.json"
-    monkeypatch.setattr("sys.argv", line.split())
-    summary.main()
-    text = capsys.readouterr().out
-    assert json.loads((tmp_path / "gpu.json").read_text())[0]["dynts"] == 10.3
-    assert "target DynTS/stock <= 1.02: falls short" in text
-    assert "qwen-7b: not measured: untriggered, ms per output token, batch 1: DynTS/stock <= 1.02" in text
-    assert "qwen-7b: not measured: untriggered, ms per output token, batch 32" not in text
-    assert "llama-8b: not measured: fixed_batch, output tokens/s, batch 32, output 16,384: " in text
-
-
-@pytest.mark.parametrize("shape", sorted(SHAPES))
-@pytest.mark.parametrize("gpu", sorted(GPUS))
-def test_the_plan_ends_in_time(gpu, shape):
-    every = lane.gpu_steps(shape, GPUS[gpu])
-    assert all(step.limit < 600 for step in every)
-    steps = lane.chosen(every, None)
-    assert {step.name for step in every} - {step.name for step in steps} == {"serving_tests", "short"}
-    assert [step.name for step in lane.chosen(every, ["serving_tests"])] == ["serving_tests"]
-    assert all(step.estimate is None or step.estimate < step.limit for step in steps)
-    assert sum(step.limit for step in steps) < 25 * 60
-
-
-def test_the_targets_of_fixed_batches_are_measured_on_an_h200():
-    (step,) = lane.chosen(lane.gpu_steps("qwen-7b", H200), ["fixed_batch"])
-    assert " ".join(step.words).endswith("--batch 1 32 --output-len 16384")
-    (step,) = lane.chosen(lane.gpu_steps("llama-8b", H100), ["fixed_batch"])
-    assert " ".join(step.words).endswith("--batch 1 32 --output-len 8192")
-
-
-def test_what_a_short_lease_has_room_for_is_done_in_time_on_an_h200():
-    (step,) = lane.chosen(lane.gpu_steps("qwen-7b", H200), ["short"])
-    assert step.estimate is not None
-    assert step.estimate < step.limit
-
-
-def test_the_tiny_plan_has_the_same_steps():
-    tiny = lane.tiny_steps([])
-    assert [step.name for step in tiny] == [step.name for step in lane.gpu_steps("qwen-7b", H200)]
-    assert all(step.limit < 600 for step in tiny)
-
-
-COMMON = ["--out", "o", "--commit", "abc1234"]
-
-
-@pytest.mark.parametrize(
-    "steps", [lane.gpu_steps("llama-8b", H200, COMMON), lane.tiny_steps(COMMON)], ids=["gpu", "tiny"]
-)
-def test_every_benchs_parser_takes_its_step(steps, monkeypatch):
-    modules = (
-        *(attention, capacity_run, fixed_batch, kernels),
-        *(shared_prefix, short, summary, untriggered),
-    )
-    parsers = {module.__name__: module.parse for module in modules}
-    parsed = [step for step in steps if step.words[0] in parsers]
-    assert len(parsed) == len(modules)
-    for step in parsed:
-        monkeypatch.setattr("sys.argv", list(step.words))
-        args = parsers[step.words[0]]()
-        assert (args.out, args.commit) == (Path("o"), "abc1234")
-
-
 def test_the_whole_matrix_is_one_command(monkeypatch):
     monkeypatch.setattr("sys.argv", ["fixed_batch", "--shape", "llama-8b"])
     loads = fixed_batch.loads_of(fixed_batch.parse())
@@ -554,57 +475,84 @@ def test_a_copy_without_a_repository_must_be_told_its_commit(monkeypatch, tmp_pa
     with pytest.raises(SystemExit):
         kernels.parse()
     assert "required: --commit" in capsys.readouterr().err
-    monkeypatch.setattr("sys.argv", ["lane", "--step", "kernels"])
+    monkeypatch.setattr("sys.argv", ["gpu", "kernels"])
     with pytest.raises(SystemExit, match="name it with --commit"):
-        lane.main()
-
-
-def test_an_estimate_by_hand():
-    """Two servers' starts aside: both sides, every token once per step."""
-    forecast = lane.Forecast(H200, SHAPES["qwen-7b"])
-    stock = 4096 * (14.14e9 + 32 * (200 + 2048) * 57_344) / (4.8e12 * 0.82)
-    dynts = 4096 * (14.14e9 + 77.1e6 + 32 * (200 + 2048) * 57_344) / (4.8e12 * 0.82)
-    assert forecast.seconds(4096, 32) == pytest.approx(stock + dynts, rel=1e-3)
-    assert forecast.seconds(4096, 32, waves=3) == pytest.approx(3 * (stock + dynts), rel=1e-3)
+        runner.main()
 
 
 HERE = install.Interpreter(Path(sys.executable))
 
 
-def test_a_failed_step_does_not_keep_the_others_from_running(monkeypatch, capfd):
+def asked(tmp_path: Path, *steps: str, tiny: bool = False) -> Namespace:
+    return Namespace(steps=steps, tiny=tiny, shape="llama-8b", out=tmp_path, commit="abc1234")
+
+
+GOOD = runner.Step("prints its help", ("json.tool", "--help"), 60, bench=False)
+
+
+def test_a_failed_step_does_not_keep_the_others_from_running(monkeypatch, capfd, tmp_path):
     monkeypatch.setattr(install, "located", lambda: HERE)
-    steps = [
-        lane.Step("bad", ("json.tool", "--no-such-flag"), 60),
-        lane.Step("good", ("json.tool", "--help"), 60),
-    ]
-    assert lane.run_all(steps) == ["bad"]
+    bad = replace(GOOD, words=("json.tool", "--no-such-flag"))
+    monkeypatch.setattr(runner, "STEPS", {"bad": bad, "good": GOOD})
+    assert runner.run_all(asked(tmp_path, "bad", "good"), time.monotonic() + 300) == ["bad"]
     assert "== good: status 0" in capfd.readouterr().out
+    assert "usage" in (tmp_path / "good.log").read_text()
 
 
-def test_a_step_that_does_not_end_is_ended(monkeypatch):
+def test_a_step_that_does_not_end_is_ended(monkeypatch, tmp_path):
     monkeypatch.setattr(install, "located", lambda: HERE)
-    endless = lane.Step("endless", ("http.server", "--bind", "127.0.0.1", "0"), 1)
-    assert lane.run(endless) == lane.TIMED_OUT
+    assert runner.run("endless", ("http.server", "--bind", "127.0.0.1", "0"), 1, tmp_path) == (
+        runner.TIMED_OUT
+    )
 
 
-def test_nothing_but_the_installation_runs_before_it(monkeypatch, capsys):
+def test_no_step_begins_when_the_minutes_are_over(monkeypatch, tmp_path):
+    monkeypatch.setattr(runner, "STEPS", {"good": GOOD})
+    monkeypatch.setattr(runner, "run", lambda *_: pytest.fail("ran"))
+    assert runner.run_all(asked(tmp_path, "good"), time.monotonic() + 30) == ["good"]
+
+
+def test_nothing_but_the_installation_runs_before_it(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(install, "located", lambda: None)
-    assert lane.run(lane.Step("kernels", ("json.tool", "--help"), 60)) == lane.NOT_INSTALLED
-    assert "run --step install first" in capsys.readouterr().out
-    assert lane.run(lane.Step("install", ("json.tool", "--help"), 60)) == 0
+    assert runner.run("kernels", GOOD.words, 60, tmp_path) == runner.NOT_INSTALLED
+    assert "run the step install first" in capsys.readouterr().out
+    assert runner.run("install", GOOD.words, 60, tmp_path) == 0
 
 
-def test_the_plan_needs_no_packages():
-    """As on a bare machine: no site-packages, nothing on the path."""
-    command = [sys.executable, "-I", "-S", "-c", BARE, str(install.ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "capacity_run" in done.stdout
-
-
-BARE = (
-    "import sys; sys.path.insert(0, sys.argv[1]); sys.argv[1:] = ['--dry-run'];"
-    "from benchmark.gpu import lane; lane.main()"
+@pytest.mark.parametrize("tiny", [False, True])
+@pytest.mark.parametrize(
+    "bench", [attention, crowds, fixed_batch, kernels, shared_prefix, untriggered, whole_pool]
 )
+def test_every_benchs_parser_takes_its_step(bench, tiny, monkeypatch, tmp_path):
+    name = bench.__name__.removeprefix("benchmark.gpu.")
+    monkeypatch.setattr("sys.argv", runner.words_of(name, asked(tmp_path, name, tiny=tiny)))
+    args = bench.parse()
+    assert (args.out, args.commit) == (tmp_path / f"{name}.json", "abc1234")
+
+
+def test_the_steps_are_listed_without_any_package():
+    """As on a bare machine: no site-packages, nothing on the path."""
+    bare = (
+        "import sys; sys.path.insert(0, sys.argv.pop());"
+        "from benchmark.gpu import __main__ as runner; runner.main()"
+    )
+    command = [sys.executable, "-I", "-S", "-c", bare, str(install.ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "whole_pool" in done.stdout
+
+
+def test_an_unknown_step_is_named_beside_those_that_there_are(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["gpu", "lane"])
+    with pytest.raises(SystemExit):
+        runner.main()
+    assert "no step lane; there are install, tests" in capsys.readouterr().err
+
+
+def test_both_servers_at_once_need_a_pool_of_a_given_size(monkeypatch):
+    monkeypatch.setattr(servers.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("sys.argv", ["fixed_batch", "--side-by-side"])
+    with pytest.raises(SystemExit, match="--side-by-side needs --pool-tokens"):
+        servers.setup_of(fixed_batch.parse())
 
 
 def test_an_engine_that_is_there_is_not_fetched(monkeypatch, tmp_path, capsys):
@@ -644,15 +592,6 @@ def test_a_machine_that_can_install_nothing_says_what_to_do(monkeypatch):
         SystemExit, match=r"no index answers\nWithout a network, .* that has sglang 0.5.23"
     ):
         install.main()
-
-
-def test_a_dry_run_runs_nothing(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["lane", "--dry-run", "--step", "capacity_run"])
-    monkeypatch.setattr(lane, "run", lambda step: pytest.fail(f"ran {step}"))
-    lane.main()
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split()[:2] == ["capacity_run", "200"]
-    assert "--num-prompts 8" in lines[1]
 
 
 def test_missing_entry_points_are_named(monkeypatch):
