@@ -22,6 +22,7 @@ WRITERS = {
     "trace-": "benchmark.pictures",
     "transfer.json": "benchmark.studies.transfer",
     "wrong_traces.json": "benchmark.studies.wrong_traces",
+    "whole_pool.json": "benchmark.gpu.whole_pool",
 }
 """The module that writes each file of results, by what the file's name begins with."""
 OLD_NAMES = {"benchmark.studies": "benchmark", "benchmark.ledgers": "sgl_dynts.demo"}
