@@ -126,6 +126,31 @@ def load_predictor(source: PredictorSource | Path) -> ImportancePredictor:
     return predictor.requires_grad_(False).eval()
 
 
+def check_scores(
+    predictor: ImportancePredictor, path: Path | str, scale: torch.Tensor | float = 1.0
+) -> None:
+    """Refuse a predictor that cannot tell tokens apart, by what it gives random hidden states.
+
+    Args:
+        predictor: as it is served, on its device and in its dtype.
+        path: of its file, for the message.
+        scale: [hidden_size] or one number, the size of the model's hidden states.
+
+    Raises:
+        ValueError: scores are not finite, or all the same.
+    """
+    weight = next(predictor.parameters())
+    noise = torch.randn(64, predictor.hidden_size, generator=torch.Generator().manual_seed(0))
+    scores = predictor((noise.to(weight.device) * scale).to(weight.dtype))
+    if not bool(scores.isfinite().all()):
+        raise ValueError(f"{path}: its scores are not finite numbers; train the predictor again")
+    if bool(scores.max() == scores.min()):
+        raise ValueError(
+            f"{path}: every token scores {scores[0].item():g}, so nothing tells which to keep; train the "
+            "predictor again"
+        )
+
+
 def digest(source: PredictorSource) -> str:
     """Return what tells a predictor from others, in hexadecimal.
 
@@ -249,6 +274,8 @@ def _author_source(path: Path, files: dict[str, Path]) -> PredictorSource:
 
 
 def _check_shapes(source: PredictorSource, shapes: list[list[int]]) -> None:
+    if any(0 in shape for shape in shapes):
+        raise ValueError(f"{source.path}: tensor shapes {shapes} have a width of 0, which scores nothing")
     chained = all(len(shape) == 2 for shape in shapes) and (
         shapes[0][1] == source.header.hidden_size
         and shapes[1][1] == shapes[0][0]
@@ -275,6 +302,8 @@ def _file_and_name(source: PredictorSource) -> list[tuple[Path, str]]:
 
 
 def _open(path: Path) -> safe_open:
+    if path.exists() and not path.is_file():  # reading a pipe or a device may wait for ever
+        raise ValueError(f"{path}: not a readable safetensors file (it is no regular file)")
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from sgl_dynts.checkpoint import PREDICTOR_FILE, load_predictor
 from sglang_dynts.forward.device_state import DeviceState, on_runner
@@ -87,3 +89,15 @@ def test_without_a_predictor_a_token_does_not_inherit_its_slots_earlier_score(se
     state.scores.scores.fill_(float("inf"))
     runner.forward(torch.randn(2, 64), [3, 1])
     assert state.scores.scores.tolist() == [float("inf"), 0, float("inf"), 0]
+
+
+@pytest.mark.parametrize("value", [1e30, 0.0])
+def test_a_predictor_whose_scores_say_nothing_stops_the_start(serve, model, tmp_path, value):
+    source = model / PREDICTOR_FILE
+    with safe_open(source, "pt") as file:
+        header = file.metadata()
+    tensors = {name: torch.full_like(one, value) for name, one in load_file(source).items()}
+    save_file(tensors, tmp_path / "bad.safetensors", metadata=header)
+    serve("--attention-backend", "dynts", "--dynts-predictor", str(tmp_path / "bad.safetensors"))
+    with pytest.raises(ValueError, match=r"bad.safetensors: (its scores are not finite|every token)"):
+        install_predictor(None, Runner())

@@ -1,6 +1,7 @@
 """Predictor files: what is written is read, the authors' files are found, bad ones are named."""
 
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from sgl_dynts.checkpoint import (
     MAX_INNER_SIZE,
     PREDICTOR_FILE,
     PredictorHeader,
+    check_scores,
     find_predictor,
     load_predictor,
     save_predictor,
@@ -309,3 +311,49 @@ def test_weights_that_give_no_scores_are_refused(tmp_path, spoil):
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"not a finite number|not of one float type"):
         load_predictor(find_predictor(tmp_path))
+
+
+def test_a_layer_of_width_0_is_refused(tmp_path):
+    path = tmp_path / "predictor.safetensors"
+    save_file(weights(LAYER_NAMES, [(0, 6), (3, 0), (1, 3)]), path, metadata=METADATA)
+    with pytest.raises(ValueError, match="have a width of 0, which scores nothing"):
+        load_predictor(find_predictor(tmp_path, path))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (1e30, "its scores are not finite numbers"),
+        (0.0, "every token scores"),
+        (1e-30, "every token scores"),
+    ],
+)
+def test_a_predictor_that_tells_no_token_from_another_is_refused(value, message):
+    predictor = ImportancePredictor(6, (4, 3))
+    for weight in predictor.parameters():
+        torch.nn.init.constant_(weight, value)
+    with pytest.raises(ValueError, match=f"^a.safetensors: {message}"), torch.inference_mode():
+        check_scores(predictor, "a.safetensors")
+
+
+def test_a_useful_predictor_is_taken_at_any_size_of_hidden_states():
+    torch.manual_seed(1)
+    predictor = ImportancePredictor(6, (4, 3))
+    for scale in (1.0, 30.0, torch.rand(6)):
+        with torch.inference_mode():
+            check_scores(predictor.bfloat16(), "a.safetensors", scale)
+
+
+@pytest.mark.parametrize("place", ["named", "beside", "among the weights", "index"])
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, place):
+    pipe = tmp_path / (PREDICTOR_FILE if place == "beside" else "pipe.safetensors")
+    pipe.parent.mkdir(exist_ok=True)
+    os.mkfifo(pipe)
+    if place == "index":
+        index = {"weight_map": dict.fromkeys(AUTHOR_LAYER_NAMES, pipe.name)}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    message = "no such file or folder" if place == "named" else "it is no regular file"
+    if place == "beside":
+        message = "no predictor"
+    with pytest.raises(ValueError, match=message):
+        find_predictor(tmp_path, pipe if place == "named" else None)

@@ -4,13 +4,13 @@ import logging
 
 import torch
 
-from sgl_dynts.checkpoint import load_predictor
+from sgl_dynts.checkpoint import check_scores, load_predictor
 from sgl_dynts.scoring import write_scores
 from sglang_dynts.boot.configuration import is_enabled
 from sglang_dynts.boot.predictor_files import find_served_predictor
 from sglang_dynts.boot.refusals import refuse_other_width
 from sglang_dynts.forward.device_state import LoadedPredictor, OnRunner, loaded_from, on_runner
-from sglang_dynts.forward.weight_updates import listen_to_loads
+from sglang_dynts.forward.weight_updates import listen_to_loads, size_of_states
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,8 @@ def _load_for(model_runner) -> LoadedPredictor | None:
     predictor = load_predictor(source)
     dtype = torch.float32 if model_runner.dtype == torch.float32 else torch.bfloat16
     predictor = predictor.to(device=model_runner.device, dtype=dtype)
+    with torch.inference_mode():
+        check_scores(predictor, source.path, size_of_states(model_runner.model, predictor.hidden_size))
     loaded = loaded_from(source, predictor)
     logger.info("DynTS predictor: %s", loaded.facts())
     return loaded

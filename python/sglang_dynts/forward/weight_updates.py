@@ -15,6 +15,7 @@ from sglang.srt.runtime_context import get_model
 from sgl_dynts.checkpoint import (
     AUTHOR_LAYER_NAMES,
     PredictorSource,
+    check_scores,
     digest_of,
     find_predictor_if_any,
     load_predictor,
@@ -89,6 +90,15 @@ def _settle(ours: OnRunner) -> None:
         _keep(ours, "weights were updated without is_head.* tensors")
 
 
+def size_of_states(model: torch.nn.Module, hidden_size: int) -> torch.Tensor | float:
+    """[hidden_size] how large a model's last hidden states are: the weight of its final norm, else 1.
+
+    A norm's output has about the size of its weight, and the final one is the last of this shape.
+    """
+    alike = [weight for weight in model.parameters() if weight.shape == (hidden_size,)]
+    return alike[-1].float() if alike else 1.0
+
+
 def _set_aside(ours: OnRunner, weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
     for name, weight in weights:
         if name in AUTHOR_LAYER_NAMES:
@@ -106,6 +116,7 @@ def _find_beside(loaded: LoadedPredictor, model_path: str) -> Found | None:
         return None
     refuse_other_width(source.path, source.header.hidden_size, loaded.predictor.hidden_size)
     fresh = load_predictor(source)
+    check_scores(fresh, source.path)
     if fresh.inner_sizes != loaded.predictor.inner_sizes:
         raise ValueError(
             f"{source.path} has inner sizes {list(fresh.inner_sizes)}, the served one "
