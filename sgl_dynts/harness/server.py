@@ -19,6 +19,8 @@ HOST = "127.0.0.1"
 LAUNCH_SERVER = (sys.executable, "-m", "sglang.launch_server")
 START_SECONDS = 900
 """A busy machine, or a GPU whose kernels are compiled at the first start."""
+CACHES = "TORCHINDUCTOR_CACHE_DIR"
+"""Where torch keeps its caches; default: in the home folder."""
 SECONDS_BETWEEN_SIGNS = 10
 SECONDS_TO_END = 60
 SECONDS_TO_TELL_ITS_FATE = 5
@@ -51,7 +53,11 @@ class Server:
             command: what starts it.
             port: on loopback; default: a free one.
             headers: that its client sends.
+
+        Raises:
+            ServerError: there is no home folder.
         """
+        check_home(environment or {})
         self.port = port or free_port()
         self.log = log
         self.client = Client(f"http://{HOST}:{self.port}", headers)
@@ -159,6 +165,23 @@ def one_thread() -> dict[str, str]:
         "SGLANG_CPU_OMP_THREADS_BIND": str(max(os.sched_getaffinity(0))),
         "PYTHONWARNINGS": "ignore",
     }
+
+
+def check_home(environment: Mapping[str, str]) -> None:
+    """Refuse to start where torch, which SGLang imports, finds no folder for its caches.
+
+    Args:
+        environment: variables beside this process's own.
+
+    Raises:
+        ServerError: HOME is unset, and the system knows none of this user's.
+    """
+    has_home = "HOME" in environment or os.path.expanduser("~") != "~"
+    if not has_home and CACHES not in os.environ | environment:
+        raise ServerError(
+            "HOME is not set, and SGLang does not start without a folder for caches: set HOME to one "
+            "that this user can write"
+        )
 
 
 def new_log(prefix: str) -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -99,13 +99,17 @@ class Model:
             dtype: to compute in; default: the configuration's, or the one it is loaded in.
 
         Raises:
-            ValueError: no Hugging Face model in the folder, or one is loaded in another dtype.
+            ValueError: no Hugging Face model in the folder, a quantised one, or one is loaded in another
+                dtype.
         """
         if isinstance(source, Path):
-            sha256, config, place = _digest_of_files(source), AutoConfig.from_pretrained(source), source
+            config, place = AutoConfig.from_pretrained(_checked(source)), source
+            _refuse_quantised(config, place)
+            sha256 = _digest_of_files(source)
             own = getattr(torch, str(config.dtype or "float32").removeprefix("torch."))
         else:
             sha256, config, place = _digest_of_weights(source), source.config, source.name_or_path
+            _refuse_quantised(config, place or config.model_type)
             own = source.dtype
             if dtype not in (None, own):
                 raise ValueError(
@@ -206,10 +210,35 @@ def trace_key(trace: Trace) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
+def _checked(folder: Path) -> Path:
+    """Return a folder that holds a model.
+
+    Raises:
+        ValueError: it does not, or its weights were quantised by ModelOpt, which its config need not say.
+    """
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+        raise ValueError(f"{folder}: no config.json with *.safetensors; name a model's folder")
+    if (folder / "hf_quant_config.json").exists():
+        raise ValueError(_quantised(folder, "hf_quant_config.json"))
+    return folder
+
+
+def _refuse_quantised(config: Any, place: Path | str) -> None:
+    values = config.to_dict()
+    settings = values.get("quantization_config") or values.get("compression_config")
+    if settings:
+        raise ValueError(_quantised(place, settings.get("quant_method") or "quantization_config"))
+
+
+def _quantised(place: Path | str, by: str) -> str:
+    return (
+        f"{place}: its weights are quantised ({by}), and targets are computed with the weights it was "
+        "made from; name the folder of these, in bfloat16 or float32; the predictor serves both"
+    )
+
+
 def _digest_of_files(folder: Path) -> str:
     files = sorted([folder / "config.json", *folder.glob("*.safetensors")])
-    if len(files) < 2 or not files[0].is_file():
-        raise ValueError(f"{folder}: no config.json with *.safetensors; name a model's folder")
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as opened:

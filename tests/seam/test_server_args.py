@@ -83,6 +83,24 @@ def test_a_config_file_sets_our_flags(view, tmp_path):
     assert (cfg.attention_backend, windows(cfg)) == ("torch_native", (77, 16, 0.25))
 
 
+@pytest.mark.parametrize("settings", [{"attention-backend": "dynts"}, {"enable-dynts": True}])
+def test_a_config_file_that_sglang_does_not_read_is_refused(model, tmp_path, settings):
+    path = tmp_path / "server.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    message = (
+        f"--config={path}: SGLang reads a configuration file only if it is a word of its own, and this"
+    )
+    with refuses(f"{message} one asks for DynTS; write --config {path}"):
+        server_args.prepare_server_args(["--model-path", str(model), f"--config={path}"])
+
+
+def test_a_config_file_without_dynts_is_left_to_sglang(model, tmp_path):
+    path = tmp_path / "server.yaml"
+    path.write_text("max-total-tokens: 77\n")
+    args = server_args.prepare_server_args(["--model-path", str(model), f"--config={path}"])
+    assert args.max_total_tokens is None
+
+
 def test_a_server_without_dynts_is_left_alone(view):
     cfg = view("--attention-backend", "torch_native")
     assert (cfg.enable_dynts, cfg.radix_cache_backend) == (False, None)

@@ -17,6 +17,18 @@ def stand_in(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(STAND_IN))
 
 
+def test_a_machine_without_a_home_folder_is_told_before_anything_starts(monkeypatch, tmp_path):
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv(server.CACHES, raising=False)
+    monkeypatch.setattr(server.os.path, "expanduser", lambda path: path)
+    with pytest.raises(
+        ServerError, match=r"^HOME is not set, .* set HOME to one that this user can write$"
+    ):
+        Server([], tmp_path / "log")
+    with running([], tmp_path / "log", {"HOME": str(tmp_path)}, seconds=60) as client:
+        assert client.is_up()
+
+
 def test_a_server_is_ended_with_its_block(tmp_path):
     with running([], tmp_path / "log", {}, seconds=60) as client:
         assert client.is_up()

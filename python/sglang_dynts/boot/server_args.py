@@ -1,5 +1,7 @@
 """Our flags, what ``--attention-backend dynts`` implies, and the windows that are resolved from them."""
 
+import argparse
+import os
 from typing import Annotated, Any
 
 import msgspec
@@ -143,6 +145,36 @@ class DynTSServerArgs(ServerArgs, dict=True):  # pyright: ignore  a msgspec.Stru
         ),
         _NAMESPACE,
     ] = None
+
+    @classmethod
+    def from_cli_args(cls, args: argparse.Namespace):
+        """Build them from a command line; as in SGLang, but for a configuration file it did not read.
+
+        Raises:
+            ValueError: that file asks for DynTS.
+        """
+        refuse_unread_config(args.config)
+        return super().from_cli_args(args)
+
+
+def refuse_unread_config(path: str | None) -> None:
+    """Refuse a configuration file that asks for DynTS and that SGLang did not read.
+
+    Args:
+        path: what is left of ``--config`` after parsing; SGLang takes what it reads off the command line.
+
+    Raises:
+        ValueError: it was given as one word.
+    """
+    if path is None or not os.path.isfile(path):
+        return
+    with open(path, encoding="utf-8", errors="replace") as file:
+        asks = BACKEND_NAME in file.read()
+    if asks:
+        raise ValueError(
+            f"--config={path}: SGLang reads a configuration file only if it is a word of its own, and "
+            f"this one asks for DynTS; write --config {path}"
+        )
 
 
 def choose_backend(server_args, previous) -> None:

@@ -1,6 +1,7 @@
 """The command, from a model's folder and a file of traces to a predictor file, with the demo model."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -109,6 +110,30 @@ def test_a_file_without_a_right_trace_says_what_came_of_the_attempts(folder, cap
     assert train(folder)[0] == 1
     told = capsys.readouterr().err
     assert "no right trace in it; of 3 attempts 2 never ends thinking, 1 wrong; name the model's" in told
+
+
+@pytest.mark.parametrize(
+    ("file", "settings", "method"),
+    [
+        ("config.json", {"quantization_config": {"quant_method": "fp8"}}, "fp8"),
+        ("config.json", {"quantization_config": {"quant_method": "awq", "bits": 4}}, "awq"),
+        (
+            "config.json",
+            {"compression_config": {"quant_method": "compressed-tensors"}},
+            "compressed-tensors",
+        ),
+        ("hf_quant_config.json", {"quantization": {"quant_algo": "NVFP4"}}, "hf_quant_config.json"),
+    ],
+)
+def test_a_quantised_model_is_refused_in_one_sentence(folder, capsys, file, settings, method):
+    model = folder / "model"
+    shutil.copytree(FOLDER, model)
+    known = json.loads((model / file).read_text()) if (model / file).exists() else {}
+    (model / file).write_text(json.dumps(known | settings))
+    words = [str(model), str(folder / "traces.jsonl"), str(folder / "out.safetensors")]
+    assert fit_predictor.main([*words, *FLAGS, *WINDOWS]) == 1
+    (told,) = capsys.readouterr().err.strip().splitlines()
+    assert told.startswith(f"not trained: {model}: its weights are quantised ({method}), and targets")
 
 
 def test_wrong_traces_at_hand_are_told():
