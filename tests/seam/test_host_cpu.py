@@ -1,5 +1,7 @@
 """The platform plug-in serves only where nothing else would."""
 
+import inspect
+import os
 import subprocess
 import sys
 from argparse import Namespace
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 from sglang_dynts.boot.host_cpu import activate
+from sglang_dynts.boot.host_cpu_platform import HostCpuPlatform
 
 
 def test_a_plain_cpu_machine_gets_our_platform(monkeypatch):
@@ -33,10 +36,58 @@ def test_what_sglang_looks_up_while_it_is_imported_imports_nothing_of_it(module)
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("asked", [{"enable_lora": True}, {"lora_paths": ["a=b"]}])
-def test_adapters_are_refused_where_sglang_cannot_load_them(asked):
-    from sglang_dynts.boot.host_cpu_platform import HostCpuPlatform
+NOTHING_ASKED = {
+    "enable_lora": None,
+    "lora_paths": None,
+    "enable_strict_thinking": False,
+    "attention_backend": None,
+    "tp_size": 1,
+}
 
-    args = Namespace(**({"enable_lora": None, "lora_paths": None} | asked))
-    with pytest.raises(ValueError, match=r"--enable-lora/--lora-paths: .* serve adapters on a GPU"):
-        HostCpuPlatform().apply_server_args_defaults(args)
+
+@pytest.mark.parametrize(
+    ("asked", "flag"),
+    [
+        ({"enable_lora": True}, "--enable-lora/--lora-paths: "),
+        ({"lora_paths": ["a=b"]}, "--enable-lora/--lora-paths: "),
+        ({"enable_strict_thinking": True}, "--enable-strict-thinking: "),
+    ],
+)
+def test_what_needs_a_gpu_is_refused_with_its_flag(asked, flag):
+    with pytest.raises(ValueError, match=f"{flag}.* on a GPU"):
+        platform().apply_server_args_defaults(Namespace(**NOTHING_ASKED | asked))
+
+
+@pytest.mark.parametrize(
+    ("cores", "ranks", "threads"), [(2, 1, "1"), (16, 1, "8"), (16, 2, "4"), (1, 2, "1")]
+)
+def test_ranks_get_half_of_the_usable_cores(monkeypatch, cores, ranks, threads):
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    args = Namespace(**NOTHING_ASKED | {"tp_size": ranks})
+    platform().apply_server_args_defaults(args)
+    assert os.environ == {"OMP_NUM_THREADS": threads}
+    assert (args.attention_backend, args.disable_custom_all_reduce) == ("torch_native", True)
+
+
+def test_the_operators_number_of_threads_is_left_as_it_is(monkeypatch):
+    monkeypatch.setattr(os, "environ", {"OMP_NUM_THREADS": "3"})
+    platform().apply_server_args_defaults(Namespace(**NOTHING_ASKED))
+    assert os.environ == {"OMP_NUM_THREADS": "3"}
+
+
+def test_the_platform_answers_whatever_sglang_may_ask_a_device():
+    """All but what speculation alone asks, which the platform says it does not have."""
+    unanswered = [
+        name
+        for name in dir(HostCpuPlatform)
+        if not name.startswith("_")
+        and callable(getattr(HostCpuPlatform, name))
+        and "raise NotImplementedError" in inspect.getsource(getattr(HostCpuPlatform, name))
+    ]
+    assert unanswered == ["get_default_speculative_draft_attention_backend"]
+    assert not platform().supports_speculative_algorithm("EAGLE")
+
+
+def platform() -> HostCpuPlatform:
+    return HostCpuPlatform()
