@@ -43,10 +43,11 @@ def books(serve) -> Books:
     return Books()
 
 
-def arrived(rid: str, custom: Any) -> Any:
+def arrived(rid: str, custom: Any, input_embeds: list[list[float]] | None = None) -> Any:
     """What a front end without checks sends."""
     params = SamplingParams(custom_params=custom)
-    return SimpleNamespace(rid=rid, sampling_params=params, mm_inputs=None)
+    facts = {"sampling_params": params, "mm_inputs": None, "input_embeds": input_embeds}
+    return SimpleNamespace(rid=rid, **facts)
 
 
 BAD = [
@@ -76,6 +77,26 @@ def test_each_request_of_a_batch_is_looked_at(books, kind):
     getattr(books, f"handle_batch_{kind}_request")(batch)
     assert books.taken == ["a", "c"]
     assert list(books.messages) == ["b"]
+
+
+OFF = [{"enabled": False}, {"policy": "full"}]
+
+
+def test_embeddings_are_refused_where_they_would_be_governed(books):
+    for index, options in enumerate(OFF):
+        books.handle_generate_request(arrived(str(index), {"dynts": options}, [[0.5]]))
+    assert books.taken == ["0", "1"]
+    for rid, custom in (("bare", None), ("else", {"dynts": {"budget": 50}})):
+        books.handle_generate_request(arrived(rid, custom, [[0.5]]))
+        assert "input_embeds hide whether the prompt leaves off in thinking" in books.messages[rid]
+
+
+def test_embeddings_are_welcome_where_nothing_is_governed(serve):
+    for flags in (("torch_native",), ("dynts", "--dynts-policy", "full")):
+        serve("--attention-backend", *flags)
+        books = Books()
+        books.handle_generate_request(arrived("bare", None, [[0.5]]))
+        assert books.taken == ["bare"]
 
 
 def test_a_server_without_dynts_ends_who_asks_for_it(serve):

@@ -5,7 +5,7 @@ from http import HTTPStatus
 from sglang.srt.managers.io_struct import AbortReq
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
 
-from sglang_dynts.entry.options import check_options
+from sglang_dynts.entry.options import check_hidden_prompt, check_options
 
 
 def admit_generation(original, scheduler, recv_req, **kwargs) -> None:
@@ -14,7 +14,7 @@ def admit_generation(original, scheduler, recv_req, **kwargs) -> None:
     A front end that calls ``SamplingParams.verify`` has refused such a request already; others pass on
     what a client sent. Behind this line options are read, and nothing may raise: it would end the server.
     """
-    if _is_admitted(scheduler, recv_req):
+    if _is_admitted(scheduler, recv_req, is_hidden=recv_req.input_embeds is not None):
         original(scheduler, recv_req, **kwargs)
 
 
@@ -24,10 +24,12 @@ def admit_embedding(original, scheduler, recv_req, **kwargs) -> None:
         original(scheduler, recv_req, **kwargs)
 
 
-def _is_admitted(scheduler, recv_req) -> bool:
-    """Whether a request may be made; one that may not is told why."""
+def _is_admitted(scheduler, recv_req, is_hidden: bool = False) -> bool:
+    """Whether a request may be made, its prompt hidden or not; one that may not is told why."""
     try:
         check_options(recv_req.sampling_params.custom_params)
+        if is_hidden:
+            check_hidden_prompt(recv_req.sampling_params)
     except ValueError as error:
         reason = FINISH_ABORT(str(error), HTTPStatus.BAD_REQUEST, "BadRequestError").to_json()
         scheduler.send_abort_output(AbortReq(rid=recv_req.rid, finished_reason=reason), recv_req)
