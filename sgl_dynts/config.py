@@ -156,12 +156,12 @@ def _require(name: str, value: object) -> None:
 
 
 def _require_int(field: str, value: object, least: int) -> None:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if not least <= value <= MOST_TOKENS:
-            raise ValueError(f"{field}={quoted(value)} must lie between {least} and {MOST_TOKENS}")
-        if isinstance(value, int):
-            return
-    raise ValueError(f"{field}={quoted(value)} must be an integer of at least {least}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value % 1 != 0:
+        raise ValueError(f"{field}={quoted(value)} must be an integer of at least {least}")
+    if not least <= value <= MOST_TOKENS:
+        raise ValueError(f"{field}={quoted(value)} must lie between {least} and {MOST_TOKENS}")
+    if isinstance(value, float):
+        raise ValueError(f"{field}={quoted(value)} must be an integer of at least {least}")
 
 
 def _require_ratio(field: str, value: object) -> None:

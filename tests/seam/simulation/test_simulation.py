@@ -103,7 +103,7 @@ def test_a_shared_prefix_is_computed_once(run):
 
 def test_arrivals_take_their_virtual_time(run):
     for side in SIDES:
-        assert 4 < run(VARIANTS["arrivals"])[side]["makespan_s"] < 12
+        assert 4 < run(VARIANTS["arrivals"])[side]["makespan_s"] < 20
 
 
 @pytest.mark.parametrize("overlap", [True, False])
@@ -114,6 +114,7 @@ def test_virtual_time_is_the_rooflines(run, overlap):
     bandwidth = 0.82 * 4.8e12
     prefill = (weights + 10 * kv) / bandwidth
     decodes = (weights + 11 * kv) / bandwidth + (weights + 12 * kv) / bandwidth
+    decodes += 2 * (H200.step_seconds + H200.request_seconds)
     assert H200.bandwidth_efficiency == 0.82
     assert both[STOCK]["ttft"]["mean"] == pytest.approx(prefill, abs=1e-6)
     assert both[STOCK]["ttft"]["p99"] == pytest.approx(prefill, abs=1e-6)

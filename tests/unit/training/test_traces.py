@@ -365,6 +365,15 @@ def interrupt_third(monkeypatch, how):
     monkeypatch.setattr(generation.Generation, "read", interrupted)
 
 
+@pytest.fixture
+def interruptible():
+    """Python's own answer to SIGINT, which a shell takes from what it starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_call_given_once_more_goes_on(server, tmp_path, monkeypatch):
     def ask():
         asked = (server.url, demo_model_path(), PROBLEMS, tmp_path / "traces.jsonl")
