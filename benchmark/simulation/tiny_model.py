@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 from benchmark.harness.tiny_models import (
     FIRST_WORD,
     config_of,
@@ -35,5 +37,6 @@ def write_model(folder: Path, context_len: int) -> Path:
     )
     config.save_pretrained(folder)
     word_tokenizer(VOCAB_SIZE).save_pretrained(folder)
+    torch.manual_seed(0)
     write_predictor(folder / PREDICTOR_FILE, random_predictor(HIDDEN_SIZE, (8, 8)), PAPER_CONFIG)
     return folder

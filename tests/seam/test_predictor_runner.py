@@ -101,3 +101,15 @@ def test_a_predictor_whose_scores_say_nothing_stops_the_start(serve, model, tmp_
     serve("--attention-backend", "dynts", "--dynts-predictor", str(tmp_path / "bad.safetensors"))
     with pytest.raises(ValueError, match=r"bad.safetensors: (its scores are not finite|every token)"):
         install_predictor(None, Runner())
+
+
+def test_weights_that_are_drawn_near_0_do_not_make_a_good_predictor_a_bad_one(serve):
+    """As for a benchmark; a norm of such weights gives states so small that all scores are equal."""
+    runner = Runner(torch.float16)
+    runner.model.norm = torch.nn.Module()
+    runner.model.norm.weight = torch.nn.Parameter(torch.full((64,), 1e-6))
+    serve("--attention-backend", "dynts")
+    with pytest.raises(ValueError, match="every token"):
+        install_predictor(None, runner)
+    serve("--attention-backend", "dynts", "--load-format", "dummy")
+    install_predictor(None, runner)

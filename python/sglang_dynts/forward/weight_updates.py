@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from sglang.srt.configs.load_config import LoadFormat
 from sglang.srt.runtime_context import get_model
 
 from sgl_dynts.checkpoint import (
@@ -94,7 +95,10 @@ def size_of_states(model: torch.nn.Module, hidden_size: int) -> torch.Tensor | f
     """[hidden_size] how large a model's last hidden states are: the weight of its final norm, else 1.
 
     A norm's output has about the size of its weight, and the final one is the last of this shape.
+    Weights that ``--load-format dummy`` draws are near 0 and tell nothing of the model: 1 there too.
     """
+    if get_model().load_format == LoadFormat.DUMMY:
+        return 1.0
     alike = [weight for weight in model.parameters() if weight.shape == (hidden_size,)]
     return alike[-1].float() if alike else 1.0
 
