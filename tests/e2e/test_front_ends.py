@@ -179,9 +179,10 @@ ENDPOINTS: dict[str, dict[str, Any]] = {
 MESSAGES = {"messages": [{"role": "user", "content": "w=1 q=7 ? q"}]}
 
 
-def body_for(path: str) -> dict[str, Any]:
+def body_for(path: str, server: Server) -> dict[str, Any]:
     chats = "chat" in path or path in ("/invocations", "/v1/messages")
-    return ENDPOINTS[path] | (MESSAGES if chats else {})
+    named = {"model": server.request("/v1/models")["data"][0]["id"]} if path == "/v1/responses" else {}
+    return ENDPOINTS[path] | named | (MESSAGES if chats else {})
 
 
 def opted_out(server: Server) -> int:
@@ -191,9 +192,9 @@ def opted_out(server: Server) -> int:
 @pytest.mark.parametrize("path", ENDPOINTS)
 def test_options_at_the_top_of_a_body_reach_the_request_at_every_endpoint(server, path):
     before = opted_out(server)
-    server.request(path, body_for(path) | {"custom_params": {"dynts": {"enabled": False}}})
+    server.request(path, body_for(path, server) | {"custom_params": {"dynts": {"enabled": False}}})
     assert opted_out(server) == before + 1
-    server.request(path, body_for(path))
+    server.request(path, body_for(path, server))
     assert opted_out(server) == before + 1
 
 
@@ -208,7 +209,7 @@ def test_what_would_go_nowhere_gets_http_400_at_every_endpoint(server, path):
         ({"extra_body": {"custom_params": {}}}, "stands where nobody reads it"),
     ]
     for fields, message in wrong:
-        status, text = server.error(path, body_for(path) | fields)
+        status, text = server.error(path, body_for(path, server) | fields)
         assert (status, message in text) == (400, True)
         assert len(text) < 1500
 
