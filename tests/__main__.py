@@ -2,15 +2,22 @@
 
     python3 -m tests
 
-Sets up the environment and runs pytest in it; arguments are passed on to pytest.
+Sets up the environment and runs pytest in it. Tests that start servers run beside the others, since a
+server in its start keeps one core busy; what they print follows at the end. With arguments there is one
+pytest, which gets them.
 """
 
 import os
+import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 from sgl_dynts.environment import SetupError, enter
 
-DEFAULTS = ("--durations=5",)
+DEFAULTS = ("--durations=10",)
+ALL = Path(__file__).parent
+WITH_SERVERS = ALL / "e2e"
 
 
 def main() -> int:
@@ -24,7 +31,17 @@ def main() -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import pytest
 
-    return pytest.main([*DEFAULTS, *sys.argv[1:]])
+    if len(sys.argv) > 1:
+        return pytest.main([*DEFAULTS, *sys.argv[1:]])
+    with tempfile.TemporaryFile("w+") as printed:
+        words = [sys.executable, "-m", "pytest", *DEFAULTS, str(WITH_SERVERS)]
+        beside = subprocess.Popen(words, stdout=printed, stderr=subprocess.STDOUT)
+        status = pytest.main([*DEFAULTS, f"--ignore={WITH_SERVERS}", str(ALL)])
+        print(f"\nWaiting for {WITH_SERVERS}", flush=True)
+        status = beside.wait() or status
+        printed.seek(0)
+        print(printed.read())
+    return int(status)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 import random
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from benchmark.harness.tiny_models import FIRST_WORD
+from sgl_dynts import demo_model_path
 from tests.e2e.hf_reference import Expected, Reference, Windows
-from tests.e2e.models import CONFIGS, VOCAB_SIZE, build_model
+from tests.e2e.models import VOCAB_SIZE, build_model
 from tests.e2e.server import Server
+from tests.e2e.servers import DEMO, DEMO_POOL, SharedServers
 
 
 def pytest_collection_modifyitems(items):
@@ -17,21 +20,48 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory) -> dict[str, Path]:
+def model_of(tmp_path_factory) -> Callable[[str], Path]:
+    """The folder of a kind of model, written when it is first asked for."""
     root = tmp_path_factory.mktemp("models")
-    return {kind: build_model(kind, root / kind) for kind in CONFIGS}
+
+    @cache
+    def get(kind: str) -> Path:
+        return demo_model_path() if kind == DEMO else build_model(kind, root / kind)
+
+    return get
 
 
 @pytest.fixture(scope="session")
-def reference_of(models) -> Callable[[str], Reference]:
-    references: dict[str, Reference] = {}
+def reference_of(model_of) -> Callable[[str], Reference]:
+    return cache(lambda kind: Reference(model_of(kind)))
 
-    def get(kind: str) -> Reference:
-        if kind not in references:
-            references[kind] = Reference(models[kind])
-        return references[kind]
 
-    return get
+@pytest.fixture(scope="session")
+def shared_servers(request, model_of, tmp_path_factory) -> Iterator[SharedServers]:
+    params = [getattr(item, "callspec", None) for item in request.session.items]
+    names = [spec.params["server"] for spec in params if spec and "server" in spec.params]
+    shared = SharedServers(list(dict.fromkeys(names)), model_of, tmp_path_factory.mktemp("shared"))
+    yield shared
+    shared.stop()
+
+
+@pytest.fixture(scope="session")
+def server(request, shared_servers) -> Iterator[Server]:
+    """A shared server, named by ``served_by``. Nothing is left in it at the end, if it still runs."""
+    server = shared_servers.take(request.param)
+    yield server
+    if server.process.poll() is None:
+        server.assert_nothing_leaked()
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def stock(tmp_path_factory) -> Iterator[Server]:
+    """Stock SGLang on the model and the pool of the shared server ``demo``."""
+    log = tmp_path_factory.mktemp("stock") / "stock.log"
+    flags = ("--attention-backend", "torch_native", *DEMO_POOL)
+    with Server(demo_model_path(), log, *flags) as server:
+        yield server.wait_ready()
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +89,10 @@ def assert_equal(
     policy: str = "predictor",
 ) -> Expected:
     """The reply holds the tokens that Hugging Face gives when it compacts where the server did."""
-    at = reply["meta_info"]["dynts"]["compacted_at"]
-    expected = reference.generate(case["prompt"], case["length"], windows, None, at, late, policy)
-    assert reply["output_ids"] == expected.tokens
+    at, served = reply["meta_info"]["dynts"]["compacted_at"], reply["output_ids"]
+    assert len(served) == case["length"]
+    expected = reference.generate(case["prompt"], case["length"], windows, None, at, late, policy, served)
+    assert served == expected.tokens
     return expected
 
 

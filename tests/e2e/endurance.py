@@ -29,8 +29,8 @@ import psutil
 from sgl_dynts.harness.server import unwind_on_sigterm
 from tests.e2e.conftest import prompt
 from tests.e2e.models import build_model
-from tests.e2e.server import Server
-from tests.e2e.soak import ABORT, HANG_UP, RETRACTING, Life, check, draw_lives, hang_up
+from tests.e2e.server import RETRACTING, Server
+from tests.e2e.soak import ABORT, HANG_UP, Life, check, draw_lives, hang_up
 
 SMALL_POOL = ("--max-total-tokens", "1200", "--enable-mixed-chunk", "--chunked-prefill-size", "32")
 BAD_BODIES: tuple[dict, ...] = (

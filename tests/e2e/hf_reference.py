@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from tests.e2e.models import END_THINK, SEPARATORS, THINK
+from benchmark.harness.tiny_models import END_THINK, THINK
+from tests.e2e.models import SEPARATORS
 
 OBSERVING = ("snapkv", "rkv")
 H2O = "h2o"
@@ -64,11 +65,14 @@ class Reference:
         compacted_at: list[int] | None = None,
         late: int = 0,
         policy: str = "predictor",
+        served: list[int] | None = None,
     ) -> Expected:
         """Greedy tokens with the end token ignored; ``windows`` None keeps the whole cache.
 
         ``compacted_at`` names the lengths at which to compact; where the budget is reached must be among
-        them, or ``late`` tokens after it.
+        them, or ``late`` tokens after it. With ``served`` each token is the choice after the served ones
+        before it, so that one forward computes all up to the next compaction: the tokens equal the served
+        ones where, and only where, those that it generates by itself do.
         """
         cache = DynamicCache()
         scores: list[float] = []
@@ -78,18 +82,24 @@ class Reference:
         output: list[int] = []
         logprobs: list[float] = []
         compactions = dropped = 0
-        new = prompt
+        tokens = prompt + (served or [])[: length - 1]
         while True:
-            positions = torch.arange(len(scores), len(scores) + len(new))[None]
+            start = len(scores)
+            answers = answers_in(prompt, tokens, self.markers)
+            end, compacts = stretch(
+                start, len(tokens), len(prompt), length, len(held), answers, windows, compacted_at, late
+            )
+            positions = torch.arange(start, end)[None]
             out = self.model.model(
-                torch.tensor([new]),
+                torch.tensor([tokens[start:end]]),
                 position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
                 output_attentions=policy in (*OBSERVING, H2O),
             )
             if policy in OBSERVING:
-                seen[len(scores) + len(new) - 1] = [layer[0, :, -1] for layer in out.attentions]
+                for at in range(start, end):
+                    seen[at] = [layer[0, :, at - start] for layer in out.attentions]
             hidden = out.last_hidden_state[0]
             scores += self.score(hidden)
             held += positions[0].tolist()
@@ -97,35 +107,57 @@ class Reference:
                 by_head = torch.cat([layer[0].sum(1) for layer in out.attentions])
                 for position, more in zip(held, by_head.mean(0).tolist(), strict=True):
                     received[position] = received.get(position, 0.0) + more
-            logits = self.model.lm_head(hidden[-1])
-            choice = allowed or range(len(logits))
-            output.append(choice[int(logits[choice.start : choice.stop].argmax())])
-            logprobs.append(float(logits.log_softmax(0)[output[-1]]))
+            for logits in self.model.lm_head(hidden[max(0, len(prompt) - 1 - start) :]):
+                choice = allowed or range(len(logits))
+                output.append(choice[int(logits[choice.start : choice.stop].argmax())])
+                logprobs.append(float(logits.log_softmax(0)[output[-1]]))
             if len(output) == length:
                 return Expected(output, compactions, dropped, held, logprobs)
-            new = output[-1:]
-            if windows is None:
+            if served is None:
+                tokens = prompt + output
+            if windows is None or not compacts:
                 continue
-            flags = thinking(prompt, output[: len(scores) - len(prompt)], self.markers)
-            answers = {len(prompt) + i for i, thinks in enumerate(flags) if not thinks}
-            over = len(held) - len(answers.intersection(held)) - sizes(len(prompt), windows)[1]
-            due = over >= 0
-            if compacted_at is not None and len(scores) not in compacted_at:
-                assert over < late, f"not compacted at {len(scores)}, though the budget is reached"
-                continue
-            if due or compacted_at is not None:
-                if policy in OBSERVING:
-                    layers = observe(policy, held, len(prompt), seen, cache, windows)
-                    judged = [layers.get(position, 0.0) for position in range(len(scores))]
-                elif policy == H2O:
-                    judged = [received[position] for position in range(len(scores))]
-                else:
-                    judged = judge(policy, scores, prompt, output)
-                kept = keep(held, judged, len(prompt), answers, windows)
-                compactions += 1
-                dropped += len(held) - len(kept)
-                edit_cache(cache, [held.index(position) for position in kept])
-                held = kept
+            if policy in OBSERVING:
+                layers = observe(policy, held, len(prompt), seen, cache, windows)
+                judged = [layers.get(position, 0.0) for position in range(len(scores))]
+            elif policy == H2O:
+                judged = [received[position] for position in range(len(scores))]
+            else:
+                judged = judge(policy, scores, prompt, output)
+            kept = keep(held, judged, len(prompt), {p for p in answers if p < end}, windows)
+            compactions += 1
+            dropped += len(held) - len(kept)
+            edit_cache(cache, [held.index(position) for position in kept])
+            held = kept
+
+
+def answers_in(prompt: list[int], tokens: list[int], markers: tuple[int, int]) -> list[int]:
+    """Positions of generated tokens that are no thinking."""
+    flags = thinking(prompt, tokens[len(prompt) :], markers)
+    return [len(prompt) + i for i, thinks in enumerate(flags) if not thinks]
+
+
+def stretch(
+    start: int,
+    num_known: int,
+    question: int,
+    length: int,
+    num_held: int,
+    answers: list[int],
+    windows: Windows | None,
+    compacted_at: list[int] | None,
+    late: int,
+) -> tuple[int, bool]:
+    """Where a forward from ``start`` ends, and whether a compaction comes next."""
+    last = question + length - 1
+    for end in range(max(start + 1, question), min(num_known + 1, last) if windows else 0):
+        assert windows is not None
+        num_answers = sum(position < end for position in answers)
+        over = num_held + end - start - num_answers - sizes(question, windows)[1]
+        if (over >= 0) if compacted_at is None else (end in compacted_at):
+            return end, True
+        assert over < late or compacted_at is None, f"not compacted at {end}: the budget is reached"
+    return num_known, False
 
 
 def edit_cache(cache: DynamicCache, columns: list[int]) -> None:

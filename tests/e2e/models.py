@@ -27,6 +27,8 @@ SEPARATORS = {250: ".", 251: ",", 252: "?", 253: "!", 254: ";", 255: ":"}
 EXPERTS = {"head_dim": 32, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 CHANGES_ITS_MIND = "changes_its_mind"
 """A model that closes and opens its thinking now and then."""
+SPELLER = "speller"
+"""A model whose tokens are bytes, so that it can spell anything; it closes its thinking now and then."""
 
 CONFIGS = {
     CHANGES_ITS_MIND: config_of("llama"),
@@ -39,6 +41,9 @@ CONFIGS = {
 
 def build_model(kind: str, folder: Path) -> Path:
     """Write a random model of this kind, its tokenizer and its predictor; returns the folder."""
+    if kind == SPELLER:
+        config = config_of("llama", vocab_size=256 + len(SPECIAL))
+        return write_model(config, 3, folder, (END_THINK,), _byte_tokenizer())
     often = (THINK, END_THINK) if kind == CHANGES_ITS_MIND else ()
     return write_model(CONFIGS[kind], sorted(CONFIGS).index(kind), folder, often)
 
@@ -46,14 +51,6 @@ def build_model(kind: str, folder: Path) -> Path:
 def build_wide_model(folder: Path) -> Path:
     """Write a llama whose heads are as wide as the GPU kernels need: hidden size 256, 4 heads of 64."""
     return write_model(config_of("llama", hidden_size=256, head_dim=64, initializer_range=0.1), 0, folder)
-
-
-def write_speller(folder: Path, seed: int) -> Path:
-    """Write a random llama whose tokens are bytes, so that it can spell anything, and that closes its
-    thinking now and then.
-    """
-    config = config_of("llama", vocab_size=256 + len(SPECIAL))
-    return write_model(config, seed, folder, (END_THINK,), _byte_tokenizer())
 
 
 def write_model(

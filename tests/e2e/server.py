@@ -16,6 +16,7 @@ STRICT = {
     "SGLANG_CHECK_KV_PAGE_INVARIANTS": "1",
     **harness.one_thread(),
 }
+RETRACTING = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "40"}
 SGLANG_SERVE = (str(Path(sys.executable).with_name("sglang")), "serve")
 
 
@@ -37,7 +38,7 @@ class Server(harness.Server):
         if "--api-key" in flags:
             headers["Authorization"] = f"Bearer {flags[flags.index('--api-key') + 1]}"
         words = ["--model-path", str(model), "--dtype", "float32"]
-        words += ["--mem-fraction-static", "0.1", "--skip-server-warmup", *flags]
+        words += ["--mem-fraction-static", "0.1", "--skip-server-warmup", "--sleep-on-idle", *flags]
         if "--max-total-tokens" not in flags:
             words += ["--max-total-tokens", "4000"]
         variables = STRICT | environment
@@ -85,9 +86,9 @@ class Server(harness.Server):
             params["custom_params"] = {"dynts": {"return_compactions": True} | (dynts or {})}
         return {"input_ids": prompt, "sampling_params": params, **extra}
 
-    def generate_all(self, jobs: list[dict]) -> list[dict]:
-        """Run keyword sets of :meth:`generate` at once, results in the same order."""
-        with ThreadPoolExecutor(len(jobs)) as pool:
+    def generate_all(self, jobs: list[dict], at_once: int | None = None) -> list[dict]:
+        """Run keyword sets of :meth:`generate`, all or so many at once; results in the same order."""
+        with ThreadPoolExecutor(at_once or len(jobs)) as pool:
             return list(pool.map(lambda job: self.generate(**job), jobs))
 
     def used_tokens(self) -> int:

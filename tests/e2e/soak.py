@@ -17,7 +17,6 @@ from tests.e2e.conftest import assert_equal, prompt
 from tests.e2e.hf_reference import Reference, Windows
 from tests.e2e.server import Server
 
-RETRACTING = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "40"}
 CHOICES: tuple[tuple[dict | None, Windows | None], ...] = (
     ({}, Windows(96, 16, 0.4)),
     ({"budget": 64, "return_tokens": True}, Windows(64, 16, 0.4)),

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -12,21 +11,19 @@ from sgl_dynts.demo import ledger
 from tests.e2e.conftest import assert_equal, prompt
 from tests.e2e.hf_reference import Reference, Windows
 from tests.e2e.server import Server
+from tests.e2e.servers import served_by
 
 DEMO_WINDOWS = Windows(308, 96, 0.9)
-DYNTS = ("--attention-backend", "dynts")
-FULL_TRACE = 690
-POOL = ("--max-total-tokens", str(4 * FULL_TRACE))
 PROBLEMS = evaluate.problems_of("test", 16, ledger.DEFAULT_STEPS)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def questions() -> list[list[int]]:
     vocabulary = ledger.Vocabulary()
     return [vocabulary.encode(problem.prompt) for problem in PROBLEMS]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def reference() -> Reference:
     vocabulary = ledger.Vocabulary()
     opening, closing = (vocabulary.encode(word)[0] for word in (ledger.THINK, ledger.END_THINK))
@@ -70,21 +67,18 @@ class Load:
         return sum(ledger.is_correct(*pair) for pair in zip(PROBLEMS, texts, strict=True))
 
 
-@pytest.fixture(scope="module")
-def stock(start, questions) -> Load:
-    with start(demo_model_path(), "--attention-backend", "torch_native", *POOL) as server:
-        return Load(server, questions)
+@pytest.fixture(scope="session")
+def stock_load(stock, questions) -> Load:
+    return Load(stock, questions)
 
 
-@pytest.mark.parametrize("retracting", [False, True], ids=["", "forced_retraction"])
-def test_twice_as_many_requests_at_once_as_stock(start, questions, reference, stock, retracting):
-    forced = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "150"} if retracting else {}
-    with start(demo_model_path(), *DYNTS, *POOL, **forced) as server:
-        ours = Load(server, questions)
-        server.assert_nothing_leaked()
-    assert ours.mean_running >= 2 * stock.mean_running
+@served_by("demo", "demo_retracting")
+def test_twice_as_many_requests_at_once_as_stock(request, server, questions, reference, stock_load):
+    retracting = request.node.callspec.params["server"] == "demo_retracting"
+    ours = Load(server, questions)
+    assert ours.mean_running >= 2 * stock_load.mean_running
     assert (ours.num_retractions > 0) == retracting
-    assert stock.num_right == len(PROBLEMS)
+    assert stock_load.num_right == len(PROBLEMS)
     assert ours.num_right >= len(PROBLEMS) - 1
     for question, reply in zip(questions, ours.replies, strict=True):
         case = {"prompt": question, "length": len(reply["output_ids"])}
@@ -93,25 +87,19 @@ def test_twice_as_many_requests_at_once_as_stock(start, questions, reference, st
 
 
 HOSTILE = [
-    {"prompt": prompt(500, 1), "length": 30},
-    {"prompt": prompt(20, 2), "length": 400, "dynts": {"enabled": False}},
+    {"prompt": prompt(650, 1), "length": 30},
+    {"prompt": prompt(20, 2), "length": 500, "dynts": {"enabled": False}},
     *({"prompt": prompt(10 + i, 10 + i), "length": 60 + 7 * i} for i in range(12)),
-    {"prompt": prompt(330, 3), "length": 200, "dynts": {"budget": 500, "local_window": 100}},
-    {"prompt": prompt(600, 4), "length": 40},
+    {"prompt": prompt(430, 3), "length": 200, "dynts": {"budget": 600, "local_window": 100}},
+    {"prompt": prompt(790, 4), "length": 40},
     *({"prompt": prompt(15, 40 + i), "length": 150, "dynts": {"budget": 64}} for i in range(6)),
-    {"prompt": prompt(40, 5), "length": 640, "dynts": {"enabled": False}},
-    *({"prompt": prompt(30 + i, 70 + i), "length": 2000 // (1 + i)} for i in range(6)),
+    {"prompt": prompt(40, 5), "length": 840, "dynts": {"enabled": False}},
+    *({"prompt": prompt(30 + i, 70 + i), "length": 1200 // (1 + i)} for i in range(6)),
 ]
 
 
-@pytest.fixture(params=["fcfs", "lpm"])
-def small_pool(request, models, start) -> Iterator[Server]:
-    policy = ("--schedule-policy", request.param, "--enable-mixed-chunk", "--chunked-prefill-size", "128")
-    with start(models["llama"], *DYNTS, *policy, "--max-total-tokens", "700") as server:
-        yield server
-
-
-def test_nothing_starves_in_a_small_pool(small_pool):
+@served_by("mixed_chunk_and_queue", "longest_prefix_first")
+def test_nothing_starves_in_a_small_pool(server):
     """Long prompts, switched-off requests, outputs longer than the pool, and new ones all along."""
     done: list[int] = []
     stop = threading.Event()
@@ -119,18 +107,18 @@ def test_nothing_starves_in_a_small_pool(small_pool):
     def keep_arriving() -> None:
         seed = 1000
         while not stop.is_set():
-            small_pool.generate(prompt(12, seed), 40)
+            server.generate(prompt(12, seed), 40)
             done.append(seed)
             seed += 1
 
     arrivals = [threading.Thread(target=keep_arriving) for _ in range(3)]
     for thread in arrivals:
         thread.start()
-    replies = small_pool.generate_all(HOSTILE)
+    replies = server.generate_all(HOSTILE)
     stop.set()
     for thread in arrivals:
         thread.join()
     for job, reply in zip(HOSTILE, replies, strict=True):
         assert len(reply["output_ids"]) == job["length"]
     assert len(done) >= 10
-    small_pool.assert_nothing_leaked()
+    server.assert_nothing_leaked()

@@ -5,43 +5,26 @@ import pytest
 from tests.e2e.conftest import assert_equal, prompt
 from tests.e2e.hf_reference import Windows
 from tests.e2e.server import Server
+from tests.e2e.servers import SERVERS, served_by
 
-DYNTS = ("--attention-backend", "dynts")
 DEFAULT = Windows(96, 16, 0.4)
 LENGTHS = (5, 12, 20, 31, 40, 47, 60, 75, 90, 110, 130, 150)
 
-SETTINGS = {
-    "overlap": ("qwen2", (), {}),
-    "no_overlap": ("llama", ("--disable-overlap-schedule",), {}),
-    "mixed_chunk_and_queue": (
-        "qwen3",
-        ("--enable-mixed-chunk", "--chunked-prefill-size", "32", "--max-total-tokens", "900"),
-        {},
-    ),
-    "tensor_parallel": (
-        "qwen2",
-        ("--tp-size", "2"),
-        {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"},
-    ),
-    "no_radix_cache": ("qwen3_moe", ("--disable-radix-cache",), {}),
-}
+pytestmark = served_by(
+    "overlap", "no_overlap", "mixed_chunk_and_queue", "tensor_parallel", "no_radix_cache"
+)
 
 
-@pytest.fixture(scope="module", params=SETTINGS)
-def served(request, models, start):
-    kind, flags, environment = SETTINGS[request.param]
-    server: Server = start(models[kind], *DYNTS, *flags, **environment)
-    yield kind, server
-    server.assert_nothing_leaked()
-    server.stop()
+@pytest.fixture
+def kind(request) -> str:
+    return SERVERS[request.node.callspec.params["server"]].model
 
 
 def jobs(windows: dict | None = None, length: int = 240) -> list[dict]:
     return [{"prompt": prompt(n, seed=n), "length": length, "dynts": windows} for n in LENGTHS]
 
 
-def test_twelve_requests_compacted_several_times(served, reference_of):
-    kind, server = served
+def test_twelve_requests_compacted_several_times(server, kind, reference_of):
     replies = server.generate_all(jobs())
     for job, reply in zip(jobs(), replies, strict=True):
         expected = assert_equal(reply, reference_of(kind), job, DEFAULT)
@@ -51,8 +34,7 @@ def test_twelve_requests_compacted_several_times(served, reference_of):
         assert numbers["question_len"] == len(job["prompt"])
 
 
-def test_own_budgets_and_switched_off_requests_in_one_batch(served, reference_of):
-    kind, server = served
+def test_own_budgets_and_switched_off_requests_in_one_batch(server, kind, reference_of):
     choices = [
         (None, DEFAULT),
         ({"enabled": False}, None),
@@ -68,19 +50,18 @@ def test_own_budgets_and_switched_off_requests_in_one_batch(served, reference_of
         assert reply["meta_info"]["dynts"]["enabled"] == (choices[index % len(choices)][1] is not None)
 
 
-def test_a_second_round_hits_the_prompts_and_gives_the_tokens(served, reference_of):
-    kind, server = served
+def test_a_second_round_hits_the_prompts_and_gives_the_tokens(server, kind, reference_of):
     server.generate_all(jobs(length=120))
     second = server.generate_all(jobs(length=120))
     for two, job in zip(second, jobs(length=120), strict=True):
         assert_equal(two, reference_of(kind), job, DEFAULT)
-        assert two["meta_info"]["cached_tokens"] in hits(kind, len(job["prompt"]))
+        assert two["meta_info"]["cached_tokens"] in hits(server, len(job["prompt"]))
 
 
-def hits(kind: str, prompt_len: int) -> range:
+def hits(server: Server, prompt_len: int) -> range:
     """Prompt tokens that a second round may find: all but the last, where there is room for all."""
-    if kind == "qwen3_moe":  # served without a radix cache
+    if "--disable-radix-cache" in server.command:
         return range(1)
-    if kind == "qwen3":  # the pool is smaller than the prompts and windows together
+    if "900" in server.command:  # the pool is smaller than the prompts and windows together
         return range(prompt_len)
     return range(prompt_len - 1, prompt_len)

@@ -15,8 +15,8 @@ from benchmark.harness.tiny_models import FIRST_WORD
 from tests.e2e.conftest import assert_equal, prompt
 from tests.e2e.hf_reference import Windows
 from tests.e2e.server import Server
+from tests.e2e.servers import DYNTS, served_by
 
-DYNTS = ("--attention-backend", "dynts")
 SMALLEST_POOL = 8
 """SGLang takes a question of at most this less 7 tokens, so one token less would serve nobody."""
 TINY = {"budget": 6, "local_window": 2, "keep_ratio": 0.5}
@@ -24,16 +24,18 @@ TINY_WINDOWS = Windows(6, 2, 0.5)
 WINDOWS = Windows(96, 16, 0.4)
 SECONDS_TO_END = 300
 
-
-@pytest.fixture(scope="module")
-def small(models, start) -> Server:
-    return start(models["qwen3"], *DYNTS, "--max-total-tokens", str(SMALLEST_POOL))
+pytestmark = served_by("tensor_parallel")
 
 
 @pytest.fixture(scope="module")
-def pair(models, start) -> Server:
+def pair(server) -> Server:
     """A server of two ranks, beside the other one."""
-    return start(models["qwen2"], *DYNTS, "--tp-size", "2", SGLANG_CPU_OMP_THREADS_BIND="0|1")
+    return server
+
+
+@pytest.fixture(scope="module")
+def small(pair, model_of, start) -> Server:
+    return start(model_of("qwen3"), *DYNTS, "--max-total-tokens", str(SMALLEST_POOL))
 
 
 def tiny_cases(count: int, length: int) -> list[dict]:

@@ -5,24 +5,11 @@ import re
 import pytest
 
 from benchmark.harness.tiny_models import END_THINK
-from tests.e2e.models import write_speller
-from tests.e2e.server import Server
+from tests.e2e.servers import served_by
 from tests.e2e.test_front_ends import run_example
 
 QUESTIONS = [f"What is {number} * 7?" for number in range(1, 13)]
 LENGTH = 1000
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory, start):
-    model = write_speller(tmp_path_factory.mktemp("speller") / "model", seed=3)
-    server: Server = start(
-        model,
-        *("--attention-backend", "dynts", "--reasoning-parser", "deepseek-r1"),
-        *("--dynts-disable-elastic", "--constrained-json-disable-any-whitespace"),
-    )
-    yield server
-    server.assert_nothing_leaked()
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +24,7 @@ def question(server) -> str:
     raise AssertionError("the random model never closes its thinking: take another seed")
 
 
+@served_by("speller")
 def test_the_schema_binds_the_answer_and_leaves_the_thinking_free(server, question):
     arguments = ("--url", server.url(""), "--question", question, "--max-tokens", str(LENGTH + 50))
     printed = run_example("json_after_thinking.py", *arguments)

@@ -27,7 +27,7 @@ class Adapter:
 
 
 @pytest.fixture(scope="module")
-def adapter(models, tmp_path_factory) -> Adapter:
+def adapter(model_of, tmp_path_factory) -> Adapter:
     """An adapter of the llama model, and the same model with the adapter added to its weights."""
     root = tmp_path_factory.mktemp("lora")
     torch.manual_seed(5)
@@ -35,7 +35,7 @@ def adapter(models, tmp_path_factory) -> Adapter:
         name: (torch.randn(RANK, HIDDEN_SIZE) * 0.2, torch.randn(HIDDEN_SIZE, RANK) * 0.2)
         for name in LAYERS
     }
-    return Adapter(_write_adapter(root / "adapter", pairs), _merge(models["llama"], root, pairs))
+    return Adapter(_write_adapter(root / "adapter", pairs), _merge(model_of("llama"), root, pairs))
 
 
 def _write_adapter(folder: Path, pairs: dict) -> Path:
@@ -68,9 +68,9 @@ def _merge(model: Path, root: Path, pairs: dict) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(models, adapter, start):
+def server(model_of, adapter, start):
     server = start(
-        models["llama"],
+        model_of("llama"),
         *("--attention-backend", "dynts", "--enable-lora"),
         *("--lora-paths", f"shifted={adapter.folder}", "--max-lora-rank", str(RANK)),
         *("--lora-target-modules", "o_proj"),

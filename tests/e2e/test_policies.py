@@ -1,10 +1,8 @@
 """Requests of all policies in one batch: each gets the tokens of its own policy's rule."""
 
-import pytest
-
 from tests.e2e.conftest import assert_equal, prompt
-from tests.e2e.hf_reference import NUM_QUERIES, Reference, Windows
-from tests.e2e.server import Server
+from tests.e2e.hf_reference import Reference, Windows
+from tests.e2e.servers import served_by
 
 WINDOWS = Windows(96, 16, 0.4)
 NAMES = (
@@ -12,15 +10,8 @@ NAMES = (
 )
 
 
-@pytest.fixture(scope="module")
-def server(models, start):
-    flags = ("--dynts-observe-queries", str(NUM_QUERIES), "--dynts-host-memory-gb", "0")
-    server: Server = start(models["qwen3"], "--attention-backend", "dynts", *flags)
-    yield server
-    server.assert_nothing_leaked()
-
-
-def test_tokens_equal_the_reference_with_the_same_rule(models, server):
+@served_by("observing")
+def test_tokens_equal_the_reference_with_the_same_rule(model_of, server):
     names = NAMES * 2
     jobs = [
         {
@@ -31,7 +22,7 @@ def test_tokens_equal_the_reference_with_the_same_rule(models, server):
         for n, name in enumerate(names)
     ]
     replies = server.generate_all(jobs)
-    reference = Reference(models["qwen3"], attention="eager")
+    reference = Reference(model_of("qwen3"), attention="eager")
     for job, name, reply in zip(jobs, names, replies, strict=True):
         windows = None if name == "full" else WINDOWS
         expected = assert_equal(reply, reference, job, windows, policy=name)

@@ -12,6 +12,9 @@ from benchmark.harness.tiny_models import END_THINK, THINK
 from tests.e2e.conftest import assert_equal, prompt
 from tests.e2e.hf_reference import Windows
 from tests.e2e.server import Server
+from tests.e2e.servers import served_by
+
+pytestmark = served_by("overlap")
 
 DEFAULT = Windows(96, 16, 0.4)
 BAD_FIELDS = [
@@ -33,13 +36,6 @@ BAD_FIELDS = [
 
 
 @pytest.fixture(scope="module")
-def server(models, start):
-    server: Server = start(models["qwen3"], "--attention-backend", "dynts", "--enable-cache-report")
-    yield server
-    server.assert_nothing_leaked()
-
-
-@pytest.fixture(scope="module")
 def reference(reference_of):
     return reference_of("qwen3")
 
@@ -57,7 +53,7 @@ def stream(server: Server, tokens: list[int], length: int, until: int | None = N
     params = {"max_new_tokens": length, "temperature": 0, "ignore_eos": True, "custom_params": custom}
     body = {"input_ids": tokens, "sampling_params": params, "stream": True, **extra}
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=300)
-    connection.request("POST", "/generate", json.dumps(body), {"Content-Type": "application/json"})
+    connection.request("POST", "/generate", json.dumps(body), server.client.headers)
     last: dict = {}
     for raw in connection.getresponse():
         line = raw.decode().strip()

@@ -9,11 +9,11 @@ import pytest
 from tests.e2e.conftest import assert_equal, prompt
 from tests.e2e.hf_reference import Windows
 from tests.e2e.server import Server
+from tests.e2e.servers import served_by
 
 DEFAULT = Windows(96, 16, 0.4)
 # The forward that resumes a request must be processed before it is compacted: one token late at most.
-RETRACTING = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "40"}
-DYNTS = ("--attention-backend", "dynts")
+RETRACTED = served_by("retracting", "retracting_no_overlap", "retracting_no_radix_cache")
 
 
 def cases(first_seed: int, length: int, count: int = 12) -> list[dict]:
@@ -31,44 +31,30 @@ def outcome(server: Server, job: dict) -> tuple[int, Any]:
         return error.code, error.read().decode()
 
 
+@served_by("little_host_memory")
 def test_without_host_memory_left_a_request_longer_than_the_pool_ends_with_its_reason(
-    models, reference_of, start
+    server, reference_of
 ):
-    room = "0.0001"  # GiB: 104 tokens of this model, and the server's budget is 96
     wide = {"budget": 250}  # a compaction leaves 109 tokens, so no copy of such a window fits
-    flags = ("--max-total-tokens", "700", "--dynts-host-memory-gb", room)
-    lost, copied = cases(990, 3000, count=2)
-    pace = {"prompt": prompt(20, 995), "length": 3000, "dynts": wide}
-    with start(models["qwen3"], *DYNTS, *flags) as server, ThreadPoolExecutor(2) as pool:
+    lost, copied = cases(990, 1200, count=2)
+    pace = {"prompt": prompt(20, 995), "length": 1200, "dynts": wide}
+    with ThreadPoolExecutor(2) as pool:
         jobs = [pool.submit(outcome, server, job) for job in (lost | {"dynts": wide}, copied)]
         grown = server.stream(**pace)
-        next(reply for reply in grown if reply["meta_info"]["completion_tokens"] >= 900)
+        next(reply for reply in grown if reply["meta_info"]["completion_tokens"] >= 800)
         server.request("/pause_generation", {"mode": "retract"})
         server.request("/continue_generation", {})
         *_, last = grown
         assert last["meta_info"]["finish_reason"]["status_code"] == 503
         (status, text), (_, survivor) = (job.result() for job in jobs)
-        assert status == 503
-        assert "--dynts-host-memory-gb" in text
-        assert_equal(survivor, reference_of("qwen3"), copied, DEFAULT, late=1)
-        assert survivor["meta_info"]["dynts"]["resumptions"] == 1
-        assert len(server.generate(prompt(20, 999), 100)["output_ids"]) == 100
-        server.assert_nothing_leaked()
+    assert status == 503
+    assert "--dynts-host-memory-gb" in text
+    assert_equal(survivor, reference_of("qwen3"), copied, DEFAULT, late=1)
+    assert survivor["meta_info"]["dynts"]["resumptions"] == 1
+    assert len(server.generate(prompt(20, 999), 100)["output_ids"]) == 100
 
 
-@pytest.fixture(scope="module", params=["overlap", "no_overlap", "no_radix_cache"])
-def server(request, models, start):
-    flags = {
-        "overlap": ("--enable-mixed-chunk", "--chunked-prefill-size", "64"),
-        "no_overlap": ("--disable-overlap-schedule",),
-        "no_radix_cache": ("--disable-radix-cache",),
-    }[request.param]
-    flags = (*flags, "--max-total-tokens", "700")
-    with start(models["qwen3"], *DYNTS, *flags, **RETRACTING) as server:
-        yield server
-        server.assert_nothing_leaked()
-
-
+@RETRACTED
 def test_forced_retractions_change_no_token(server, reference_of):
     jobs = cases(700, 200)
     replies = server.generate_all(jobs)
@@ -79,16 +65,18 @@ def test_forced_retractions_change_no_token(server, reference_of):
     assert num_resumed(replies) >= 3
 
 
+@RETRACTED
 def test_outputs_longer_than_the_pool_survive_retraction(server, reference_of):
-    jobs = cases(800, 1000, count=3)
+    jobs = cases(800, 750, count=3)
     replies = server.generate_all(jobs)
     for job, reply in zip(jobs, replies, strict=True):
         assert_equal(reply, reference_of("qwen3"), job, DEFAULT, late=1)
-        assert reply["meta_info"]["finish_reason"] == {"type": "length", "length": 1000}
+        assert reply["meta_info"]["finish_reason"] == {"type": "length", "length": 750}
         assert reply["meta_info"]["dynts"]["peak_window_len"] <= 120
     assert num_resumed(replies) >= 3
 
 
+@RETRACTED
 def test_a_request_without_dynts_is_still_clipped_to_the_pool(server):
     reply = server.generate(prompt(20, 900), 1000, {"enabled": False})
     assert len(reply["output_ids"]) == 700 - 20 - 2
@@ -103,6 +91,7 @@ LOGPROBS = {
 }
 
 
+@RETRACTED
 def test_logprobs_change_no_token_and_no_length(server, reference_of):
     """At a pool that is shorter than the output, retracted all along; each gets what it asked for."""
     question = prompt(25, 950)
@@ -125,12 +114,13 @@ def test_logprobs_change_no_token_and_no_length(server, reference_of):
     assert len(input_too["input_top_logprobs"]) == len(question)
 
 
+@RETRACTED
 def test_openai_logprobs_change_no_length(server):
-    body = {"model": "m", "prompt": prompt(20, 960), "max_tokens": 900, "temperature": 0}
+    body = {"model": "m", "prompt": prompt(20, 960), "max_tokens": 750, "temperature": 0}
     texts = []
     for asked in ({}, {"logprobs": 1}, {"logprobs": 1, "echo": True}):
         reply = server.request("/v1/completions", body | {"ignore_eos": True} | asked)
-        assert reply["usage"]["completion_tokens"] == 900
+        assert reply["usage"]["completion_tokens"] == 750
         texts.append(reply["choices"][0]["text"])
     assert texts[0] == texts[1]
     assert texts[2].endswith(texts[0])

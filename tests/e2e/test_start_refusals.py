@@ -3,28 +3,45 @@
 import pytest
 
 from tests.e2e.models import build_model, write_predictor
-from tests.e2e.server import RefusedError
-
-DYNTS = ("--attention-backend", "dynts")
-
-
-def test_a_predictor_of_another_width_ends_the_server(models, start, tmp_path):
-    write_predictor(tmp_path / "wide.safetensors", hidden_size=128)
-    with pytest.raises(
-        RefusedError, match="made for hidden_size=128, the served model has hidden_size=64"
-    ):
-        start(models["llama"], *DYNTS, "--dynts-predictor", str(tmp_path / "wide.safetensors"))
+from tests.e2e.server import RefusedError, Server
+from tests.e2e.servers import DYNTS
 
 
-def test_a_model_without_predictor_ends_the_server(start, tmp_path):
-    folder = build_model("llama", tmp_path / "bare")
-    (folder / "dynts" / "predictor.safetensors").unlink()
-    with pytest.raises(RefusedError, match="no predictor: --dynts-predictor is not given"):
-        start(folder, *DYNTS)
+@pytest.fixture(scope="module")
+def said(model_of, tmp_path_factory) -> dict[str, str]:
+    """What three servers wrote that were started at once and ended instead of serving."""
+    folder = tmp_path_factory.mktemp("refused")
+    write_predictor(folder / "wide.safetensors", hidden_size=128)
+    bare = build_model("llama", folder / "bare_model")
+    (bare / "dynts" / "predictor.safetensors").unlink()
+    words = {
+        "wide": (model_of("llama"), "--dynts-predictor", str(folder / "wide.safetensors")),
+        "bare": (bare,),
+        "markers": (model_of("llama"), "--dynts-think-end", "</muse>"),
+    }
+    servers = {
+        name: Server(model, folder / f"{name}.log", *DYNTS, *flags)
+        for name, (model, *flags) in words.items()
+    }
+    return {name: refusal_of(server) for name, server in servers.items()}
 
 
-def test_think_markers_the_tokenizer_lacks_end_the_server(models, start):
-    with pytest.raises(
-        RefusedError, match="--dynts-think-end: '</muse>' is not in the tokenizer's vocab"
-    ):
-        start(models["llama"], *DYNTS, "--dynts-think-end", "</muse>")
+def refusal_of(server: Server) -> str:
+    try:
+        server.wait_ready()
+    except RefusedError as error:
+        return str(error)
+    server.stop()
+    return "the server started"
+
+
+def test_a_predictor_of_another_width_ends_the_server(said):
+    assert "made for hidden_size=128, the served model has hidden_size=64" in said["wide"]
+
+
+def test_a_model_without_predictor_ends_the_server(said):
+    assert "no predictor: --dynts-predictor is not given" in said["bare"]
+
+
+def test_think_markers_the_tokenizer_lacks_end_the_server(said):
+    assert "--dynts-think-end: '</muse>' is not in the tokenizer's vocab" in said["markers"]

@@ -6,21 +6,22 @@ from benchmark.harness.tiny_models import END_THINK, THINK
 from tests.e2e.conftest import assert_equal, prompt
 from tests.e2e.hf_reference import Windows, thinking
 from tests.e2e.models import CHANGES_ITS_MIND
+from tests.e2e.servers import served_by
 
 DEFAULT = Windows(96, 16, 0.4)
 CASES = [prompt(10 + 7 * i, 500 + i) for i in range(12)]
 
 
+pytestmark = served_by("changes_its_mind")
+
+
 @pytest.fixture(scope="module")
-def server(models, start):
-    server = start(models[CHANGES_ITS_MIND], "--attention-backend", "dynts")
-    yield server
-    server.assert_nothing_leaked()
+def replies(server) -> list[dict]:
+    return server.generate_all([{"prompt": case, "length": 400} for case in CASES])
 
 
-def test_answers_are_kept_and_second_thoughts_compacted(server, reference_of):
+def test_answers_are_kept_and_second_thoughts_compacted(replies, reference_of):
     reference = reference_of(CHANGES_ITS_MIND)
-    replies = server.generate_all([{"prompt": case, "length": 400} for case in CASES])
     compacted_after_answering = 0
     for case, reply in zip(CASES, replies, strict=True):
         expected = assert_equal(reply, reference, {"prompt": case, "length": 400}, DEFAULT)
@@ -35,8 +36,8 @@ def test_answers_are_kept_and_second_thoughts_compacted(server, reference_of):
     assert compacted_after_answering >= 3
 
 
-def test_the_model_did_change_its_mind(server, reference_of):
+def test_the_model_did_change_its_mind(replies):
     """The data of the test above: outputs with an answer longer than the window and new thinking."""
-    outputs = [reference_of(CHANGES_ITS_MIND).generate(case, 400, DEFAULT).tokens for case in CASES]
+    outputs = [reply["output_ids"] for reply in replies]
     reopened = [out for out in outputs if END_THINK in out and THINK in out[out.index(END_THINK) :]]
     assert len(reopened) >= 6

@@ -3,17 +3,19 @@
 import pytest
 
 from tests.e2e.conftest import prompt
+from tests.e2e.servers import served_by
 
 LENGTHS = (3, 17, 40, 77, 120, 200)
 
 
-@pytest.fixture(scope="module")
-def pair(models, start):
-    model = models["llama"]
-    ours = start(model, "--attention-backend", "dynts", "--dynts-budget", "4000")
-    stock = start(model, "--attention-backend", "torch_native")
-    yield ours, stock
-    ours.assert_nothing_leaked()
+pytestmark = served_by("demo")  # whose budget is 308
+
+
+@pytest.fixture
+def pair(server, stock):
+    for one in (server, stock):
+        one.assert_nothing_leaked()  # flushes what other tests left in the tree
+    return server, stock
 
 
 def runs(server):

@@ -16,8 +16,8 @@ from sgl_dynts import demo_model_path
 from sgl_dynts.demo import ledger
 from tests.e2e.conftest import assert_equal, prompt
 from tests.e2e.hf_reference import Reference, Windows
-from tests.e2e.server import Server
-from tests.e2e.soak import RETRACTING, draw_lives, soak
+from tests.e2e.server import RETRACTING, Server
+from tests.e2e.soak import draw_lives, soak
 
 
 @dataclass(frozen=True)

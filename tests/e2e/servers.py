@@ -1,0 +1,96 @@
+"""The servers that tests share: each is started once in a session, while the one before it is in use."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from sgl_dynts.harness.server import LAUNCH_SERVER
+from tests.e2e.hf_reference import NUM_QUERIES
+from tests.e2e.models import CHANGES_ITS_MIND, SPELLER
+from tests.e2e.server import RETRACTING, SGLANG_SERVE, Server
+
+DYNTS = ("--attention-backend", "dynts")
+DEMO = "demo"
+API_KEY = "secret"
+DEMO_POOL = ("--max-total-tokens", str(4 * 690))
+"""Holds four whole traces of the demo's model."""
+QUEUE = ("--max-total-tokens", "900")
+SMALL_POOL = ("--max-total-tokens", "700")
+MIXED = ("--enable-mixed-chunk", "--chunked-prefill-size", "32")
+TWO_CORES = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A server with DynTS: a kind of model, and what it is started with."""
+
+    model: str
+    flags: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+    command: Sequence[str] = LAUNCH_SERVER
+
+
+SERVERS = {
+    "demo": Spec(DEMO, (*DEMO_POOL, "--reasoning-parser", "deepseek-r1"), command=SGLANG_SERVE),
+    "demo_retracting": Spec(
+        DEMO, DEMO_POOL, {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "150"}
+    ),
+    "overlap": Spec("qwen3", ("--enable-cache-report", "--enable-metrics", "--api-key", API_KEY)),
+    "no_overlap": Spec("llama", ("--disable-overlap-schedule",)),
+    "mixed_chunk_and_queue": Spec("qwen3", (*MIXED, *QUEUE)),
+    "tensor_parallel": Spec("qwen2", ("--tp-size", "2"), TWO_CORES),
+    "no_radix_cache": Spec("qwen3_moe", ("--disable-radix-cache",)),
+    "longest_prefix_first": Spec("llama", (*MIXED, *QUEUE, "--schedule-policy", "lpm")),
+    "speller": Spec(
+        SPELLER,
+        (
+            *("--reasoning-parser", "deepseek-r1", "--dynts-disable-elastic"),
+            "--constrained-json-disable-any-whitespace",
+        ),
+    ),
+    "changes_its_mind": Spec(CHANGES_ITS_MIND),
+    "observing": Spec(
+        "qwen3", ("--dynts-observe-queries", str(NUM_QUERIES), "--dynts-host-memory-gb", "0")
+    ),
+    "little_host_memory": Spec(  # GiB: 104 tokens of this model, and the server's budget is 96
+        "qwen3", (*SMALL_POOL, "--dynts-host-memory-gb", "0.0001")
+    ),
+    "retracting": Spec("qwen3", (*MIXED, *SMALL_POOL), RETRACTING),
+    "retracting_no_overlap": Spec("qwen3", (*SMALL_POOL, "--disable-overlap-schedule"), RETRACTING),
+    "retracting_no_radix_cache": Spec("qwen3", (*SMALL_POOL, "--disable-radix-cache"), RETRACTING),
+}
+
+
+def served_by(*names: str) -> pytest.MarkDecorator:
+    """Run tests on these shared servers; pytest brings all tests of one server together."""
+    assert set(names) <= set(SERVERS)
+    return pytest.mark.parametrize("server", names, indirect=True)
+
+
+class SharedServers:
+    """Gives the servers of a session in the order in which its tests need them."""
+
+    def __init__(self, order: list[str], models: Callable[[str], Path], logs: Path) -> None:
+        self._order, self._models, self._logs = order, models, logs
+        self._started: dict[str, Server] = {}
+
+    def take(self, name: str) -> Server:
+        """Return a server that answers, and start the one that comes after it."""
+        server = self._started.pop(name, None) or self._start(name)
+        server.wait_ready()
+        for following in self._order[self._order.index(name) + 1 :][:1]:
+            self._started[following] = self._start(following)
+        return server
+
+    def stop(self) -> None:
+        """End those that were started and not taken."""
+        for server in self._started.values():
+            server.stop()
+
+    def _start(self, name: str) -> Server:
+        spec = SERVERS[name]
+        log = self._logs / f"{name}.log"
+        flags = (*DYNTS, *spec.flags)
+        return Server(self._models(spec.model), log, *flags, command=spec.command, **spec.environment)
