@@ -18,6 +18,16 @@ COMPACTION_LAUNCH_SECONDS = 60e-6
 """At most 12 launches and small copies of 5 µs, whatever the number of requests: the rows as they were,
 the plan's sizes, one or two kernels, the batch's lengths, the pool's free list."""
 
+HEAD_CHOICE_BYTES = 400
+"""Of each candidate in each layer and KV head: two sorts by radix, of a float32 and of an int64, each
+with its int64 index, read and written in every pass of 8 bits; a little more for what is marked."""
+
+HEAD_CHOICE_LAUNCH_SECONDS = 300e-6
+"""At most 60 launches of 5 µs, for each request."""
+
+HEAD_MOVES_LAUNCH_SECONDS = 10e-6
+"""Two: of keys and values, and of what else is held of every token and head."""
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -169,6 +179,17 @@ def compaction_seconds(gpu: Gpu, window_tokens: int) -> float:
     if not window_tokens:
         return 0.0
     return COMPACTION_LAUNCH_SECONDS + gpu.seconds(COMPACTION_BYTES_PER_TOKEN * window_tokens, 0)
+
+
+def head_choice_seconds(gpu: Gpu, shape: ModelShape, candidates: int) -> float:
+    """Time in which all KV heads choose which of one request's candidates they keep."""
+    num_bytes = HEAD_CHOICE_BYTES * candidates * shape.num_layers * shape.num_kv_heads
+    return HEAD_CHOICE_LAUNCH_SECONDS + gpu.seconds(num_bytes, 0)
+
+
+def head_moves_seconds(gpu: Gpu, shape: ModelShape, kept_tokens: int) -> float:
+    """Most time in which all KV heads move what they keep of one request, each token read and written."""
+    return HEAD_MOVES_LAUNCH_SECONDS + gpu.seconds(2 * kept_tokens * shape.kv_token_bytes, 0)
 
 
 def mean_full_len(question_len: int, output_len: int) -> float:

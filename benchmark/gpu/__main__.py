@@ -59,7 +59,11 @@ STEPS = {
     "tests": _tests("kernels against their references", 300, "kernels", "attention"),
     "serving_tests": _tests("whole servers of tiny models", 3600, "serving", "training"),
     "kernels": _bench(
-        "kernels", "compaction and scoring alone", 120, "--due 1 4 --batch 1 8 --copy-mib 4", serves=False
+        "kernels",
+        "compaction and scoring alone",
+        120,
+        "--due 1 4 --head-due 1 4 --batch 1 8 --copy-mib 4",
+        serves=False,
     ),
     "attention": _bench(
         "attention",

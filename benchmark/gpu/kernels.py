@@ -1,4 +1,4 @@
-"""What DynTS launches, by itself: a compaction round and the scoring of a batch; the copy speed beside.
+"""What DynTS launches, by itself: a compaction round, sets per KV head, scoring; the copy speed beside.
 
     python -m benchmark.gpu.kernels --shape llama-8b
 
@@ -8,6 +8,7 @@ Medians of --repeats runs: device time, launched while the device is busy, scori
 """
 
 import argparse
+from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
@@ -19,12 +20,14 @@ from benchmark.harness.tiny_models import random_predictor
 from benchmark.simulation.job import DYNTS, STOCK
 from sgl_dynts.compaction import CompactionPlan, apply_compaction
 from sgl_dynts.config import DynTSConfig
-from sgl_dynts.roofline import Gpu, compaction_seconds
+from sgl_dynts.head_sets import HeadBuffers, HeadMoves, move_heads, plan_moves
+from sgl_dynts.roofline import Gpu, compaction_seconds, head_choice_seconds, head_moves_seconds
 from sgl_dynts.score_pool import ScorePool
 from sgl_dynts.scoring import write_scores
 from sgl_dynts.window import Cut
 
 COMPACTION, SCORING, COPY = "compaction", "scoring", "copy"
+HEAD_CHOICE, HEAD_MOVES = "choice per head", "moves per head"
 QUESTION_LEN = 32
 REPEATS = 20
 
@@ -35,11 +38,13 @@ def main() -> None:
     device = this_device()
     gpu = gpu_named(device_name()) if device.type == "cuda" else None
     budget = WINDOWS[args.shape].budget
+    lengths = args.window or [budget // 2, budget, 4 * budget]
     cells = [copy_cell(args, device, gpu)]
     cells += [
-        compaction_cell(args, device, gpu, due, window)
-        for due, window in product(args.due, args.window or [budget // 2, budget, 4 * budget])
+        compaction_cell(args, device, gpu, due, window) for due, window in product(args.due, lengths)
     ]
+    for due, window in product(args.head_due, lengths):
+        cells += head_cells(args, device, gpu, due, window)
     cells += [scoring_cell(args, device, gpu, batch) for batch in args.batch]
     report(args, cells, "gpu.kernels")
 
@@ -50,6 +55,7 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--shape", default="qwen-7b", choices=sorted(CONFIGS))
     add("--due", nargs="+", type=int, default=[1, 8, 32, 128, 512], help="requests compacted at once")
+    add("--head-due", nargs="*", type=int, default=[1, 8, 32], help="the same, with a set per KV head")
     add("--window", nargs="+", type=int, help="KV tokens of each; default: half, one and four budgets")
     add("--batch", nargs="+", type=int, default=[1, 8, 32, 128, 256], help="tokens scored at once")
     add("--copy-mib", type=int, default=1024, help="size of the copy")
@@ -97,6 +103,70 @@ def compaction_cell(
     spent = compaction_milliseconds(WINDOWS[args.shape], due, window, device, args.repeats)
     predicted = gpu and {DYNTS: 1e3 * compaction_seconds(gpu, due * window)}
     return Case(COMPACTION, args.shape, due, window).cell("ms per round", {DYNTS: spent}, predicted)
+
+
+@dataclass(frozen=True)
+class HeadRound:
+    """A round with a set per KV head; the due requests take turns in the slots of one.
+
+    ``scores`` are [layers, heads, candidates] float32, ``slots`` [candidates] int64.
+    """
+
+    due: int
+    scores: torch.Tensor
+    slots: torch.Tensor
+    num_kept: int
+    buffers: HeadBuffers
+
+    def choose(self) -> HeadMoves:
+        """Plan for each request; all plans are the same."""
+        fixed = torch.zeros_like(self.slots, dtype=torch.bool)
+        moves = [plan_moves(self.scores, fixed, self.slots, self.num_kept) for _ in range(self.due)]
+        return moves[0]
+
+    def move(self, moves: HeadMoves) -> None:
+        """Move for each request."""
+        for _ in range(self.due):
+            move_heads(moves, self.buffers)
+
+    def moved_bytes(self, moves: HeadMoves) -> int:
+        """Bytes that are read and written again; tokens that stay are not."""
+        head_bytes = sum(tensor[0, 0].nbytes for tensor in self.buffers.layers[0])
+        return 2 * self.due * head_bytes * int((moves.sources != moves.targets).sum())
+
+
+def head_round(shape: str, due: int, window: int, device: torch.device) -> HeadRound:
+    """Return a round of random scores over K and V of a shape; see :func:`compaction_round`."""
+    config, (cut, *_) = CONFIGS[shape], compaction_round(WINDOWS[shape], due, window).cuts
+    layers, heads = config["num_hidden_layers"], config["num_key_value_heads"]
+    sizes = (window + 1, heads, config["head_dim"])
+    dtype = getattr(torch, config["dtype"])
+    kv = [[torch.zeros(sizes, dtype=dtype, device=device) for _ in "kv"] for _ in range(layers)]
+    scores = torch.rand(layers, heads, cut.num_candidates, device=device)
+    slots = 1 + torch.randperm(window, device=device)[: cut.num_candidates]
+    return HeadRound(due, scores, slots, cut.num_kept, HeadBuffers.of(kv))
+
+
+def head_cells(
+    args: argparse.Namespace, device: torch.device, gpu: Gpu | None, due: int, window: int
+) -> list[Cell]:
+    """Put what a set per head adds to a round beside its prediction, and how much it moves."""
+    work = head_round(args.shape, due, window, device)
+    moves = work.choose()
+    choice = milliseconds(work.choose, nothing, device, args.repeats)
+    moving = milliseconds(lambda: work.move(moves), nothing, device, args.repeats)
+    shape = roofline_shape(args.shape)
+    foreseen = gpu and (
+        {DYNTS: 1e3 * due * head_choice_seconds(gpu, shape, len(work.slots))},
+        {DYNTS: 1e3 * due * head_moves_seconds(gpu, shape, work.num_kept)},
+    )
+    choice_foreseen, moves_foreseen = foreseen or (None, None)
+    case = Case(HEAD_MOVES, args.shape, due, window)
+    return [
+        replace(case, bench=HEAD_CHOICE).cell("ms per round", {DYNTS: choice}, choice_foreseen),
+        case.cell("ms per round", {DYNTS: moving}, moves_foreseen),
+        case.cell("MB per round", {DYNTS: work.moved_bytes(moves) / 1e6}),
+    ]
 
 
 def scoring_milliseconds(shape: str, batch: int, device: torch.device, repeats: int = REPEATS) -> float:

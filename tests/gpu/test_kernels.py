@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from sgl_dynts.compaction import apply_compaction, apply_with_torch, warm_up
+from sgl_dynts.head_sets import HeadBuffers, move_heads, plan_moves
 from sgl_dynts.predictor import ImportancePredictor
 from sgl_dynts.score_pool import ScorePool
 from sgl_dynts.scoring import write_scores, write_with_torch
 from sgl_dynts.window import Cut
+from tests.head_cases import KV, Moved, check_moves
 from tests.kernel_cases import SCORES, check_compaction, check_scoring, make_batch, random_cuts
 
 
@@ -85,3 +87,37 @@ def test_no_tokens_are_no_launch():
     empty = torch.zeros(0, dtype=torch.int64, device="cuda")
     write_scores(ImportancePredictor(8, (4, 2)).cuda(), torch.zeros(0, 8, device="cuda"), empty, pool)
     assert not pool.scores.any()
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Moved(30, 12, fixed=5),
+        Moved(7, 1),
+        Moved(20, 20, fixed=4),
+        Moved(20, 0),
+        Moved(5000, 2100, fixed=300, layers=3, heads=4),
+        Moved(5000, 4900, ties=True, heads=8),
+        Moved(20_000, 8000, layers=28, heads=4, tensors=KV),
+    ],
+    ids=str,
+)
+def test_heads_are_moved_as_by_torch(case):
+    for seed in range(3):
+        check_moves(case, seed, move_heads, "cuda")
+
+
+def test_sets_per_head_never_wait_for_the_device_and_move_without_memory():
+    buffers = HeadBuffers.of([[torch.zeros(500, 4, 128, device="cuda") for _ in "kv"]])
+    scores, slots = torch.rand(1, 4, 400, device="cuda"), torch.randperm(500, device="cuda")[:400]
+    fixed = torch.zeros(400, dtype=torch.bool, device="cuda")
+    move_heads(plan_moves(scores, fixed, slots, 100), buffers)  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        moves = plan_moves(scores, fixed, slots, 100)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        move_heads(moves, buffers)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.cuda.max_memory_allocated() == before

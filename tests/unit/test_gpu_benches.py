@@ -339,13 +339,16 @@ def test_a_round_has_the_proportions_of_the_paper():
 
 
 def test_kernels_are_timed_on_this_machine(tmp_path, monkeypatch):
-    line = "kernels --shape tiny --due 2 --window 96 --batch 3 --copy-mib 1 --repeats 1"
+    line = "kernels --shape tiny --due 2 --head-due 2 --window 96 --batch 3 --copy-mib 1 --repeats 1"
     monkeypatch.setattr("sys.argv", [*line.split(), "--out", str(tmp_path / "gpu.json")])
     kernels.main()
     kept = json.loads((tmp_path / "gpu.json").read_text())
     assert [(cell["bench"], cell["batch"]) for cell in kept] == [
         ("copy", 1),
         ("compaction", 2),
+        ("choice per head", 2),
+        ("moves per head", 2),
+        ("moves per head", 2),
         ("scoring", 3),
     ]
     assert kept[0]["stock"] > 0

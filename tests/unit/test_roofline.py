@@ -4,9 +4,12 @@ from dataclasses import replace
 
 import pytest
 
+from sgl_dynts.config import PAPER_CONFIGS
 from sgl_dynts.roofline import (
     COMPACTION_LAUNCH_SECONDS,
     H200,
+    HEAD_CHOICE_LAUNCH_SECONDS,
+    HEAD_MOVES_LAUNCH_SECONDS,
     LLAMA_8B,
     QWEN_7B,
     Gpu,
@@ -15,6 +18,8 @@ from sgl_dynts.roofline import (
     causal_pairs,
     compaction_seconds,
     decode_seconds,
+    head_choice_seconds,
+    head_moves_seconds,
     mean_compacted_len,
     mean_full_len,
     prefill_seconds,
@@ -102,6 +107,25 @@ def test_causal_pairs():
 def test_a_compaction_round():
     assert compaction_seconds(SLOW, 0) == 0
     assert compaction_seconds(SLOW, 50) == COMPACTION_LAUNCH_SECONDS + 64 * 50 / 500
+
+
+def test_heads_choose_and_move():
+    shape = replace(TINY, num_layers=3, num_kv_heads=2)
+    assert head_choice_seconds(SLOW, shape, 10) == HEAD_CHOICE_LAUNCH_SECONDS + 400 * 10 * 6 / 500
+    assert head_moves_seconds(SLOW, shape, 5) == HEAD_MOVES_LAUNCH_SECONDS + 2 * 5 * 48 / 500
+
+
+def test_sets_per_head_with_the_papers_windows_take_less_than_a_hundredth_of_decoding():
+    """Each of 32 requests compacts by itself and without a question, so that most tokens move."""
+    windows = PAPER_CONFIGS["qwen-7b"]
+    candidates = windows.budget - windows.local_window
+    held = 32 * (windows.budget + windows.retained_len(0)) // 2
+    decoding = windows.period * decode_seconds(H200, QWEN_7B, 32, held, predictor=True)
+    choosing = 32 * head_choice_seconds(H200, QWEN_7B, candidates)
+    moving = 32 * head_moves_seconds(H200, QWEN_7B, windows.selection_len(0))
+    assert (candidates, windows.selection_len(0), windows.period) == (3000, 1200, 1800)
+    assert moving / decoding == pytest.approx(0.00012, abs=1e-5)
+    assert (choosing + moving) / decoding < 0.01
 
 
 def test_mean_lengths_of_a_generation():
