@@ -93,6 +93,7 @@ def _scheduler_seams() -> list[Seam]:
         Seam(seams.UPDATE_FROM_IPC, weight_updates.settle_shared, HookType.AFTER),
         Seam(seams.END_OF_UPDATE, weight_updates.settle_session, HookType.AFTER),
         Seam(seams.POOLS_READY, device_state.allocate, HookType.AFTER),
+        Seam(seams.FORWARD_BATCH, device_state.carry_out_moves, HookType.AFTER),  # before all others
         Seam(seams.FORWARD_BATCH, positions.restore_positions, HookType.AFTER),
         Seam(seams.FORWARD_BATCH, counted_attention.count_attention, HookType.AFTER),
         Seam(seams.INIT_OUTPUT_STREAMER, start.start, HookType.BEFORE),

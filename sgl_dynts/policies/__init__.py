@@ -11,7 +11,9 @@ from sgl_dynts.policies.base import (
     Observing,
     Policy,
     ScoredOnce,
+    Sets,
     rewrite_scores,
+    scores_by_head,
 )
 from sgl_dynts.policies.registry import (
     as_markdown,
@@ -25,14 +27,14 @@ from sgl_dynts.policies.registry import (
 # The order counts.
 # isort: off
 from sgl_dynts.policies.predictor import Predicted
-from sgl_dynts.policies.random import Random
+from sgl_dynts.policies.random import Random, RandomPerHead
 from sgl_dynts.policies.window import Recent
 from sgl_dynts.policies.streaming import Streaming
 from sgl_dynts.policies.sepllm import Separators
 from sgl_dynts.policies.bottom import Bottom
-from sgl_dynts.policies.h2o import HeavyHitters
-from sgl_dynts.policies.snapkv import SnapKV
-from sgl_dynts.policies.rkv import RKV
+from sgl_dynts.policies.h2o import HeavyHitters, HeavyHittersPerHead
+from sgl_dynts.policies.snapkv import SnapKV, SnapKVPerHead
+from sgl_dynts.policies.rkv import RKV, RKVPerHead
 from sgl_dynts.policies.full import Full
 # isort: on
 
@@ -48,16 +50,21 @@ __all__ = [
     "Candidates",
     "Full",
     "HeavyHitters",
+    "HeavyHittersPerHead",
     "LayerView",
     "ModelFacts",
     "Observing",
     "Policy",
     "Predicted",
+    "RKVPerHead",
     "Random",
+    "RandomPerHead",
     "Recent",
     "ScoredOnce",
     "Separators",
+    "Sets",
     "SnapKV",
+    "SnapKVPerHead",
     "Streaming",
     "as_markdown",
     "build_policies",
@@ -67,4 +74,5 @@ __all__ = [
     "received_from_newest",
     "register",
     "rewrite_scores",
+    "scores_by_head",
 ]

@@ -3,13 +3,14 @@
 All policies share the windows, the budget and the compaction. Scores are float32, higher is kept, equal
 scores go to the older token. The question stands outside the choice and answer tokens are never dropped,
 whatever the policy, as the method has it; so a baseline here is its paper's idea under this method's
-rules, and each class says what differs from its paper. One set of tokens is kept for all layers and
-heads.
+rules, and each class says what differs from its paper. A policy keeps one set of tokens for all layers
+and heads, or a set in each layer, or in each KV head.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import ClassVar, Self
 
 import numpy as np
@@ -22,12 +23,26 @@ ABOVE_ALL_POSITIONS = float(1 << 23)
 """Added to a position it outranks every bare one, and float32 still tells all of them apart."""
 
 
+class Sets(StrEnum):
+    """How many sets of tokens a policy keeps of one request."""
+
+    ONE = "one"
+    PER_LAYER = "per layer"
+    PER_HEAD = "per KV head"
+
+
 @dataclass(frozen=True)
 class ModelFacts:
     """What a policy may learn of the served model before the first request."""
 
     separators: frozenset[int] = frozenset()
     """Token ids of punctuation and line breaks."""
+    num_layers: int = 1
+    """Layers with KV of their own, on this rank."""
+    num_kv_heads: int = 1
+    """KV heads of each, on this rank."""
+    first_kv_head: int = 0
+    """How many KV heads other ranks hold before these."""
 
 
 def _no_views() -> Iterable[LayerView]:
@@ -56,9 +71,11 @@ class Candidates:
     question: Sequence[int]
     """Token ids of the question."""
     views: Callable[[], Iterable[LayerView]] = _no_views
-    """Gives the layers, where queries are recorded."""
+    """Gives the layers, where queries are recorded. A token of a set per head stands in its head's own
+    place, older ones first."""
     received: Callable[[], torch.Tensor] = _not_counted
-    """Gives [n] float32, the attention each has got since it was computed, where it is counted."""
+    """Gives [n] float32, the attention each has got since it was computed, where it is counted; for a
+    policy with sets per KV head [layers, kv_heads, n]."""
 
 
 class Policy(ABC):
@@ -73,6 +90,8 @@ class Policy(ABC):
     keeps: ClassVar[str]
     paper: ClassVar[str] = ""
     differs: ClassVar[str] = ""
+    sets: ClassVar[Sets] = Sets.ONE
+    """What its scores tell apart. With more than one set a compaction moves K and V."""
     needs_predictor: ClassVar[bool] = False
     needs_queries: ClassVar[bool] = False
     """Whether the newest queries are to be recorded."""
@@ -86,7 +105,10 @@ class Policy(ABC):
 
     @abstractmethod
     def score(self, candidates: Candidates) -> torch.Tensor:
-        """Return [n] float32 scores of all candidates, on any device; higher is kept."""
+        """Return float32 scores of all candidates, on any device; higher is kept.
+
+        [n] for one set, [layers, n] for a set per layer, [layers, kv_heads, n] for a set per KV head.
+        """
 
 
 class ScoredOnce(Policy):
@@ -106,14 +128,14 @@ class ScoredOnce(Policy):
 class Observing(Policy):
     """A policy that asks what the newest tokens attend to, anew at every compaction.
 
-    Its papers choose for each head by itself; here heads and layers are averaged, for one choice.
+    Its papers choose for each head by itself. With one set, heads and layers are averaged here.
     """
 
     needs_queries = True
 
     @abstractmethod
     def score_layer(self, view: LayerView, chosen: slice) -> torch.Tensor:
-        """Return [n] scores of one layer.
+        """Return scores of one layer: [n], or [kv_heads, n] for a set per KV head.
 
         Args:
             view: the layer.
@@ -121,10 +143,11 @@ class Observing(Policy):
         """
 
     def score(self, candidates: Candidates) -> torch.Tensor:
-        """Return the mean over layers."""
+        """Return every layer's scores, or with one set their mean."""
         first = len(candidates.question)
         chosen = slice(first, first + len(candidates.scores))
-        return torch.stack([self.score_layer(view, chosen) for view in candidates.views()]).mean(0)
+        layers = torch.stack([self.score_layer(view, chosen) for view in candidates.views()])
+        return layers.mean(0) if self.sets is Sets.ONE else layers
 
 
 def rewrite_scores(
@@ -138,9 +161,29 @@ def rewrite_scores(
         pool: [num_slots] float32, changed in place; what is infinite stays, for it is answer.
         slots: [n] int64, slots of the candidates.
     """
-    scores = _to_device(policy.score(candidates), pool.device)
-    finite = torch.nan_to_num(scores, nan=0.0, posinf=HIGHEST_SCORE, neginf=-HIGHEST_SCORE)
+    finite = _finite(policy.score(candidates), pool.device)
     pool[slots] = torch.where(candidates.scores == torch.inf, candidates.scores, finite)
+
+
+def scores_by_head(policy: Policy, candidates: Candidates, num_kv_heads: int) -> torch.Tensor:
+    """Return what a policy with more than one set thinks of its candidates.
+
+    Args:
+        policy: of the request.
+        candidates: of its compaction.
+        num_kv_heads: of each layer on this rank.
+
+    Returns:
+        [layers, num_kv_heads, n] finite float32, on the device of ``candidates.scores``.
+    """
+    finite = _finite(policy.score(candidates), candidates.scores.device)
+    by_layer = finite if policy.sets is Sets.PER_HEAD else finite[:, None]
+    return by_layer.expand(-1, num_kv_heads, -1)
+
+
+def _finite(scores: torch.Tensor, device: torch.device) -> torch.Tensor:
+    scores = _to_device(scores, device)
+    return torch.nan_to_num(scores, nan=0.0, posinf=HIGHEST_SCORE, neginf=-HIGHEST_SCORE)
 
 
 def _to_device(scores: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 import torch
 
-from sgl_dynts.policies.base import Candidates, Policy
+from sgl_dynts.policies.base import Candidates, Policy, Sets
 from sgl_dynts.policies.registry import register
 
 
@@ -32,3 +32,16 @@ class HeavyHitters(Policy):
     def score(self, candidates: Candidates) -> torch.Tensor:
         """Return the sums."""
         return candidates.received()
+
+
+@register
+class HeavyHittersPerHead(HeavyHitters):
+    """H2O with a set of tokens in every KV head, as in its paper; else as `h2o`."""
+
+    name = "h2o_per_head"
+    color = "#b58fc1"
+    differs = (
+        "the queries that share a KV head averaged; judged at compactions, not at every token; the local "
+        "window is not half the budget; the question stays"
+    )
+    sets = Sets.PER_HEAD

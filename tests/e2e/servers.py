@@ -54,6 +54,13 @@ SERVERS = {
     "observing": Spec(
         "qwen3", ("--dynts-observe-queries", str(NUM_QUERIES), "--dynts-host-memory-gb", "0")
     ),
+    "observing_by_head": Spec(
+        "qwen3",
+        (
+            *("--dynts-observe-queries", str(NUM_QUERIES), "--dynts-host-memory-gb", "0"),
+            *("--dynts-policy", "h2o_per_head"),
+        ),
+    ),
     "little_host_memory": Spec(  # GiB: 104 tokens of this model, and the server's budget is 96
         "qwen3", (*SMALL_POOL, "--dynts-host-memory-gb", "0.0001")
     ),

@@ -15,12 +15,14 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 
 from sgl_dynts.capacity import AnswerReserve
 from sgl_dynts.config import DynTSConfig
+from sgl_dynts.head_sets import HeadBuffers
 from sgl_dynts.policies import ModelFacts, build_policies
 from sgl_dynts.thinking import ThinkMarkers
 from sgl_dynts.window import RequestWindow
 from sglang_dynts.entry.governed_request import GovernedRequest
 from sglang_dynts.entry.host_copies import HostCopies
 from sglang_dynts.forward.device_state import DeviceState, on_runner
+from sglang_dynts.forward.head_moves import PendingMoves, movable_tensors
 from sglang_dynts.scheduling.capacity_state import CapacityState
 from sglang_dynts.scheduling.governor import Governor
 from sglang_dynts.scheduling.prefix_cache import DynTSRadixCache
@@ -46,7 +48,7 @@ class Engine:
             NUM_SLOTS,
             1,
             torch.float32,
-            head_num=1,
+            head_num=2,
             head_dim=2,
             layer_num=2,
             device="cpu",
@@ -64,10 +66,13 @@ class Engine:
         )
         runner = Runner()
         self.device = DeviceState(NUM_SLOTS + 1, self.rows.req_to_token)
+        movable = movable_tensors(self.kv)
+        assert movable is not None
+        self.device.moves = PendingMoves(HeadBuffers.of(movable))
         self.rows.register_on_alloc_rows(self.device.reset_rows)
         on_runner(runner).state = self.device
         self.capacity = CapacityState(NUM_SLOTS, AnswerReserve(CONFIG.period // 2))
-        policies = build_policies(ModelFacts(frozenset({5})))
+        policies = build_policies(ModelFacts(frozenset({5}), num_layers=2, num_kv_heads=2))
         copies = HostCopies(1 << 20)
         self.governor = Governor(
             CONFIG, MARKERS, policies, self.device, self.slots, self.capacity, copies

@@ -63,8 +63,9 @@ BAD = [
     ),
     (
         {"policy": "best"},
-        "custom_params.dynts.policy='best' must be one of predictor, random, window, streaming, "
-        "sepllm, bottom, h2o, snapkv, rkv, full",
+        "custom_params.dynts.policy='best' must be one of predictor, random, random_per_head, "
+        "window, streaming, sepllm, bottom, h2o, h2o_per_head, snapkv, snapkv_per_head, rkv, "
+        "rkv_per_head, full",
     ),
     (
         {"enabled": False, "keep_ratio": 9},
@@ -193,7 +194,16 @@ def test_a_server_that_keeps_no_queries_refuses_who_reads_attention(serve, polic
         params({"policy": policy}).verify(256)
 
 
-@pytest.mark.parametrize("policy", ["h2o", "snapkv", "rkv"])
+def test_a_policy_that_this_server_cannot_serve_is_refused_with_the_reason(serve):
+    serve("--attention-backend", "dynts", "--dynts-observe-queries", "8", "--dynts-host-memory-gb", "0")
+    with refuses(
+        "custom_params.dynts.policy='h2o_per_head' cannot be served here: it counts attention by head, "
+        "for the server's own policy alone; give --dynts-policy h2o_per_head"
+    ):
+        params({"policy": "h2o_per_head"}).verify(256)
+
+
+@pytest.mark.parametrize("policy", ["h2o", "snapkv", "rkv", "snapkv_per_head", "rkv_per_head"])
 def test_a_server_that_keeps_queries_accepts_who_reads_attention(serve, policy):
     serve("--attention-backend", "dynts", "--dynts-observe-queries", "8", "--dynts-host-memory-gb", "0")
     params({"policy": policy}).verify(256)

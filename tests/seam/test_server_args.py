@@ -154,8 +154,9 @@ def refuses(message: str):
         (
             "--dynts-policy",
             "best",
-            "--dynts-policy best is not known; choose one of predictor, random, window, streaming, "
-            "sepllm, bottom, h2o, snapkv, rkv, full",
+            "--dynts-policy best is not known; choose one of predictor, random, random_per_head, "
+            "window, streaming, sepllm, bottom, h2o, h2o_per_head, snapkv, snapkv_per_head, rkv, "
+            "rkv_per_head, full",
         ),
         (
             "--dynts-policy",
@@ -395,16 +396,32 @@ def test_a_policy_that_reads_attention_is_served_where_queries_are_kept(view):
     assert view(*DYNTS, *OBSERVE, "--dynts-policy", "rkv").dynts_observe_queries == 8
 
 
-@pytest.mark.parametrize(
-    ("flags", "reason"),
-    [
-        (("--tp-size", "2"), "--tp-size 2: each rank sees its own heads alone; use 1"),
-        (
-            ("--kv-cache-dtype", "fp8_e4m3"),
-            "--kv-cache-dtype fp8_e4m3: keys are read without their scale; give auto",
-        ),
-    ],
-)
-def test_queries_are_not_kept_where_they_would_be_wrong(resolve, flags, reason):
+def test_queries_are_not_kept_where_they_would_be_wrong(resolve):
+    reason = "--kv-cache-dtype fp8_e4m3: keys are read without their scale; give auto"
     with refuses(f"--dynts-observe-queries cannot be served: {reason}"):
-        resolve(*DYNTS, *OBSERVE, *flags)
+        resolve(*DYNTS, *OBSERVE, "--kv-cache-dtype", "fp8_e4m3")
+
+
+COUNTS = (
+    "it counts attention by head, for the server's own policy alone; give --dynts-policy h2o_per_head"
+)
+WINDOWS = ("--dynts-budget", "80", "--dynts-local-window", "20", "--dynts-keep-ratio", "0.5")
+AVERAGES = "--tp-size 2: it averages over heads, and each rank sees its own alone; use 1"
+
+
+def test_ranks_serve_what_each_of_their_heads_decides_and_no_average(resolve, view):
+    two = (*DYNTS, *OBSERVE, "--tp-size", "2")
+    cfg = view(*two, "--dynts-policy", "rkv_per_head")
+    assert cfg.dynts_unserved_policies["snapkv"] == AVERAGES
+    assert "snapkv_per_head" not in cfg.dynts_unserved_policies
+    with refuses(f"--dynts-policy rkv cannot be served: {AVERAGES}"):
+        resolve(*two, "--dynts-policy", "rkv")
+
+
+def test_sets_per_head_need_k_and_v_that_can_be_moved(resolve, view, monkeypatch):
+    windows = ("--dynts-policy", "random_per_head", *WINDOWS)
+    assert view(*DYNTS, *windows).dynts_unserved_policies == {"h2o_per_head": COUNTS}
+    monkeypatch.setenv("SGLANG_USE_HND_KVCACHE", "1")
+    reason = "SGLANG_USE_HND_KVCACHE keeps K and V by head, where they cannot be moved by token; unset it"
+    with refuses(f"--dynts-policy random_per_head cannot be served: {reason}"):
+        resolve(*DYNTS, *windows)

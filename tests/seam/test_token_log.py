@@ -118,11 +118,10 @@ def test_an_opted_out_request_has_scores_and_drops_nothing(engine):
 def test_an_undone_compaction_and_a_restart_leave_no_trace():
     log = TokenLog()
     log.learn(np.arange(6), np.arange(6, dtype=np.float32))
-    survives = np.array([True, True, False, True, True, True])
-    log.compacted(6, log.positions(6, 0), survives)
-    assert log.positions(6, 1).tolist() == [0, 1, 3, 4, 5, 6]
+    log.compacted(6, log.positions(6, 0), np.array([[0, 1, 3, 4, 5]]))
+    assert log.positions(6, 1).tolist() == [[0, 1, 3, 4, 5, 6]]
     log.undo()
-    assert log.positions(6, 0).tolist() == [0, 1, 2, 3, 4, 5]
+    assert log.positions(6, 0).tolist() == [[0, 1, 2, 3, 4, 5]]
     assert log.whole()["dropped"] == []
     log.restart()
     assert log.whole() == {"first": 0, "scores": [], "dropped": []}
@@ -133,3 +132,19 @@ def test_a_score_that_is_not_finite_is_none_and_changes_nothing():
     log.learn(np.arange(2), np.array([1.23456, np.inf], dtype=np.float32))
     log.learn(np.arange(1), np.array([np.inf], dtype=np.float32))
     assert log.whole()["scores"] == [1.235, None]
+
+
+def test_where_heads_hold_their_own_sets_the_share_that_holds_a_token_is_told():
+    log = TokenLog()
+    log.learn(np.arange(6), np.zeros(6, dtype=np.float32))
+    log.learn_by_set(np.array([[1, 2, 3]]), np.array([[1.0, 2, 3], [3, 2, 1]]))
+    log.compacted(6, log.positions(6, 0), np.array([[0, 1, 4, 5], [0, 3, 4, 5]]))
+    log.learn(np.array([6]), np.array([0.5]))
+    assert log.positions(5, 2).tolist() == [[0, 1, 4, 5, 6], [0, 3, 4, 5, 6]]
+    log.learn_by_set(log.positions(5, 2)[:, 1:3], np.array([[8.0, 4], [9, 2]]))
+    assert log.whole() == {
+        "first": 0,
+        "scores": [0, 8, 2, 9, 3, 0, 0.5],
+        "dropped": [{"seq_len": 6, "positions": [2]}],
+        "held_by": [1, 0.5, 0, 0.5, 1, 1, 1],
+    }

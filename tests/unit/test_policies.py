@@ -18,16 +18,18 @@ from sgl_dynts.policies import (
     ModelFacts,
     Random,
     ScoredOnce,
+    Sets,
     build_policies,
     needing,
     policy_names,
     received_from_newest,
     register,
     rewrite_scores,
+    scores_by_head,
 )
 from sgl_dynts.policies.attention import QUERIES_AT_ONCE
 from sgl_dynts.policies.random import mix
-from sgl_dynts.score_pool import ScorePool
+from sgl_dynts.score_pool import HIGHEST_SCORE, ScorePool
 from sgl_dynts.window import Cut
 
 INF = float("inf")
@@ -265,3 +267,69 @@ def test_the_policy_that_the_guide_writes_works():
     candidates = Candidates(torch.zeros(5), np.arange(10, 14), np.zeros(4, dtype=np.int64), [1, 2])
     kept = names["EveryOther"]().score(candidates).argsort(descending=True)[:3]
     assert kept.tolist() == [3, 1, 4]  # of positions 12, 10, 13
+
+
+def layer_view(seed: int, held: int = 12, heads: int = 2, group: int = 2) -> LayerView:
+    draw = torch.Generator().manual_seed(seed)
+    keys = torch.randn(held, heads, 4, generator=draw)
+    return LayerView(torch.randn(3, heads * group, 4, generator=draw), keys, 0.5)
+
+
+def seen(num_layers: int = 3) -> Candidates:
+    """Six candidates between two question tokens and four local ones, of layers with two KV heads."""
+    some = candidates([0.0] * 6, question=2)
+    return replace(some, views=lambda: [layer_view(seed) for seed in range(num_layers)])
+
+
+@pytest.mark.parametrize("name", ["snapkv", "rkv"])
+def test_a_head_judges_what_it_sees_itself(name):
+    by_head = SCORING[f"{name}_per_head"].score(seen())
+    assert by_head.shape == (3, 2, 6)
+    for layer in range(3):
+        view = layer_view(layer)
+        for head in range(2):
+            alone = LayerView(view.queries[:, 2 * head : 2 * head + 2], view.keys[:, [head]], 0.5)
+            only = replace(seen(), views=lambda alone=alone: [alone])
+            wanted = SCORING[f"{name}_per_head"].score(only)
+            torch.testing.assert_close(by_head[layer, head], wanted[0, 0])
+
+
+def test_snapkv_with_one_set_is_the_mean_of_the_heads():
+    by_head = SCORING["snapkv_per_head"].score(seen())
+    torch.testing.assert_close(SCORING["snapkv"].score(seen()), by_head.mean((0, 1)))
+
+
+def test_what_a_head_has_received_adds_up_to_what_all_have():
+    view = layer_view(1)
+    torch.testing.assert_close(view.received(), view.received_by_head().mean(0))
+    padded = torch.ones(1, 12, dtype=torch.bool)
+    given = view.queries[-1:], view.keys[None], padded, view.scaling
+    torch.testing.assert_close(
+        received_from_newest(*given), received_from_newest(*given, by_head=True).mean(1)
+    )
+
+
+def test_every_head_of_every_rank_draws_its_own_tokens_anew_at_each_compaction():
+    facts = [ModelFacts(num_layers=2, num_kv_heads=2, first_kv_head=2 * rank) for rank in (0, 1)]
+    ranks = [build_policies(each)["random_per_head"] for each in facts]
+    one = build_policies(ModelFacts(num_layers=2, num_kv_heads=4))["random_per_head"]
+    some = candidates([0.0] * 50)
+    draws = torch.cat([policy.score(some) for policy in ranks], 1)
+    assert torch.equal(draws, one.score(some))
+    assert draws.shape == (2, 4, 50)
+    assert draws.unique().numel() == 2 * 4 * 50
+    assert 0.45 < float(draws.mean()) < 0.55
+    later = replace(some, positions=some.positions + 1)
+    assert not torch.equal(one.score(later), draws)
+
+
+def test_a_set_per_layer_is_the_same_in_all_heads_of_a_layer():
+    class PerLayer(Random):
+        name = "per-layer"
+        sets = Sets.PER_LAYER
+
+        def score(self, candidates):
+            return torch.tensor([[1.0, math.nan, INF], [3, 4, 5]])
+
+    scores = scores_by_head(PerLayer(), candidates([0.0] * 3), 2)
+    assert scores.tolist() == [[[1, 0, HIGHEST_SCORE]] * 2, [[3, 4, 5]] * 2]

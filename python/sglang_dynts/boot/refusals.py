@@ -18,7 +18,7 @@ from sglang.srt.model_executor.cuda_graph_config import Backend
 from sglang.srt.runtime_context import get_platform
 
 from sgl_dynts.config import Windows, flag_of
-from sgl_dynts.policies import policies
+from sgl_dynts.policies import Sets, policies
 from sglang_dynts.names import BACKEND_NAME, BASE_BACKENDS, FLAG_PREFIX, SUPPORTED_KERNELS
 
 
@@ -37,6 +37,9 @@ class FlagRefusal:
         shown = flag if value is True else f"{flag} {value}"
         return f"DynTS does not support {shown}: {self.why}; {self.remedy}"
 
+
+MOVABLE_DTYPES = ("auto", "bfloat16", "bf16", "float16", "fp8_e4m3", "fp8_e5m2")
+"""KV dtypes whose tokens are nothing but their K and V."""
 
 _ROWS = "it reads a request's row by token position, which a compaction changes"
 _OTHER_CACHE = "only the DynTS radix cache keeps compacted rows out of the prefix tree"
@@ -242,6 +245,34 @@ def refuse_own_flags(cfg) -> None:
         )
     if cfg.dynts_observe_queries:
         _refuse_observation(cfg)
+    if name in (unserved := unserved_policies(cfg)):
+        raise ValueError(f"--dynts-policy {name} cannot be served: {unserved[name]}")
+
+
+def unserved_policies(cfg) -> dict[str, str]:
+    """Return the policies that cannot be served with these arguments, and why; a flag of ours aside."""
+    reasons = {name: _why_unserved(name, cfg) for name in policies()}
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def _why_unserved(name: str, cfg) -> str:
+    policy, dtype = policies()[name], str(cfg.kv_cache_dtype)
+    several = policy.sets is not Sets.ONE
+    reasons = {
+        "SGLANG_USE_HND_KVCACHE keeps K and V by head, where they cannot be moved by token; unset it": (
+            several and envs.SGLANG_USE_HND_KVCACHE.get()
+        ),
+        f"--kv-cache-dtype {dtype}: a token's K and V have scales, which are not moved; give auto": (
+            several and dtype not in MOVABLE_DTYPES
+        ),
+        f"--tp-size {cfg.tp_size}: it averages over heads, and each rank sees its own alone; use 1": (
+            policy.needs_queries and not several and cfg.tp_size > 1
+        ),
+        f"it counts attention by head, for the server's own policy alone; give --dynts-policy {name}": (
+            several and policy.needs_all_queries and name != cfg.dynts_policy
+        ),
+    }
+    return "; ".join(reason for reason, applies in reasons.items() if applies)
 
 
 def _refuse_observation(cfg) -> None:
@@ -250,7 +281,6 @@ def _refuse_observation(cfg) -> None:
     copies = f"--dynts-host-memory-gb {cfg.dynts_host_memory_gb:g}"
     reasons = {
         f"--dynts-observe-queries {num_queries}: give 0 or more": num_queries < 0,
-        f"--tp-size {cfg.tp_size}: each rank sees its own heads alone; use 1": cfg.tp_size > 1,
         f"{copies}: host copies hold no queries; give 0": cfg.dynts_host_memory_gb > 0,
         f"--kv-cache-dtype {dtype}: keys are read without their scale; give auto": (
             dtype.startswith("fp8")

@@ -24,6 +24,7 @@ from sglang_dynts.boot.refusals import (
     refuse_other_width,
     refuse_own_flags,
     refuse_unsupported,
+    unserved_policies,
 )
 from sglang_dynts.check_seams import check_release
 from sglang_dynts.names import BACKEND_NAME, BASE_BACKENDS, FLAG_PREFIX, SOURCE
@@ -57,6 +58,11 @@ class DynTSServerArgs(ServerArgs, dict=True):  # pyright: ignore  a msgspec.Stru
         Arg(help="The predictor that was found, None where there is none.", no_cli=True, resolvable=True),
         _NAMESPACE,
     ] = None
+    dynts_unserved_policies: Annotated[
+        dict[str, str] | None,
+        Arg(help="Policies that no request may choose here, and why.", no_cli=True, resolvable=True),
+        _NAMESPACE,
+    ] = None
     dynts_policy: Annotated[
         str,
         Arg(
@@ -72,9 +78,9 @@ class DynTSServerArgs(ServerArgs, dict=True):  # pyright: ignore  a msgspec.Stru
         Arg(
             help="Keep so many of each request's newest queries in every layer (32 is usual), and let "
             f"policies read attention: {', '.join(needing('queries'))} need it. "
-            f"{' and '.join(needing('all_queries'))} reads that of every step, which is computed a "
-            "second time in plain torch. For comparisons, not for speed; needs --tp-size 1, no CUDA "
-            "graphs and --dynts-host-memory-gb 0. 0 keeps none.",
+            f"{' and '.join(needing('all_queries'))} read that of every step, which is computed a "
+            "second time in plain torch. For comparisons, not for speed; needs no CUDA graphs and "
+            "--dynts-host-memory-gb 0, and without a set per KV head --tp-size 1. 0 keeps none.",
         ),
         _NAMESPACE,
     ] = 0
@@ -214,6 +220,7 @@ def resolve_dynts(server_args, previous) -> None:
         SOURCE,
         radix_cache_backend=BACKEND_NAME,
         dynts_predictor_path=source and str(source.path),
+        dynts_unserved_policies=unserved_policies(cfg),
         **{f"dynts_{name}": value for name, value in config.given().items()},
     )
 

@@ -57,6 +57,8 @@ def check_options(custom_params: Any) -> None:
             f"custom_params.dynts.policy={policy!r} needs a server that was started with "
             "--dynts-observe-queries; choose another policy"
         )
+    if reason := bag.dynts_unserved_policies.get(policy):
+        raise ValueError(f"custom_params.dynts.policy={policy!r} cannot be served here: {reason}")
     if policies()[policy].needs_predictor and bag.dynts_predictor_path is None:
         raise ValueError(
             f"custom_params.dynts.policy={policy!r} needs a predictor, and this server was started "

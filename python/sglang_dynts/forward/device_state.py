@@ -9,9 +9,12 @@ import torch
 
 from sgl_dynts.checkpoint import PredictorHeader, PredictorSource, digest
 from sgl_dynts.compaction import to_device, warm_up
+from sgl_dynts.head_sets import HeadBuffers, HeadMoves
+from sgl_dynts.policies import Sets, policies
 from sgl_dynts.predictor import ImportancePredictor
 from sgl_dynts.score_pool import ScorePool
-from sglang_dynts.boot.configuration import is_enabled
+from sglang_dynts.boot.configuration import arguments, is_enabled
+from sglang_dynts.forward.head_moves import PendingMoves, movable_tensors
 from sglang_dynts.forward.query_recorder import QueryRecorder, attention_layers, create_recorder
 from sglang_dynts.forward.received_attention import ReceivedAttention
 from sglang_dynts.seams import Process, check
@@ -63,6 +66,28 @@ class DeviceState:
         """The newest queries, where the server records them."""
         self.received: ReceivedAttention | None = None
         """The attention of all queries, where the server records the newest."""
+        self.moves: PendingMoves | None = None
+        """What compactions with sets per head move, where the pool allows it."""
+
+    @property
+    def own_moves(self) -> PendingMoves:
+        """The moves of a server whose requests may have a set of tokens per head."""
+        assert self.moves is not None, "a policy with a set per head was accepted where none can be moved"
+        return self.moves
+
+    def moves_of(self, req) -> HeadMoves | None:
+        """Return what this iteration's compaction of a request moves, None for one set of tokens."""
+        return self.moves.of(req) if self.moves is not None else None
+
+    def forget_moves(self, req) -> None:
+        """Move nothing for a request: its compaction is undone."""
+        if self.moves is not None:
+            self.moves.forget(req)
+
+    def settle_moves(self) -> None:
+        """Have K and V in their places for whoever reads or writes them beside the forwards."""
+        if self.moves is not None:
+            self.moves.settle()
 
     def dropped_of(self, rows: torch.Tensor) -> torch.Tensor:
         """Tokens dropped by each row's request; looked up once while the same batch decodes.
@@ -145,7 +170,20 @@ def allocate(_result, model_runner) -> None:
     if state.recorder is not None:
         layers = attention_layers(model_runner)
         pool = model_runner.token_to_kv_pool
-        state.received = ReceivedAttention(layers, num_slots, pool, state.table)
+        by_head = policies()[arguments().dynts_policy].sets is Sets.PER_HEAD
+        state.received = ReceivedAttention(layers, num_slots, pool, state.table, by_head=by_head)
+    sums = state.received.by_head if state.received is not None else ()
+    movable = movable_tensors(model_runner.token_to_kv_pool, sums)
+    if movable is not None:
+        state.moves = PendingMoves(HeadBuffers.of(movable))
+        state.moves.warm_up()
     rows.register_on_alloc_rows(state.reset_rows)
     warm_up(model_runner.device)
     on_runner(model_runner).state = state
+
+
+def carry_out_moves(_forward_batch, cls, batch, model_runner, **_kwargs) -> None:
+    """AFTER ForwardBatch.init_new: before this forward writes anything, on its stream."""
+    state = state_of(model_runner)
+    if state is not None and state.moves is not None:
+        state.moves.carry_out()

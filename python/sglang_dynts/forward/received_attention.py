@@ -38,15 +38,19 @@ class Many:
         self.slots = req_to_token[one.row, : one.held].long()
         self.new_slots = self.slots[-one.num :]
 
-    def received(self, query: torch.Tensor, keys: torch.Tensor, scaling: float) -> torch.Tensor:
-        """Return [held] float32, what each of `slots` gets in one layer.
+    def received(
+        self, query: torch.Tensor, keys: torch.Tensor, scaling: float, *, by_head: bool
+    ) -> torch.Tensor:
+        """Return [held] float32, what each of `slots` gets in one layer; by head [held, kv_heads].
 
         Args:
             query: [num_tokens, query_heads, head_dim] of the whole forward.
             keys: [num_slots, kv_heads, head_dim] of the layer's pool.
             scaling: the layer's.
+            by_head: whether KV heads are told apart.
         """
-        return LayerView(query[self.queries], keys[self.slots], scaling).received()
+        view = LayerView(query[self.queries], keys[self.slots], scaling)
+        return view.received_by_head().T if by_head else view.received()
 
 
 class Block:
@@ -62,9 +66,13 @@ class Block:
         self.slots = torch.where(self.is_held, req_to_token[rows, :width], 0).long()
         self.new_slots = self.slots.gather(1, held[:, None] - 1).flatten()
 
-    def received(self, query: torch.Tensor, keys: torch.Tensor, scaling: float) -> torch.Tensor:
-        """Return [b, width] float32, what each of `slots` gets in one layer; arguments as of `Many`."""
-        return received_from_newest(query[self.queries], keys[self.slots], self.is_held, scaling)
+    def received(
+        self, query: torch.Tensor, keys: torch.Tensor, scaling: float, *, by_head: bool
+    ) -> torch.Tensor:
+        """Return [b, width] float32, by head [b, width, kv_heads]; arguments as of `Many`."""
+        given = (query[self.queries], keys[self.slots], self.is_held, scaling)
+        received = received_from_newest(*given, by_head=by_head)
+        return received.transpose(1, 2) if by_head else received
 
 
 class ReceivedAttention:
@@ -75,14 +83,26 @@ class ReceivedAttention:
     computed once more after it, in plain torch from the K in the pool. Only tokens after the question
     are counted as queries: none before them sees a token that is ever judged.
 
-    A forward and a compaction meet in ``received`` alone, where a compaction waits on the device for the
-    forward in flight. Slots move no K and V, so the sums stay where they are.
+    A forward and a compaction meet in the sums alone, where a compaction waits on the device for the
+    forward in flight. With ``by_head`` they are kept for each layer and KV head, ``by_head`` being one
+    [num_slots, kv_heads] float32 for each layer: so long as a request has one set of tokens the two ways
+    agree, and with a set per head the sums move as K and V do.
     """
 
     def __init__(
-        self, layers: Sequence[RadixAttention], num_slots: int, kv_pool, req_to_token: torch.Tensor
+        self,
+        layers: Sequence[RadixAttention],
+        num_slots: int,
+        kv_pool,
+        req_to_token: torch.Tensor,
+        *,
+        by_head: bool = False,
     ) -> None:
-        self.received = torch.zeros(num_slots, device=req_to_token.device)
+        device = req_to_token.device
+        self.received = torch.zeros(0 if by_head else num_slots, device=device)
+        heads = [layer.tp_k_head_num for layer in layers] if by_head else []
+        self.by_head = [torch.zeros(num_slots, num, device=device) for num in heads]
+        self._places = {layer.layer_id: place for place, layer in enumerate(layers)}
         self.kv_pool = kv_pool
         self.req_to_token = req_to_token
         self._num_layers = len(layers)
@@ -107,7 +127,8 @@ class ReceivedAttention:
         self._rids = forward_batch.rids
         self._num_done = 0 if self._counted else self._num_layers
         for one in self._counted:
-            self.received.index_fill_(0, one.new_slots, 0.0)
+            for sums in self.by_head or [self.received]:
+                sums.index_fill_(0, one.new_slots, 0.0)
 
     def _find(self, forward_batch, rows: Mapping[int, tuple[int, int]]) -> Iterator[Counted]:
         held = forward_batch.seq_lens_cpu.tolist()
@@ -147,18 +168,33 @@ class ReceivedAttention:
         keys = self.kv_pool.get_key_buffer(layer.layer_id)
         query = query.view(-1, layer.tp_q_head_num, layer.qk_head_dim)
         for one in self._counted:
-            received = one.received(query, keys, layer.scaling) / self._num_layers
-            self.received.index_add_(0, one.slots.flatten(), received.flatten())
+            received = one.received(query, keys, layer.scaling, by_head=bool(self.by_head))
+            slots = one.slots.flatten()
+            if self.by_head:
+                sums = self.by_head[self._places[layer.layer_id]]
+                sums.index_add_(0, slots, received.reshape(len(slots), -1))
+            else:
+                self.received.index_add_(0, slots, received.flatten() / self._num_layers)
         self._num_done += 1
         if self._num_done == self._num_layers and self._forward_done is not None:
             self._forward_done.record()
 
     def read(self, slots: torch.Tensor) -> torch.Tensor:
         """Return [n] float32, what the tokens in these slots have got; slots: [n] int64."""
+        self._wait()
+        if self.by_head:
+            return self.read_by_head(slots).mean((0, 1))
+        return self.received[slots]
+
+    def read_by_head(self, slots: torch.Tensor) -> torch.Tensor:
+        """Return [layers, kv_heads, n] float32, as :meth:`read`, where it is kept by head."""
+        self._wait()
+        return torch.stack([sums[slots].T for sums in self.by_head])
+
+    def _wait(self) -> None:
         self._check_done()
         if self._forward_done is not None:
             torch.cuda.current_stream().wait_event(self._forward_done)
-        return self.received[slots]
 
     def _check_done(self) -> None:
         assert self._num_done == self._num_layers, (

@@ -6,7 +6,7 @@ import torch
 
 from sgl_dynts.compaction import CompactionPlan, apply_compaction, plan_compaction, to_device
 from sgl_dynts.window import Cut
-from sglang_dynts.entry.token_log import note_compaction, read_window
+from sglang_dynts.entry.token_log import note_compaction, note_moves, read_window
 from sglang_dynts.scheduling.governor import Compaction, Governor
 from sglang_dynts.scheduling.policy_scores import let_policies_score
 
@@ -32,7 +32,7 @@ def compact(governor: Governor, batch, chosen: list[Chosen]) -> None:
     plan = plan_compaction([req.kv.req_pool_idx for req in reqs], [one.cut for one in chosen])
     device, work = governor.device, governor.device_work
     before = work.run(slots_of, device.table, plan)
-    let_policies_score(governor, reqs, plan.cuts, before)
+    let_policies_score(governor, reqs, plan, before)
     _read_scores(governor, reqs, plan, before)
     freed = work.run(apply_compaction, plan, device.table, device.scores, device.dropped)
     device.note_drops(plan.rows)
@@ -70,10 +70,14 @@ def _shorten_request(req, cut: Cut) -> None:
 
 
 def _read_scores(governor: Governor, reqs: list, plan: CompactionPlan, before: torch.Tensor) -> None:
-    """Let requests that asked for it know the scores they are judged by, before answers are marked."""
+    """Let requests that asked for it know the scores they are judged by, before answers are marked.
+
+    With a set per head the pool does not hold them, and they are known already.
+    """
     scores = governor.device.scores.scores
-    for index, governed in enumerate(map(governor.governed, reqs)):
-        if governed.tokens is not None:
+    for index, req in enumerate(reqs):
+        governed = governor.governed(req)
+        if governed.tokens is not None and governor.device.moves_of(req) is None:
             slots = before[index, : plan.cuts[index].window_len]
             read_window(governed.tokens, slots, scores, governed.dropped)
 
@@ -81,7 +85,12 @@ def _read_scores(governor: Governor, reqs: list, plan: CompactionPlan, before: t
 def _log_drops(governor: Governor, req, done: Compaction) -> None:
     """Note which tokens fell, for a request that asked for it; its window does not know of it yet."""
     governed = governor.governed(req)
-    if governed.tokens is not None:
+    if governed.tokens is None:
+        return
+    window_len, moves = done.cut.window_len, governor.device.moves_of(req)
+    seq_len = governed.own_window.seq_len(window_len)
+    if moves is not None:
+        note_moves(governed.tokens, moves, window_len, done.cut.first, governed.dropped, seq_len)
+    else:
         row = governor.device.table[req.kv.req_pool_idx, : req.kv.kv_allocated_len]
-        seq_len = governed.own_window.seq_len(done.cut.window_len)
         note_compaction(governed.tokens, done.slots, row, governed.dropped, seq_len)

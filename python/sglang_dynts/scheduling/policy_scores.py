@@ -1,49 +1,89 @@
-"""Scores of requests that follow another policy than the predictor, rewritten before a compaction."""
+"""What requests that follow another policy than the predictor keep, told to a compaction before it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
 import torch
 
-from sgl_dynts.policies import PREDICTOR, Candidates, LayerView, rewrite_scores
+from sgl_dynts.compaction import CompactionPlan, protect_answers
+from sgl_dynts.head_sets import plan_moves, rank_slots
+from sgl_dynts.policies import (
+    PREDICTOR,
+    Candidates,
+    LayerView,
+    Policy,
+    Sets,
+    rewrite_scores,
+    scores_by_head,
+)
 from sgl_dynts.window import Cut
+from sglang_dynts.entry.token_log import read_by_head
 from sglang_dynts.scheduling.governor import Governor
 
 
-def let_policies_score(governor: Governor, reqs: list, cuts: Sequence[Cut], rows: torch.Tensor) -> None:
+def let_policies_score(governor: Governor, reqs: list, plan: CompactionPlan, rows: torch.Tensor) -> None:
     """Rewrite the scores of candidates whose request follows another policy than the predictor.
 
     A slot has one owner and a request one policy, so nobody else reads what is written here. The forward
-    in flight writes the score of the newest token alone, which is no candidate.
+    in flight writes the score of the newest token alone, which is no candidate. A policy with more than
+    one set chooses tokens here; what it writes makes the compaction keep the slots that these move to.
 
     Args:
         governor: whose windows are not told of the compaction yet.
         reqs: the requests to compact.
-        cuts: their compactions.
+        plan: their compactions.
         rows: [num_requests, width] their slots.
     """
-    for index, req in enumerate(reqs):
-        if governor.governed(req).policy != PREDICTOR:
-            _score(governor, req, cuts[index], rows[index])
+    others = [index for index, req in enumerate(reqs) if governor.governed(req).policy != PREDICTOR]
+    if not others:
+        return
+    governor.device.settle_moves()
+    protect_answers(plan, governor.device.table, governor.device.scores)
+    for index in others:
+        _score(governor, reqs[index], plan.cuts[index], rows[index])
 
 
 def _score(governor: Governor, req, cut: Cut, row: torch.Tensor) -> None:
-    governed = governor.governed(req)
-    window = governed.own_window
-    pool = governor.device.scores.scores
+    policy = governor.policies[governor.governed(req).policy]
     held = row[: cut.window_len].long()
+    candidates = _candidates(governor, req, cut, held, policy)
+    slots = held[cut.first : cut.first + cut.num_candidates]
+    if policy.sets is Sets.ONE:
+        rewrite_scores(policy, candidates, governor.device.scores.scores, slots)
+    else:
+        _choose_by_head(governor, req, policy, candidates, slots, cut)
+
+
+def _candidates(governor: Governor, req, cut: Cut, held: torch.Tensor, policy: Policy) -> Candidates:
+    window = governor.governed(req).own_window
     end = cut.first + cut.num_candidates
     slots = held[cut.first : end]
     positions = np.arange(cut.first + cut.num_survivors, end) + window.dropped
     outputs = req.output_ids[positions[0] - cut.first : positions[-1] + 1 - cut.first]
     seq_len = window.seq_len(cut.window_len)
-    views = partial(_views, governor, req.kv.req_pool_idx, seq_len, cut.local_window, held)
-    received = partial(_received, governor, slots)
-    candidates = Candidates(
-        pool[slots], positions, np.asarray(outputs), req.origin_input_ids, views, received
+    return Candidates(
+        governor.device.scores.scores[slots],
+        positions,
+        np.asarray(outputs),
+        req.origin_input_ids,
+        partial(_views, governor, req.kv.req_pool_idx, seq_len, cut.local_window, held),
+        partial(_received, governor, slots, policy.sets),
     )
-    rewrite_scores(governor.policies[governed.policy], candidates, pool, slots)
+
+
+def _choose_by_head(
+    governor: Governor, req, policy: Policy, candidates: Candidates, slots: torch.Tensor, cut: Cut
+) -> None:
+    """Choose a set per head, let the next forward move it, and keep the slots that it moves to."""
+    moves, governed = governor.device.own_moves, governor.governed(req)
+    scores = scores_by_head(policy, candidates, moves.shape[1])
+    fixed = candidates.scores == torch.inf
+    if governed.tokens is not None:
+        governor.read_scores(req)
+        read_by_head(governed.tokens, scores, fixed, cut.window_len, cut.first, governed.dropped)
+    moves.add(req, plan_moves(scores, fixed, slots, cut.num_kept))
+    governor.device.scores.scores[slots] = rank_slots(fixed)
 
 
 def _views(
@@ -54,7 +94,7 @@ def _views(
     return recorder.views(row, seq_len, local_window, held, governor.allocator.get_kvcache())
 
 
-def _received(governor: Governor, slots: torch.Tensor) -> torch.Tensor:
+def _received(governor: Governor, slots: torch.Tensor, sets: Sets) -> torch.Tensor:
     received = governor.device.received
     assert received is not None, "a policy that needs all queries was accepted by a server without them"
-    return received.read(slots)
+    return received.read_by_head(slots) if sets is Sets.PER_HEAD else received.read(slots)

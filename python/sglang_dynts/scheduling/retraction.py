@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from sgl_dynts.policies import Sets
 from sgl_dynts.window import RequestWindow
 from sglang_dynts.entry.governed_request import GovernedRequest
 from sglang_dynts.entry.host_copies import bytes_per_token, read_copy, write_copy
@@ -37,8 +38,9 @@ def copy_to_host(governor: Governor, req) -> bool:
     window = governed.window
     row = governor.device.table[req.kv.req_pool_idx]
     undone = governor.compacted_now.pop(req, None)
-    if undone is not None and _is_in_flight(req, governed.own_window):
+    if undone is not None and _can_be_undone(governor, req, governed):
         row = undone.slots
+        governor.device.forget_moves(req)
         governed.undo(undone.cut.num_dropped, undone.early)
         governor.tally.undone()
     if window is None or not may_be_copied(governor, req) or _can_be_recomputed(governor, req, window):
@@ -47,6 +49,7 @@ def copy_to_host(governor: Governor, req) -> bool:
     if not _make_room(governor, num_tokens * bytes_per_token(governor.allocator)):
         return False
     scores = governor.device.scores.scores
+    governor.device.settle_moves()
     governor.copies.give(governed, read_copy(governor.allocator, row[:num_tokens], scores))
     return True
 
@@ -61,6 +64,7 @@ def bring_back(governor: Governor, req, slots: torch.Tensor) -> None:
     """
     governed = governor.governed(req)
     copy = governor.copies.take(governed)
+    governor.device.settle_moves()  # the new slots may be ones that pending moves still read
     write_copy(governor.allocator, copy, slots, governor.device.scores.scores)
     governor.device.resumed[req] = governed.own_window.dropped
     governed.num_resumptions += 1
@@ -93,6 +97,13 @@ def give_up_copy(governor: Governor, holder: GovernedRequest) -> None:
 def _can_be_recomputed(governor: Governor, req, window: RequestWindow) -> bool:
     """Whether computing the request again gives the window it had."""
     return window.dropped == 0 and governor.capacity.fits_pool(_held_len(req, window))
+
+
+def _can_be_undone(governor: Governor, req, governed: GovernedRequest) -> bool:
+    """Whether the forward in flight did not see this iteration's compaction, and nothing moved for it."""
+    one_set = governor.policies[governed.policy].sets is Sets.ONE
+    moved = not one_set and governor.device.moves_of(req) is None
+    return _is_in_flight(req, governed.own_window) and not moved
 
 
 def _is_in_flight(req, window: RequestWindow) -> bool:

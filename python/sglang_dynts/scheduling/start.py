@@ -2,7 +2,7 @@
 
 import logging
 
-from sglang.srt.runtime_context import get_serving
+from sglang.srt.runtime_context import get_parallel, get_serving
 from sglang.srt.utils.hf_transformers_utils import get_tokenizer
 
 from sgl_dynts.capacity import AnswerReserve
@@ -12,7 +12,7 @@ from sgl_dynts.thinking import ThinkMarkers
 from sglang_dynts.boot.configuration import arguments, is_enabled, server_config
 from sglang_dynts.boot.markers import resolve_markers, separator_ids
 from sglang_dynts.entry.host_copies import HostCopies, bytes_per_token
-from sglang_dynts.forward.device_state import state_of
+from sglang_dynts.forward.device_state import DeviceState, state_of
 from sglang_dynts.scheduling.capacity_state import CapacityState
 from sglang_dynts.scheduling.governor import Governor
 from sglang_dynts.scheduling.prefix_cache import DynTSRadixCache
@@ -41,11 +41,13 @@ def _new_governor(scheduler) -> Governor:
     config, allocator = server_config(), scheduler.token_to_kv_pool_allocator
     device = state_of(scheduler.tp_worker.model_runner)
     assert device is not None, "a server with DynTS has its device state"
+    if scheduler.enable_overlap and device.moves is not None:
+        device.moves.forward_stream = scheduler.forward_stream
     answers = AnswerReserve(first_guess=config.period // 2)
     governor = Governor(
         config,
         resolve_markers(tokenizer),
-        build_policies(ModelFacts(separator_ids(tokenizer))),
+        build_policies(_facts(scheduler, device, tokenizer)),
         device,
         allocator,
         CapacityState(allocator.size, answers, not arguments().dynts_disable_elastic),
@@ -53,6 +55,14 @@ def _new_governor(scheduler) -> Governor:
     )
     governor.running_reqs = lambda: scheduler.running_batch.reqs
     return governor
+
+
+def _facts(scheduler, device: DeviceState, tokenizer) -> ModelFacts:
+    """Say what policies may know of the served model."""
+    layers, heads = device.moves.shape if device.moves is not None else (1, 1)
+    total, parallel = scheduler.model_config.get_total_num_kv_heads(), get_parallel()
+    first = parallel.attn_tp_rank * total // parallel.attn_tp_size
+    return ModelFacts(separator_ids(tokenizer), layers, heads, first)
 
 
 def _new_copies(allocator, config: DynTSConfig) -> HostCopies:

@@ -1,0 +1,201 @@
+"""What the served tokens must be with a set of tokens per KV head: each head's cache is edited by hand.
+
+Every head of every layer keeps a list of the positions that its columns hold. Nothing of sgl_dynts is
+used: attention is Hugging Face's own, queries are taken where it rotates them.
+"""
+
+import importlib
+import struct
+import zlib
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from tests.e2e.hf_reference import (
+    NUM_QUERIES,
+    Expected,
+    Reference,
+    Windows,
+    answers_in,
+    redundancy,
+    sizes,
+    stretch,
+)
+
+Columns = list[list[list[int]]]
+"""Of each layer and KV head the positions that its columns hold."""
+
+
+class HeadReference(Reference):
+    """Chooses for every layer and KV head by itself; made with ``attention="eager"``."""
+
+    @torch.inference_mode()
+    def generate_by_head(
+        self,
+        policy: str,
+        prompt: list[int],
+        served: list[int],
+        windows: Windows,
+        at: list[int],
+        late: int,
+    ) -> Expected:
+        """The choice after each served token, where compactions are at the lengths ``at``."""
+        config = self.model.config
+        shape = (config.num_hidden_layers, config.num_key_value_heads)
+        tokens = prompt + served[:-1]
+        answers = answers_in(prompt, tokens, self.markers)
+        cache, output, queries = DynamicCache(), [], {}
+        seen: dict[int, list[torch.Tensor]] = {}
+        received = [[[] for _ in range(shape[1])] for _ in range(shape[0])]
+        held: Columns = [[[] for _ in range(shape[1])] for _ in range(shape[0])]
+        start = compactions = dropped = 0
+        while len(output) < len(served):
+            fixed = set(answers)
+            end, compacts = stretch(
+                start, len(tokens), len(prompt), len(served), len(held[0][0]), answers, windows, at, late
+            )
+            with self.rotated_queries() as rotated:
+                out = self.model.model(
+                    torch.tensor([tokens[start:end]]),
+                    position_ids=torch.arange(start, end)[None],
+                    past_key_values=cache,
+                    use_cache=True,
+                    output_attentions=True,
+                )
+            for position in range(start, end):
+                seen[position] = [layer[0, :, position - start] for layer in out.attentions]
+                queries[position] = [layer[0, :, position - start] for layer in rotated]
+            for layer, attention in enumerate(out.attentions):
+                grouped = attention[0].sum(1).view(shape[1], -1, attention.shape[-1]).mean(1)
+                for head in range(shape[1]):
+                    held[layer][head] += range(start, end)
+                    sums = received[layer][head] + [0.0] * (end - start)
+                    received[layer][head] = [
+                        a + b for a, b in zip(sums, grouped[head].tolist(), strict=True)
+                    ]
+            first = max(0, len(prompt) - 1 - start)
+            logits = self.model.lm_head(out.last_hidden_state[0, first:])
+            output += logits.argmax(-1).tolist()
+            start = end
+            if not compacts or len(output) == len(served):
+                continue
+            judged = self.judge(policy, prompt, held, received, seen, queries, cache, windows)
+            compactions += 1
+            dropped += len(held[0][0])
+            self.edit(cache, held, received, judged, len(prompt), fixed, windows)
+            dropped -= len(held[0][0])
+        return Expected(output, compactions, dropped, held[0][0], [])
+
+    def edit(self, cache, held, received, judged, question: int, answers: set[int], windows) -> None:
+        """Keep each head's best candidates; answers stay in their columns, others move up in order."""
+        layers: Any = cache.layers
+        num = len(held[0][0]) - windows.local_window - question
+        for layer in range(len(held)):
+            orders = []
+            for head, positions in enumerate(held[layer]):
+                places = range(num)
+                fixed = [place for place in places if positions[question + place] in answers]
+                free = [place for place in places if place not in fixed]
+                ranked = sorted(free, key=lambda place: (-judged[layer][head][place], place))
+                chosen = iter(sorted(ranked[: sizes(question, windows)[0]]))
+                stays = sorted(fixed + free[: sizes(question, windows)[0]])
+                packed = [place if place in fixed else next(chosen) for place in stays]
+                newest = range(question + num, len(positions))
+                order = [*range(question), *(question + place for place in packed), *newest]
+                held[layer][head] = [positions[column] for column in order]
+                received[layer][head] = [received[layer][head][column] for column in order]
+                orders.append(order)
+            index = torch.tensor(orders)[None, :, :, None]
+            for name in ("keys", "values"):
+                old = getattr(layers[layer], name)
+                wide = index.expand(1, -1, -1, old.shape[-1])
+                setattr(layers[layer], name, old.gather(2, wide))
+
+    def judge(self, policy, prompt, held, received, seen, queries, cache, windows):
+        """Scores [layer][head][candidate]."""
+        question, width = len(prompt), len(held[0][0])
+        end = width - windows.local_window
+        newest = [held[0][0][column] for column in range(width - 1 - NUM_QUERIES, width - 1)]
+        moment = held[0][0][end - 1]
+        layers: Any = cache.layers
+        found = []
+        for layer, heads in enumerate(held):
+            keys = layers[layer].keys[0]
+            row = []
+            for head in range(len(heads)):
+                if policy == "random_per_head":
+                    scores = [draw(prompt, moment, layer, head, place) for place in range(end - question)]
+                elif policy == "h2o_per_head":
+                    scores = received[layer][head][question:end]
+                elif policy == "snapkv_per_head":
+                    scores = snapkv([seen[p][layer] for p in newest], head, len(heads), question, end)
+                else:
+                    asked = [queries[p][layer] for p in newest]
+                    scores = rkv(asked, keys[head], head, len(heads), question, end, width)
+                row.append(scores)
+            found.append(row)
+        return found
+
+    @contextmanager
+    def rotated_queries(self):
+        """Collect each layer's queries [1, heads, n, d] as the model rotates them."""
+        module: Any = importlib.import_module(type(self.model).__module__)
+        original, collected = module.apply_rotary_pos_emb, []
+
+        def rotate(*args, **kwargs):
+            query, key = original(*args, **kwargs)
+            collected.append(query)
+            return query, key
+
+        module.apply_rotary_pos_emb = rotate
+        try:
+            yield collected
+        finally:
+            module.apply_rotary_pos_emb = original
+
+
+def snapkv(rows: list[torch.Tensor], head: int, num_heads: int, question: int, end: int) -> list[float]:
+    """Attention of the newest queries, summed, the mean of a KV head's queries, pooled over five."""
+    group = len(rows[0]) // num_heads
+    mine = torch.stack([row[head * group : (head + 1) * group, :end] for row in rows]).sum(0).mean(0)
+    values = mine[question:].tolist()
+    return [sum(values[max(0, at - 2) : at + 3]) / 5 for at in range(len(values))]
+
+
+def rkv(
+    asked: list[torch.Tensor],
+    keys: torch.Tensor,
+    head: int,
+    num_heads: int,
+    question: int,
+    end: int,
+    width: int,
+) -> list[float]:
+    """R-KV's Z: the largest logit of a KV head's queries, over all before the observing ones."""
+    group = len(asked[0]) // num_heads
+    older = keys[: width - 1 - NUM_QUERIES]
+    total = torch.zeros(len(older))
+    for query in asked:
+        logits = query[head * group : (head + 1) * group] @ older.T / keys.shape[1] ** 0.5
+        total += logits.max(0).values.softmax(0) / len(asked)
+    values = total[question:end].tolist()
+    repeats = redundancy(keys[question:end])
+    return [0.1 * max(values[max(0, at - 3) : at + 4]) - 0.9 * repeats[at] for at in range(len(values))]
+
+
+def draw(prompt: list[int], moment: int, layer: int, head: int, place: int) -> int:
+    """Each number is hashed into the next: question and newest candidate, layer, head, place."""
+    checksum = zlib.crc32(struct.pack(f"<{len(prompt)}q", *prompt))
+    number = hashed((checksum << 31) + moment + layer)
+    return hashed(hashed(number + head) + place)
+
+
+def hashed(number: int) -> int:
+    """SplitMix64's upper 24 bits."""
+    bits = (1 << 64) - 1
+    number = (number + 0x9E3779B97F4A7C15) & bits
+    number = ((number ^ (number >> 30)) * 0xBF58476D1CE4E5B9) & bits
+    number = ((number ^ (number >> 27)) * 0x94D049BB133111EB) & bits
+    return (number ^ (number >> 31)) >> 40
