@@ -174,7 +174,7 @@ class Run:
             is_truncated=meta["finish_reason"]["type"] == "length",
             is_loop=ends_in_loop(tokens),
             mean_kv=mean_held(
-                numbers["question_len"], len(tokens), numbers["compacted_at"], numbers["dropped_then"]
+                meta["prompt_tokens"], len(tokens), numbers["compacted_at"], numbers["dropped_then"]
             ),
             peak_kv=numbers["peak_window_len"],
         )

@@ -108,21 +108,21 @@ def ends_in_loop(tokens: Sequence[int]) -> bool:
 
 
 def mean_held(
-    question_len: int, output_len: int, compacted_at: Sequence[int], dropped_then: Sequence[int]
+    prompt_len: int, output_len: int, compacted_at: Sequence[int], dropped_then: Sequence[int]
 ) -> float:
     """Return the mean number of KV tokens held over the forwards that wrote an output.
 
-    The first forward holds the question, each later one a token more, less what was dropped before.
+    The first forward holds the prompt, each later one a token more, less what was dropped before.
 
     Args:
-        question_len: tokens of the prompt.
+        prompt_len: tokens of the prompt.
         output_len: generated tokens.
         compacted_at: tokens seen at each compaction, the one in computation included: the next forward
             is the first that holds less.
         dropped_then: tokens that each compaction dropped.
     """
-    last = question_len + output_len - 1
+    last = prompt_len + output_len - 1
     saved = sum(
         dropped * max(0, last - at) for at, dropped in zip(compacted_at, dropped_then, strict=True)
     )
-    return (question_len + last) / 2 - saved / output_len
+    return (prompt_len + last) / 2 - saved / output_len

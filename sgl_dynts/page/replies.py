@@ -35,15 +35,16 @@ class Follower:
             raise ServerError(part["error"].get("message", "the server gave no reason"))
         meta, numbers = part["meta_info"], part["meta_info"]["dynts"]
         text = part["text"][self.num_chars :]
-        first = numbers["question_len"] + self.num_tokens
+        first = meta["prompt_tokens"] + self.num_tokens
         self.num_chars += len(text)
         self.num_tokens = meta["completion_tokens"]
+        end = meta["prompt_tokens"] + self.num_tokens
         return {
             "text": text,
             "first": first,
-            "end": numbers["question_len"] + self.num_tokens,
+            "end": end,
             "held": numbers["window_len"],
-            "seen": max(numbers["window_len"], numbers["question_len"] + self.num_tokens - 1),
+            "seen": max(numbers["window_len"], end - 1),
             "budget": numbers.get("budget"),
             "question_len": numbers["question_len"],
             "compactions": numbers["compactions"],

@@ -51,12 +51,11 @@ class FakeClient(Client):
         text = "done </think> a a=1 <eos>" if prompt in self.wrong else self.solutions[prompt]
         dynts = {
             "policy": body["sampling_params"]["custom_params"]["dynts"]["policy"],
-            "question_len": len(prompt),
             "compacted_at": [],
             "dropped_then": [],
             "peak_window_len": 77,
         }
-        meta = {"dynts": dynts, "finish_reason": {"type": "stop"}}
+        meta = {"dynts": dynts, "prompt_tokens": len(prompt), "finish_reason": {"type": "stop"}}
         return {"output_ids": VOCABULARY.encode(text), "meta_info": meta}
 
 

@@ -54,7 +54,8 @@ class Script:
                 },
             }
             finish = {"type": "stop"} if count == len(self.texts) and not self.endless else None
-            meta = {"completion_tokens": count, "finish_reason": finish, "dynts": numbers}
+            counts = {"prompt_tokens": QUESTION_LEN, "completion_tokens": count}
+            meta = {**counts, "finish_reason": finish, "dynts": numbers}
             yield {"text": "".join(self.texts[:count]), "meta_info": meta}
 
 

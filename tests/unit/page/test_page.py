@@ -25,7 +25,8 @@ def part(text: str, num_tokens: int, held: int, dropped: int = 0, finish: dict |
         "budget": 96,
         "tokens": {"first": 0, "scores": [0.5], "dropped": []},
     }
-    meta = {"completion_tokens": num_tokens, "finish_reason": finish, "dynts": numbers}
+    counts = {"prompt_tokens": len(IDS), "completion_tokens": num_tokens}
+    meta = {**counts, "finish_reason": finish, "dynts": numbers}
     return {"text": text, "meta_info": meta}
 
 
