@@ -1,4 +1,4 @@
-"""Which generated tokens are thinking, decided from token ids alone."""
+"""Where a question ends and which tokens after it are thinking, decided from token ids alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ class ThinkMarkers:
     """Token ids that open and close thinking; each marker is one token or several.
 
     ``openers`` and ``closers`` say how tokens spell the markers where that may be otherwise than by these
-    ids, or by several of them. ``interrupts`` end thinking too, in what is generated: a call of a tool.
+    ids, or by several of them. ``interrupts`` end thinking too, where it is written: a call of a tool.
+    ``control`` are ids that stand between the turns of a chat, the markers not among them.
 
     Raises:
         ValueError: a marker is empty, or one begins with the other, so that they cannot be told apart.
@@ -27,6 +28,7 @@ class ThinkMarkers:
     openers: tuple[Marker, ...] = ()
     closers: tuple[Marker, ...] = ()
     interrupts: tuple[Marker, ...] = ()
+    control: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         shorter = min(len(self.opening), len(self.closing))
@@ -56,6 +58,18 @@ class ThinkMarkers:
         closed = max(marker.last_start(prompt) for marker in self.closes)
         return closed < 0 or max(marker.last_start(prompt) for marker in self.opens) > closed
 
+    def question_len(self, prompt: Sequence[int]) -> int:
+        """Tokens of a prompt that are question; what follows them is thinking that is to be continued.
+
+        Where another turn begins behind the opening marker, the marker is a word of an earlier one.
+        """
+        marker = max(self.opens, key=lambda one: one.last_start(prompt))
+        opened = marker.last_start(prompt)
+        if opened < 0 or max(one.last_start(prompt) for one in self.closes) > opened:
+            return len(prompt)
+        end = opened + marker.num_tokens_of_start(prompt[opened:])
+        return len(prompt) if self.control.intersection(prompt[end:]) else end
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -72,9 +86,9 @@ class Phase:
 
 @dataclass
 class ThinkingTracker:
-    """Splits one request's generated tokens into thinking and answer, as they come.
+    """Splits the tokens after one request's question into thinking and answer, as they come.
 
-    Generation thinks until a closing marker is complete: its last token is the first of the answer. A
+    They are thinking until a closing marker is complete: its last token is the first of the answer. A
     later opening one, itself answer to its last token, makes what follows it thinking again. So a token's
     kind is settled when it is seen and never changes.
     """
@@ -84,7 +98,7 @@ class ThinkingTracker:
     num_seen: int = 0
     answer_len: int = 0
     answer_spans: list[tuple[int, int]] = field(default_factory=list)
-    """Half-open ranges of answer tokens, counted from the first generated token."""
+    """Half-open ranges of answer tokens, counted from the first after the question."""
     _states: tuple[int, ...] = ()
     """How much of each marker that may come is there."""
 
@@ -92,7 +106,7 @@ class ThinkingTracker:
         self._states = (0,) * len(self._phase.markers)
 
     def advance(self, tokens: Sequence[int]) -> None:
-        """Take in the next generated tokens; those that no marker has are passed over fast."""
+        """Take in the next tokens; those that no marker has are passed over fast."""
         start = 0
         while start < len(tokens):
             end = _find_any(tokens, self._phase.tokens, start)

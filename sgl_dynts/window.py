@@ -51,7 +51,7 @@ class RequestWindow:
     tracker: ThinkingTracker
     dropped: int = 0
     _marked: int = field(default=0, repr=False)
-    """Generated tokens whose answer parts are scored infinite."""
+    """Tokens after the question whose answer parts are scored infinite."""
     _survivors: int = field(default=0, repr=False)
     """Tokens between question and local window that the last compaction left."""
     _before: tuple[int, int, int] = field(default=(0, 0, 0), repr=False)
@@ -80,34 +80,34 @@ class RequestWindow:
         """Tokens the request has seen: the position of its next token."""
         return window_len + self.dropped
 
-    def cut(self, window_len: int, output: Sequence[int]) -> Cut | None:
+    def cut(self, window_len: int, tokens: Sequence[int]) -> Cut | None:
         """Return the compaction that is due now, or None.
 
         Args:
             window_len: tokens whose KV the request holds, the one being computed included.
-            output: every token generated so far; may run ahead of the window.
+            tokens: all after the question so far; may run ahead of the window.
         """
         if not is_due(self.remaining(window_len)):
             return None
-        self._look_at(window_len, output)
+        self._look_at(window_len, tokens)
         return self._cut_now(window_len) if is_due(self.remaining(window_len)) else None
 
-    def early_cut(self, window_len: int, output: Sequence[int], least: int) -> Cut | None:
+    def early_cut(self, window_len: int, tokens: Sequence[int], least: int) -> Cut | None:
         """Return the compaction that would drop at least ``least`` tokens now, or None.
 
         It keeps as many tokens as one that is due, so it drops fewer. Arguments as in :meth:`cut`.
         """
         assert least >= 1, f"{least=}: a compaction drops something"
-        self._look_at(window_len, output)
+        self._look_at(window_len, tokens)
         if window_len - self.config.local_window - self.question_len <= 0:
             return None
         cut = self._cut_now(window_len)
         return cut if cut.num_dropped >= least else None
 
-    def _look_at(self, window_len: int, output: Sequence[int]) -> None:
+    def _look_at(self, window_len: int, tokens: Sequence[int]) -> None:
         """Learn the kind of every token that the window has seen."""
-        num_generated = self.seq_len(window_len) - self.question_len
-        self.tracker.advance(output[self.tracker.num_seen : num_generated])
+        num_held_once = self.seq_len(window_len) - self.question_len
+        self.tracker.advance(tokens[self.tracker.num_seen : num_held_once])
 
     def _cut_now(self, window_len: int) -> Cut:
         local = self.config.local_window
@@ -139,12 +139,13 @@ class RequestWindow:
         self._marked = 0
         self._survivors = 0
 
-    def _answers_before(self, output_index: int) -> int:
+    def _answers_before(self, index: int) -> int:
+        """Answer tokens among the first ``index`` after the question."""
         spans = self.tracker.answer_spans
-        return sum(max(0, min(end, output_index) - start) for start, end in spans)
+        return sum(max(0, min(end, index) - start) for start, end in spans)
 
     def _num_settled(self) -> int:
-        """Generated tokens whose score is written: the newest one may still be in computation."""
+        """Tokens after the question whose score is written: the newest may still be in computation."""
         return max(0, self.tracker.num_seen - 1)
 
     def _unmarked_spans(self) -> tuple[tuple[int, int], ...]:

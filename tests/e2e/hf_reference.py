@@ -75,6 +75,7 @@ class Reference:
         ones where, and only where, those that it generates by itself do.
         """
         cache = DynamicCache()
+        question = question_len(prompt, self.markers)
         scores: list[float] = []
         held: list[int] = []
         seen: dict[int, list[torch.Tensor]] = {}
@@ -85,10 +86,14 @@ class Reference:
         tokens = prompt + (served or [])[: length - 1]
         while True:
             start = len(scores)
-            answers = answers_in(prompt, tokens, self.markers)
-            end, compacts = stretch(
-                start, len(tokens), len(prompt), length, len(held), answers, windows, compacted_at, late
-            )
+            answers = answers_in(tokens, question, self.markers)
+            end, compacts = len(tokens), False
+            if windows is not None:
+                room = sizes(question, windows)[1] - len(held)
+                last = len(prompt) + length - 1
+                end, compacts = stretch(
+                    start, end, len(prompt) + 1, last, room, answers, compacted_at, late
+                )
             positions = torch.arange(start, end)[None]
             out = self.model.model(
                 torch.tensor([tokens[start:end]]),
@@ -118,45 +123,46 @@ class Reference:
             if windows is None or not compacts:
                 continue
             if policy in OBSERVING:
-                layers = observe(policy, held, len(prompt), seen, cache, windows)
+                layers = observe(policy, held, question, seen, cache, windows)
                 judged = [layers.get(position, 0.0) for position in range(len(scores))]
             elif policy == H2O:
                 judged = [received[position] for position in range(len(scores))]
             else:
-                judged = judge(policy, scores, prompt, output)
-            kept = keep(held, judged, len(prompt), {p for p in answers if p < end}, windows)
+                judged = judge(policy, scores, tokens, question)
+            kept = keep(held, judged, question, {p for p in answers if p < end}, windows)
             compactions += 1
             dropped += len(held) - len(kept)
             edit_cache(cache, [held.index(position) for position in kept])
             held = kept
 
 
-def answers_in(prompt: list[int], tokens: list[int], markers: tuple[int, int]) -> list[int]:
-    """Positions of generated tokens that are no thinking."""
-    flags = thinking(prompt, tokens[len(prompt) :], markers)
-    return [len(prompt) + i for i, thinks in enumerate(flags) if not thinks]
+def answers_in(tokens: list[int], question: int, markers: tuple[int, int]) -> list[int]:
+    """Positions after the question that are no thinking."""
+    flags = thinking(tokens[:question], tokens[question:], markers)
+    return [question + i for i, thinks in enumerate(flags) if not thinks]
 
 
 def stretch(
     start: int,
     num_known: int,
-    question: int,
-    length: int,
-    num_held: int,
+    first: int,
+    last: int,
+    room: int,
     answers: list[int],
-    windows: Windows | None,
     compacted_at: list[int] | None,
     late: int,
 ) -> tuple[int, bool]:
-    """Where a forward from ``start`` ends, and whether a compaction comes next."""
-    last = question + length - 1
-    for end in range(max(start + 1, question), min(num_known + 1, last) if windows else 0):
-        assert windows is not None
-        num_answers = sum(position < end for position in answers)
-        over = num_held + end - start - num_answers - sizes(question, windows)[1]
+    """Where a forward from ``start`` ends, and whether a compaction comes next.
+
+    A request is compacted from ``first`` on, its first decode step, and before ``last``. ``room`` is what
+    its budget leaves at ``start``.
+    """
+    for end in range(max(start + 1, first), min(num_known + 1, last)):
+        over = end - start - sum(position < end for position in answers) - room
         if (over >= 0) if compacted_at is None else (end in compacted_at):
             return end, True
-        assert over < late or compacted_at is None, f"not compacted at {end}: the budget is reached"
+        due_for = min(over, end - first)
+        assert due_for < late or compacted_at is None, f"not compacted at {end}: the budget is reached"
     return num_known, False
 
 
@@ -174,16 +180,15 @@ def sizes(question: int, windows: Windows) -> tuple[int, int]:
     return selection, question + selection + windows.budget - keep_len
 
 
-def judge(policy: str, scores: list[float], prompt: list[int], output: list[int]) -> list[float]:
+def judge(policy: str, scores: list[float], tokens: list[int], question: int) -> list[float]:
     """What a policy gives every position, in Python's own integers; ``scores`` are the predictor's."""
-    tokens = prompt + output
     rules = {
         "predictor": lambda p: scores[p],
         "bottom": lambda p: -scores[p],
         "window": lambda p: p,
-        "streaming": lambda p: p if p >= len(prompt) + 4 else len(tokens) + 1,
+        "streaming": lambda p: p if p >= question + 4 else len(tokens) + 1,
         "sepllm": lambda p: p + len(tokens) * (tokens[p] in SEPARATORS),
-        "random": lambda p: draw(prompt, p),
+        "random": lambda p: draw(tokens[:question], p),
     }
     return [rules[policy](p) for p in range(len(scores))]
 
@@ -234,10 +239,10 @@ def redundancy(keys: torch.Tensor) -> list[float]:
     return torch.tensor(sums).softmax(0).tolist()
 
 
-def draw(prompt: list[int], position: int) -> int:
+def draw(question: list[int], position: int) -> int:
     """SplitMix64 of the question's checksum and a position, its upper 24 bits."""
     bits = (1 << 64) - 1
-    checksum = zlib.crc32(struct.pack(f"<{len(prompt)}q", *prompt))
+    checksum = zlib.crc32(struct.pack(f"<{len(question)}q", *question))
     number = ((checksum << 31) + position + 0x9E3779B97F4A7C15) & bits
     number = ((number ^ (number >> 30)) * 0xBF58476D1CE4E5B9) & bits
     number = ((number ^ (number >> 27)) * 0x94D049BB133111EB) & bits
@@ -252,6 +257,12 @@ def keep(
     fixed = {p for p in held if p < question or p in answers or p in newest}
     ranked = sorted((-scores[p], p) for p in held if p not in fixed)
     return sorted(fixed | {p for _, p in ranked[: sizes(question, windows)[0]]})
+
+
+def question_len(prompt: list[int], markers: tuple[int, int]) -> int:
+    """A prompt up to the marker of thinking that it leaves open, else all of it."""
+    marks = [i for i, token in enumerate(prompt) if token in markers]
+    return marks[-1] + 1 if marks and prompt[marks[-1]] == markers[0] else len(prompt)
 
 
 def thinking(

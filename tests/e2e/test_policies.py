@@ -1,5 +1,6 @@
 """Requests of all policies in one batch: each gets the tokens of its own policy's rule."""
 
+from benchmark.harness.tiny_models import THINK
 from tests.e2e.conftest import assert_equal, prompt
 from tests.e2e.hf_reference import Reference, Windows
 from tests.e2e.servers import served_by
@@ -12,10 +13,12 @@ NAMES = (
 
 @served_by("observing")
 def test_tokens_equal_the_reference_with_the_same_rule(model_of, server):
+    """Of the second half of the requests the prompt continues thinking that is longer than the budget."""
     names = NAMES * 2
+    thought = [THINK, *prompt(120, 400)[1:]]
     jobs = [
         {
-            "prompt": prompt(12 + 2 * n, 300 + n),
+            "prompt": prompt(12 + 2 * n, 300 + n) + thought * (n >= len(NAMES)),
             "length": 200,
             "dynts": {"policy": name, "return_tokens": True},
         }

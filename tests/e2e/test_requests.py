@@ -110,6 +110,37 @@ def test_a_question_three_times_the_budget_is_kept_whole(server, reference):
     assert reply["output_ids"] == expected.tokens
 
 
+def test_a_question_is_shared_by_those_who_continue_its_thinking_and_what_they_thought_is_not(
+    server, reference
+):
+    """The thoughts of one may be dropped, and none of another's may be read in their place."""
+    question = [*prompt(40, 1400), THINK]
+    first = [*question, *prompt(120, 1401)[1:]]
+    shared: list[int] = []
+    for tokens in (first, [*question, *prompt(90, 1402)[1:]], first, [*first, 50, 51]):
+        reply = server.generate(tokens, 150)
+        assert_equal(reply, reference, {"prompt": tokens, "length": 150}, DEFAULT)
+        assert reply["meta_info"]["dynts"]["question_len"] == 41
+        assert reply["meta_info"]["dynts"]["peak_window_len"] <= len(tokens) + 2
+        shared.append(reply["meta_info"]["cached_tokens"])
+    assert shared == [0, 41, 41, 41]
+
+
+def test_compaction_after_compaction_drops_of_the_thinking_that_a_prompt_continues(server, reference):
+    windows = {"budget": 160, "local_window": 16, "keep_ratio": 0.8}
+    tokens = [*prompt(40, 1410), THINK, *prompt(150, 1411)[1:]]
+    reply = server.generate(tokens, 250, windows | {"return_tokens": True})
+    case = {"prompt": tokens, "length": 250}
+    expected = assert_equal(reply, reference, case, Windows(**windows))
+    numbers = reply["meta_info"]["dynts"]
+    assert (numbers["question_len"], numbers["budget"]) == (41, 160)
+    dropped = [set(drop["positions"]) for drop in numbers["tokens"]["dropped"]]
+    assert sorted(set().union(*dropped, expected.kept)) == list(range(len(tokens) + 249))
+    assert not set().union(*dropped) & set(expected.kept)
+    thought = set(range(41, len(tokens)))
+    assert sum(bool(thought & one) for one in dropped) >= 3
+
+
 def test_thinking_closed_in_the_prompt_is_never_compacted(server, reference):
     question = [*prompt(20, 12), THINK, END_THINK]
     reply = server.generate(question, 200)

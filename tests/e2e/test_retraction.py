@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from benchmark.harness.tiny_models import THINK
 from tests.e2e.conftest import assert_equal, prompt
-from tests.e2e.hf_reference import Windows
+from tests.e2e.hf_reference import Windows, sizes
 from tests.e2e.server import Server
 from tests.e2e.servers import served_by
 
@@ -112,6 +113,22 @@ def test_logprobs_change_no_token_and_no_length(server, reference_of):
     input_too = replies[-1]["meta_info"]
     assert [token for _, token, _ in input_too["input_token_logprobs"]] == question
     assert len(input_too["input_top_logprobs"]) == len(question)
+
+
+@RETRACTED
+def test_continued_thinking_may_be_dropped_and_survives_retraction(server, reference_of):
+    """A prompt of a question, an open marker and thoughts that are longer than the budget."""
+    questions = [[*case["prompt"], THINK] for case in cases(970, 0, count=4)]
+    prompts = [[*question, *prompt(150, 1300 + i)[1:]] for i, question in enumerate(questions)]
+    jobs = [{"prompt": tokens, "length": 300} for tokens in prompts]
+    replies = server.generate_all(jobs)
+    for job, question, reply in zip(jobs, questions, replies, strict=True):
+        assert_equal(reply, reference_of("qwen3"), job, DEFAULT, late=1)
+        numbers = reply["meta_info"]["dynts"]
+        assert numbers["question_len"] == len(question)
+        assert numbers["budget"] == sizes(len(question), DEFAULT)[1] < 110
+        assert numbers["dropped_tokens"] > 300
+    assert num_resumed(replies) >= 2
 
 
 @RETRACTED

@@ -88,10 +88,10 @@ class Engine:
             max_running_requests=NUM_ROWS,
         )
 
-    def prefill(self, tokens: list[int], custom: dict | None = None) -> Req:
-        return self.admit(request(tokens, custom))
+    def prefill(self, tokens: list[int], custom: dict | None = None, chunk: int = MAX_LEN) -> Req:
+        return self.admit(request(tokens, custom), chunk)
 
-    def admit(self, req: Req) -> Req:
+    def admit(self, req: Req, chunk: int = MAX_LEN) -> Req:
         req.init_next_round_input(self.cache)
         req.lock = self.cache.lock(req.last_node)
         total = len(req.full_untruncated_fill_ids)
@@ -99,10 +99,12 @@ class Engine:
         self.rows.alloc([req])
         row = self.rows.req_to_token[req.kv.req_pool_idx]
         row[: req.prefix_len] = matched
-        row[req.prefix_len : total] = self.alloc(total - req.prefix_len)
-        req.kv.kv_allocated_len = req.kv.kv_committed_len = req.extend_end = total
         self.device.resume_rows([req])
-        checkpoint_kv_cache(req, self.cache)
+        for start in range(req.prefix_len, total, chunk):
+            end = min(start + chunk, total)
+            row[start:end] = self.alloc(end - start)
+            req.kv.kv_allocated_len = req.kv.kv_committed_len = req.extend_end = end
+            checkpoint_kv_cache(req, self.cache)
         return req
 
     def alloc(self, count: int) -> torch.Tensor:

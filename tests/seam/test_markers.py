@@ -20,7 +20,15 @@ from tests.e2e.models import SEPARATORS
 from tests.unit.test_marker_spellings import byte_level
 
 DYNTS = ("--attention-backend", "dynts")
-USUAL = ThinkMarkers((THINK,), (END_THINK,))
+BOS, EOS = 1, 2
+
+
+def marked(opening: tuple[int, ...], closing: tuple[int, ...]) -> ThinkMarkers:
+    """Markers of the test model, whose other special tokens stand between turns."""
+    return ThinkMarkers(opening, closing, control=frozenset({BOS, EOS}))
+
+
+USUAL = marked((THINK,), (END_THINK,))
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +53,27 @@ def test_flags_win_and_may_name_several_tokens(serve, tokenizer):
         *("--reasoning-parser", "qwen3"),
         *("--dynts-think-start", "w10 w11", "--dynts-think-end", "w12 w13 w14"),
     )
-    assert resolve_markers(tokenizer) == ThinkMarkers((10, 11), (12, 13, 14))
+    assert resolve_markers(tokenizer) == marked((10, 11), (12, 13, 14))
 
 
 def test_one_flag_leaves_the_other_marker_alone(serve, tokenizer):
     serve(*DYNTS, "--dynts-think-end", "w12")
-    assert resolve_markers(tokenizer) == ThinkMarkers((THINK,), (12,))
+    assert resolve_markers(tokenizer) == marked((THINK,), (12,))
+
+
+def test_turns_of_a_chat_are_told_by_special_tokens_and_by_what_the_template_writes(serve):
+    serve(*DYNTS)
+    tokenizer = words("<think> </think> <|user|> <|assistant|> <table> <eos> a b")
+    tokenizer.add_tokens(["<|user|>", "<|assistant|>", "<table>", "<think>", "</think>"])
+    tokenizer.add_special_tokens({"eos_token": "<eos>"})
+    tokenizer.chat_template = "<|user|> {{ messages }} <|assistant|> <think>"
+    markers = resolve_markers(tokenizer)
+    assert markers.control == set(tokenizer.encode("<|user|> <|assistant|> <eos>"))
+    for prompt, question in {
+        "<|user|> a <|assistant|> <think> a <table> b": "<|user|> a <|assistant|> <think>",
+        "<|user|> a <think> b <|assistant|> a": "<|user|> a <think> b <|assistant|> a",
+    }.items():
+        assert markers.question_len(tokenizer.encode(prompt)) == len(tokenizer.encode(question))
 
 
 def read(markers: ThinkMarkers, tokenizer, text: str) -> list[tuple[int, int]]:

@@ -9,6 +9,9 @@ from sglang_dynts.scheduling.prefix_cache import DynTSRadixCache
 from sglang_dynts.scheduling.round import compact_requests
 from tests.seam.engine import MAX_LEN, NUM_SLOTS, OFF, PROMPT, Engine, batch_of, thoughts
 
+OPENED = [*PROMPT, 1]
+"""A prompt that opens thinking."""
+
 
 @pytest.fixture
 def engine(serve) -> Engine:
@@ -47,6 +50,15 @@ def test_after_a_compaction_the_tree_gives_the_prompt_and_no_more(engine):
 def test_without_the_clamp_a_follow_up_would_read_the_slots_of_other_tokens(engine, monkeypatch):
     monkeypatch.setattr(DynTSRadixCache, "checkpoint", UnifiedRadixCache.checkpoint)
     assert follow_up_after_a_compaction(engine) == 13
+
+
+def test_without_the_clamp_a_follow_up_would_read_other_tokens_of_continued_thinking(engine, monkeypatch):
+    """The tree would hold the slots that a compaction frees, and give them to others meanwhile."""
+    monkeypatch.setattr(DynTSRadixCache, "checkpoint", UnifiedRadixCache.checkpoint)
+    req = engine.prefill([*OPENED, *thoughts(100, 20)])
+    assert engine.cache.protected_size() == 25
+    with pytest.raises(AssertionError, match=r"cache_protected_len=25 cut.first=5"):
+        engine.decode(req, thoughts(200, 1))
 
 
 def test_a_compaction_frees_what_it_drops(engine):
@@ -148,6 +160,113 @@ def test_a_retracted_request_starts_anew_and_is_matched_no_further_than_its_prom
     engine.compact(req)
     assert (req.kv.kv_allocated_len, num_dropped(engine, req)) == (13, 21)
     engine.check_conservation(req)
+    engine.finish(req)
+    engine.check_conservation()
+
+
+def test_of_a_prompt_that_continues_thinking_the_tree_holds_the_question_alone(engine):
+    prompt = [*OPENED, *thoughts(100, 20)]
+    req = engine.prefill(prompt)
+    assert engine.governed(req).question_len == 5
+    assert engine.cache.protected_size() == 5
+    engine.decode(req, thoughts(200, 1))
+    assert req.kv.kv_allocated_len == 13  # the thinking of the prompt fell like any other
+    assert engine.num_shared([*prompt, 200]) == 5
+    engine.check_conservation(req)
+    engine.finish(req)
+    assert engine.num_shared([*prompt, 200]) == 5
+    engine.check_conservation()
+
+
+@pytest.mark.parametrize("chunk", [3, 7, MAX_LEN])
+def test_who_repeats_a_prompt_gets_untouched_keys_and_values(engine, chunk):
+    """Every slot that a compaction of its thinking freed is poisoned before the prompt comes again."""
+    prompt = [*OPENED, *thoughts(100, 20)]
+    first = engine.prefill(prompt, chunk=chunk)
+    write_kv(engine, first, prompt)
+    engine.decode(first, thoughts(200, 1))
+    assert num_dropped(engine, first) == 13
+    engine.check_conservation(first)
+    poison_free_slots(engine)
+    for follow_up, custom in ((prompt, None), ([*prompt, 99], OFF)):
+        second = engine.prefill(follow_up, custom, chunk=chunk)
+        assert second.num_matched_prefix_tokens == 5
+        assert read_kv(engine, second, 5) == OPENED
+    assert set(read_kv(engine, first, 12)) < set(prompt)
+    engine.finish(first)
+    poison_free_slots(engine)
+    assert read_kv(engine, engine.prefill(prompt, chunk=chunk), 5) == OPENED
+
+
+def buffers(engine: Engine) -> list[torch.Tensor]:
+    """K and V of every layer, [slots, heads, head_dim] each."""
+    return [buffer for layer in range(2) for buffer in engine.kv.get_kv_buffer(layer)]
+
+
+def write_kv(engine: Engine, req: Req, tokens: list[int]) -> None:
+    """Let K and V of every layer tell which token they are of."""
+    slots = engine.rows.req_to_token[req.kv.req_pool_idx, : len(tokens)].long()
+    for buffer in buffers(engine):
+        buffer[slots] = torch.tensor(tokens, dtype=buffer.dtype)[:, None, None]
+
+
+def poison_free_slots(engine: Engine) -> None:
+    free = torch.cat([engine.slots.free_pages, engine.slots.release_pages]).long()
+    for buffer in buffers(engine):
+        buffer[free] = torch.nan
+
+
+def read_kv(engine: Engine, req: Req, num: int) -> list[int]:
+    """The tokens that all K and V in a request's first columns are of."""
+    slots = engine.rows.req_to_token[req.kv.req_pool_idx, :num].long()
+    found = torch.cat([buffer[slots].flatten(1) for buffer in buffers(engine)], 1)
+    assert (found == found[:, :1]).all(), found
+    return found[:, 0].int().tolist()
+
+
+def test_thinking_that_another_request_left_in_the_tree_is_not_shared_for_it_may_be_dropped(engine):
+    other = engine.prefill(OPENED, OFF)
+    engine.decode(other, thoughts(100, 20))
+    engine.finish(other)
+    req = engine.prefill([*OPENED, *thoughts(100, 20)])
+    assert req.num_matched_prefix_tokens == 5
+    engine.decode(req, thoughts(200, 1))
+    assert num_dropped(engine, req) == 13
+    engine.check_conservation(req)
+    follow_up = engine.prefill([*OPENED, *thoughts(100, 20), 99], OFF)
+    assert follow_up.num_matched_prefix_tokens == 25
+    engine.check_conservation(req, follow_up)
+
+
+def test_continued_thinking_is_compacted_retracted_and_resumed(engine):
+    req = engine.prefill([*OPENED, *thoughts(100, 20)])
+    engine.decode(req, thoughts(200, 12))
+    dropped, held = num_dropped(engine, req), req.kv.kv_allocated_len
+    assert dropped + held == 37
+    assert dropped > 12  # more than was generated
+    engine.retract(req)
+    req.init_next_round_input(engine.cache)
+    assert list(req.full_untruncated_fill_ids[req.prefix_len :]) == [211]
+    engine.admit(req)
+    assert (req.prefix_len, req.kv.kv_allocated_len, num_dropped(engine, req)) == (held, held, dropped)
+    engine.decode(req, thoughts(220, 20))
+    assert num_dropped(engine, req) > dropped
+    engine.check_conservation(req)
+    engine.finish(req)
+    engine.check_conservation()
+
+
+def test_continued_thinking_that_lost_its_kv_without_a_copy_is_computed_again_behind_the_question(engine):
+    req = engine.prefill([*OPENED, *thoughts(100, 20)])
+    engine.decode(req, thoughts(200, 12))
+    engine.retract(req, offload_kv=False)
+    assert (engine.copied(req), num_dropped(engine, req)) == (None, 0)
+    engine.check_conservation()
+    engine.admit(req, chunk=7)
+    assert (req.num_matched_prefix_tokens, req.kv.kv_allocated_len) == (5, 37)
+    assert engine.cache.protected_size() == 5
+    engine.decode(req, thoughts(212, 1))
+    assert (req.kv.kv_allocated_len, num_dropped(engine, req)) == (13, 25)
     engine.finish(req)
     engine.check_conservation()
 

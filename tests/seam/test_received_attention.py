@@ -104,6 +104,7 @@ class World:
             pool=self.pool,
             rids=[one.req.rid for one, _ in new],
         )
+        self.device.question_lens.update({one.req: one.question for one, _ in new})
         reqs = SimpleNamespace(reqs=[one.req for one, _ in new])
         assert count_attention(batch, None, reqs, self.runner) is None
         return batch, queries, keys
@@ -182,6 +183,19 @@ def test_a_prompt_in_chunks_and_decodes_in_one_forward_are_told_apart(world):
     world.forward(MIXED, (two, 5), (one, 1))
     world.forward(DECODE, (two, 1), (one, 1))
     world.assert_sums(one, two)
+
+
+def test_thinking_that_a_prompt_continues_is_counted_from_the_question_on(world):
+    before, one = One(1, 2, "h2o"), One(2, 3, "h2o")
+    world.forward(EXTEND, (before, 2))
+    for _ in range(6):
+        world.forward(DECODE, (before, 1))
+    world.free += before.slots  # what these got is not to be counted for their next owner
+    one.req.origin_input_ids.extend(range(3, 9))
+    world.forward(EXTEND, (one, 5))
+    world.forward(EXTEND, (one, 4))
+    world.forward(DECODE, (one, 1))
+    world.assert_sums(one)
 
 
 def test_a_request_that_is_computed_again_counts_its_outputs_in_the_prefill(world):

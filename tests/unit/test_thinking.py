@@ -142,3 +142,30 @@ def test_a_tokens_kind_never_changes_once_it_is_seen(output, markers):
 def test_markers_that_cannot_be_told_apart_are_refused(opening, closing):
     with pytest.raises(ValueError, match="one begins with the other; name distinct ones with --dynts"):
         ThinkMarkers(opening, closing)
+
+
+OPEN, CLOSE, TURN = 7, 8, 9
+CHAT = ThinkMarkers((OPEN,), (CLOSE,), control=frozenset({TURN}))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "question_len"),
+    [
+        ([1, 2, 3], 3),
+        ([1, 2, OPEN], 3),
+        ([1, 2, OPEN, 4, 5], 3),
+        ([1, OPEN, 2, CLOSE, 3, TURN, OPEN, 4, 5], 7),
+        ([1, OPEN, 2, CLOSE, 3], 5),
+        ([1, OPEN, 2, CLOSE], 4),
+        ([1, OPEN, 2, TURN, 3], 5),  # a user's words about the marker
+        ([1, OPEN, 2, TURN, 3, OPEN, 4], 6),
+        ([], 0),
+    ],
+    ids=str,
+)
+def test_a_question_ends_where_thinking_is_left_open(prompt, question_len):
+    assert CHAT.question_len(prompt) == question_len
+
+
+def test_a_question_ends_behind_the_last_token_of_a_marker_of_several():
+    assert ThinkMarkers((5, 6), (8,)).question_len([1, 5, 6, 5, 4]) == 3

@@ -55,6 +55,7 @@ def resolve_markers(tokenizer) -> ThinkMarkers:
         _spelled(tokenizer, start, opening, [one for one, _ in texts.others]),
         _spelled(tokenizer, end, closing, [one for _, one in texts.others]),
         _interrupts(tokenizer, texts.interrupt, joins_tokens(tokenizer, end, closing)),
+        _control_ids(tokenizer) - {*opening, *closing},
     )
 
 
@@ -82,6 +83,21 @@ def separator_ids(tokenizer) -> frozenset[int]:
     encoded = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
     single = {ids[0] for ids in encoded if len(ids) == 1}
     return frozenset(single - {tokenizer.unk_token_id})
+
+
+def _control_ids(tokenizer) -> frozenset[int]:
+    """Ids that stand between turns: special tokens, and others that were added for the chat template.
+
+    DeepSeek's user and assistant are of the second kind.
+    """
+    template = str(tokenizer.chat_template or "")
+    added = tokenizer.added_tokens_decoder.items()
+    found = {
+        token_id
+        for token_id, token in added
+        if token.special or (token.content.strip() and token.content in template)
+    }
+    return frozenset(found.union(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
 
 
 def _parser_texts(tokenizer) -> Texts:

@@ -11,7 +11,7 @@ def count_attention(forward_batch, cls, batch, model_runner, **_kwargs) -> None:
     if state is None or state.received is None or forward_batch.forward_mode.is_idle():
         return
     rows = {
-        index: (req.kv.req_pool_idx, len(req.origin_input_ids))
+        index: (req.kv.req_pool_idx, state.question_lens[req])
         for index, req in enumerate(batch.reqs)
         if policies()[policy_of_request(req.sampling_params)].needs_all_queries
     }

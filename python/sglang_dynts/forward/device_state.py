@@ -50,7 +50,8 @@ class DeviceState:
     ``table`` is [rows, max_len] int32, SGLang's slots of each request. ``dropped`` is [rows] int64, the
     tokens dropped by the request of each row, 0 for the padding row. ``rows_with_drops`` names on the
     host the rows where it may be other than 0. ``resumed`` maps requests whose KV came back from a host
-    copy to what they had dropped, until their first forward.
+    copy to what they had dropped, until their first forward. ``question_lens`` says of requests how many
+    tokens their question has.
     """
 
     def __init__(self, num_slots: int, table: torch.Tensor) -> None:
@@ -61,6 +62,7 @@ class DeviceState:
         self._looked_up: tuple[torch.Tensor, torch.Tensor] | None = None
         """Rows that were asked for last, and what their requests have dropped."""
         self.resumed: dict[object, int] = {}
+        self.question_lens: WeakKeyDictionary[object, int] = WeakKeyDictionary()
         self.hears_of_new_rows: list[Callable[[list[int]], None]] = []
         self.recorder: QueryRecorder | None = None
         """The newest queries, where the server records them."""

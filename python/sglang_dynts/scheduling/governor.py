@@ -92,6 +92,13 @@ class Governor:
         """Return a request's window, None where DynTS is switched off for it."""
         return self.governed(req).window
 
+    def after_question(self, req) -> Sequence[int]:
+        """The tokens after a request's question: what its prompt thought, and what it generated."""
+        question_len = self.governed(req).question_len
+        if question_len >= len(req.origin_input_ids):
+            return req.output_ids
+        return req.origin_input_ids[question_len:] + req.output_ids
+
     def note_lengths(self, req) -> None:
         """Keep a running request's line of the table up to date."""
         window, row = self.governed(req).window, req.kv.req_pool_idx
@@ -133,26 +140,29 @@ class Governor:
 
     def _meet(self, req) -> GovernedRequest:
         params = req.sampling_params
+        window = self._new_window(req)
         governed = GovernedRequest(
-            self._new_window(req),
-            len(req.origin_input_ids),
+            window,
+            len(req.origin_input_ids) if window is None else window.question_len,
             policy=policy_of_request(params),
             detailed=wants_compactions(params),
             tokens=TokenLog() if wants_tokens(params) else None,
             req=ref(req),
         )
+        self.device.question_lens[req] = governed.question_len
         if not req.rid.startswith(HEALTH_CHECK_RID_PREFIX):  # a probe of SGLang's, nobody's request
             self.tally.request_seen(governed.window is not None, governed.has_long_question)
         return governed
 
     def _new_window(self, req) -> RequestWindow | None:
+        """Return the window of a request of which nothing is computed, None where DynTS is off for it."""
         config = config_of_request(req.sampling_params, self.config)
         if config is None:
             return None
-        prompt = req.origin_input_ids
         markers = markers_of_request(req.sampling_params, self.markers)
+        prompt = req.origin_input_ids
         tracker = ThinkingTracker(markers, markers.starts_thinking(prompt))
-        return RequestWindow(config, len(prompt), tracker)
+        return RequestWindow(config, markers.question_len(prompt), tracker)
 
 
 class Governed:

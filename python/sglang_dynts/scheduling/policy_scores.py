@@ -56,17 +56,20 @@ def _score(governor: Governor, req, cut: Cut, row: torch.Tensor) -> None:
 
 
 def _candidates(governor: Governor, req, cut: Cut, held: torch.Tensor, policy: Policy) -> Candidates:
-    window = governor.governed(req).own_window
+    governed = governor.governed(req)
+    window = governed.own_window
     end = cut.first + cut.num_candidates
     slots = held[cut.first : end]
     positions = np.arange(cut.first + cut.num_survivors, end) + window.dropped
-    outputs = req.output_ids[positions[0] - cut.first : positions[-1] + 1 - cut.first]
+    after_question = governor.after_question(req)
+    token_ids = after_question[positions[0] - cut.first : positions[-1] + 1 - cut.first]
+    question = req.origin_input_ids[: governed.question_len]
     seq_len = window.seq_len(cut.window_len)
     return Candidates(
         governor.device.scores.scores[slots],
         positions,
-        np.asarray(outputs),
-        req.origin_input_ids,
+        np.asarray(token_ids),
+        question,
         partial(_views, governor, req.kv.req_pool_idx, seq_len, cut.local_window, held),
         partial(_received, governor, slots, policy.sets),
     )

@@ -23,9 +23,9 @@ class DynTSRadixCache(Governed, UnifiedRadixCache):
     """A radix cache whose requests may be compacted.
 
     The tree pairs the n-th token of a request with the n-th slot of its row. A compaction breaks that
-    pairing beyond the prompt, so of a request that may be compacted the tree takes and gives the
-    prompt alone: :meth:`checkpoint` clamps what goes in, :meth:`match_prefix` what a retracted
-    request gets back.
+    pairing beyond the question, and frees slots there, so of a request that may be compacted the tree
+    takes and gives the question alone, which is the prompt up to thinking that it continues:
+    :meth:`checkpoint` clamps what goes in, :meth:`match_prefix` what the request gets.
 
     A compacted request that is retracted leaves a copy of its window on the host. When it is admitted
     again, :meth:`match_prefix` presents the copy as its prefix and :meth:`prefix_device_indices` brings
@@ -40,14 +40,14 @@ class DynTSRadixCache(Governed, UnifiedRadixCache):
             build_fill_ids_anew(req)
 
     def match_prefix(self, params):
-        """Match a request no further than its prompt, so that its thinking tokens stay its own."""
+        """Match a request no further than its question, so that its thinking tokens stay its own."""
         req = params.req
         if req is None or self._governor.window_of(req) is None:
             return super().match_prefix(params)
         governed = self._governor.governed(req)
         if governed.copy is not None:
             return self._match_copy(params, governed)
-        return super().match_prefix(replace(params, key=_limited(params.key, len(req.origin_input_ids))))
+        return super().match_prefix(replace(params, key=_limited(params.key, governed.question_len)))
 
     def prefix_device_indices(self, req) -> torch.Tensor:
         """Slots of a request's prefix: [prefix_len] int64; a copy is written to new ones here."""
@@ -77,20 +77,21 @@ class DynTSRadixCache(Governed, UnifiedRadixCache):
     def _learn_answer(self, req, governed: GovernedRequest) -> None:
         window = governed.window
         if window is not None and not isinstance(req.finished_reason, FINISH_ABORT):
-            window.tracker.advance(req.output_ids[window.tracker.num_seen :])
+            window.tracker.advance(self._governor.after_question(req)[window.tracker.num_seen :])
             self._governor.capacity.answers.observe(window.tracker.answer_len)
 
     def _match_copy(self, params, governed: GovernedRequest):
         req, copy = params.req, governed.copy
         assert copy is not None, "a request without a copy has nothing to be matched with"
-        req.full_untruncated_fill_ids = req.origin_input_ids + req.output_ids[governed.dropped :]
+        question, ids = governed.question_len, req.origin_input_ids + req.output_ids
+        req.full_untruncated_fill_ids = ids[:question] + ids[question + governed.dropped :]
         nothing = super().match_prefix(replace(params, key=_limited(params.key, 0)))
         return nothing._replace(device_prefix_len=copy.num_tokens, cache_protected_len=0)
 
 
 def _shareable_len(req, governed: GovernedRequest) -> int:
     whole = governed.window is None or (req.finished() and governed.dropped == 0)
-    return len(req.full_untruncated_fill_ids) if whole else len(req.origin_input_ids)
+    return len(req.full_untruncated_fill_ids) if whole else governed.question_len
 
 
 def _limited(key: RadixKey, most: int) -> RadixKey:

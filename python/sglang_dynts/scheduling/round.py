@@ -170,11 +170,11 @@ class Round:
         window = self.governor.window_of(req)
         if window is None or not _is_settled(req):
             return None
-        window_len = int(self.lens[index])
+        window_len, after_question = int(self.lens[index]), self.governor.after_question(req)
         if is_due(remaining):
-            cut = window.cut(window_len, req.output_ids)
+            cut = window.cut(window_len, after_question)
         else:
-            cut = window.early_cut(window_len, req.output_ids, least=-(-give // 2))
+            cut = window.early_cut(window_len, after_question, least=-(-give // 2))
         self.governor.note_lengths(req)
         early = not is_due(window.remaining(window_len))
         return None if cut is None else Chosen(index, cut, early)
