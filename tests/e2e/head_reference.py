@@ -19,6 +19,7 @@ from tests.e2e.hf_reference import (
     Reference,
     Windows,
     answers_in,
+    question_len,
     redundancy,
     sizes,
     stretch,
@@ -45,7 +46,9 @@ class HeadReference(Reference):
         config = self.model.config
         shape = (config.num_hidden_layers, config.num_key_value_heads)
         tokens = prompt + served[:-1]
-        answers = answers_in(prompt, tokens, self.markers)
+        question = question_len(prompt, self.markers)
+        answers = answers_in(tokens, question, self.markers)
+        first, last = len(prompt) + 1, len(prompt) + len(served) - 1
         cache, output, queries = DynamicCache(), [], {}
         seen: dict[int, list[torch.Tensor]] = {}
         received = [[[] for _ in range(shape[1])] for _ in range(shape[0])]
@@ -53,9 +56,8 @@ class HeadReference(Reference):
         start = compactions = dropped = 0
         while len(output) < len(served):
             fixed = set(answers)
-            end, compacts = stretch(
-                start, len(tokens), len(prompt), len(served), len(held[0][0]), answers, windows, at, late
-            )
+            room = sizes(question, windows)[1] - len(held[0][0])
+            end, compacts = stretch(start, len(tokens), first, last, room, answers, at, late)
             with self.rotated_queries() as rotated:
                 out = self.model.model(
                     torch.tensor([tokens[start:end]]),
@@ -75,16 +77,16 @@ class HeadReference(Reference):
                     received[layer][head] = [
                         a + b for a, b in zip(sums, grouped[head].tolist(), strict=True)
                     ]
-            first = max(0, len(prompt) - 1 - start)
-            logits = self.model.lm_head(out.last_hidden_state[0, first:])
+            chosen = out.last_hidden_state[0, max(0, len(prompt) - 1 - start) :]
+            logits = self.model.lm_head(chosen)
             output += logits.argmax(-1).tolist()
             start = end
             if not compacts or len(output) == len(served):
                 continue
-            judged = self.judge(policy, prompt, held, received, seen, queries, cache, windows)
+            judged = self.judge(policy, prompt[:question], held, received, seen, queries, cache, windows)
             compactions += 1
             dropped += len(held[0][0])
-            self.edit(cache, held, received, judged, len(prompt), fixed, windows)
+            self.edit(cache, held, received, judged, question, fixed, windows)
             dropped -= len(held[0][0])
         return Expected(output, compactions, dropped, held[0][0], [])
 
@@ -113,9 +115,9 @@ class HeadReference(Reference):
                 wide = index.expand(1, -1, -1, old.shape[-1])
                 setattr(layers[layer], name, old.gather(2, wide))
 
-    def judge(self, policy, prompt, held, received, seen, queries, cache, windows):
+    def judge(self, policy, asked, held, received, seen, queries, cache, windows):
         """Scores [layer][head][candidate]."""
-        question, width = len(prompt), len(held[0][0])
+        question, width = len(asked), len(held[0][0])
         end = width - windows.local_window
         newest = [held[0][0][column] for column in range(width - 1 - NUM_QUERIES, width - 1)]
         moment = held[0][0][end - 1]
@@ -126,14 +128,14 @@ class HeadReference(Reference):
             row = []
             for head in range(len(heads)):
                 if policy == "random_per_head":
-                    scores = [draw(prompt, moment, layer, head, place) for place in range(end - question)]
+                    scores = [draw(asked, moment, layer, head, place) for place in range(end - question)]
                 elif policy == "h2o_per_head":
                     scores = received[layer][head][question:end]
                 elif policy == "snapkv_per_head":
                     scores = snapkv([seen[p][layer] for p in newest], head, len(heads), question, end)
                 else:
-                    asked = [queries[p][layer] for p in newest]
-                    scores = rkv(asked, keys[head], head, len(heads), question, end, width)
+                    rotated = [queries[p][layer] for p in newest]
+                    scores = rkv(rotated, keys[head], head, len(heads), question, end, width)
                 row.append(scores)
             found.append(row)
         return found

@@ -2,6 +2,7 @@
 
 import pytest
 
+from benchmark.harness.tiny_models import THINK
 from tests.e2e.conftest import prompt
 from tests.e2e.head_reference import HeadReference
 from tests.e2e.hf_reference import Expected, Windows
@@ -99,3 +100,14 @@ def test_answers_between_thinking_stay_in_every_head(server, reference):
         expected = assert_equal_by_head(reply, reference, job)
         kinds.append(expected.num_compactions)
     assert max(kinds) >= 2
+
+
+@served_by("overlap")
+def test_thinking_that_a_prompt_continues_is_chosen_by_head(server, reference):
+    continued = [*prompt(20, 50), THINK, *prompt(100, 51)[1:]]
+    job = {"prompt": continued, "length": 200, "dynts": {"policy": "random_per_head"}}
+    first, second = server.generate(**job), server.generate(**job)
+    for reply in (first, second):
+        assert assert_equal_by_head(reply, reference, job).num_compactions >= 2
+        assert reply["meta_info"]["dynts"]["question_len"] == 21
+    assert second["meta_info"]["cached_tokens"] == 21

@@ -57,7 +57,7 @@ def test_another_plug_ins_hook_in_the_place_of_ours_is_noticed(monkeypatch):
 
 def test_one_of_two_hooks_in_a_place_that_was_not_applied_is_noticed(monkeypatch):
     both = HookRegistry._hooks[seams.FORWARD_BATCH]
-    assert len(both) == 2
+    assert len(both) >= 2
     for one in both:
         monkeypatch.setitem(HookRegistry._hooks, seams.FORWARD_BATCH, [one])
         with refuses(seams.FORWARD_BATCH):
