@@ -46,15 +46,15 @@ class OptionsCarrier:
         if scope["type"] != "http" or scope["method"] not in ("POST", "PUT"):
             await self.app(scope, receive, send)
             return
-        messages = await _read(receive)
+        messages = await read_body(receive)
         try:
             options = options_at_top(b"".join(message.get("body", b"") for message in messages))
         except ValueError as error:
-            await _refusal(str(error))(scope, receive, send)
+            await refusal(str(error))(scope, receive, send)
             return
         token = CARRIED.set(options)
         try:
-            await self.app(scope, _replay(messages, receive), send)
+            await self.app(scope, replay(messages, receive), send)
         finally:
             CARRIED.reset(token)
 
@@ -91,7 +91,7 @@ def _refuse_misplaced(fields: dict[str, Any]) -> None:
         )
 
 
-async def _read(receive: Receive) -> list[Message]:
+async def read_body(receive: Receive) -> list[Message]:
     """Every message up to the end of the body, or to the client's leaving."""
     messages = [await receive()]
     while messages[-1]["type"] == "http.request" and messages[-1].get("more_body", False):
@@ -99,16 +99,17 @@ async def _read(receive: Receive) -> list[Message]:
     return messages
 
 
-def _replay(messages: list[Message], receive: Receive) -> Receive:
+def replay(messages: list[Message], receive: Receive) -> Receive:
+    """Give what was read once more, then what comes after it."""
     waiting = list(messages)
 
-    async def replay() -> Message:
+    async def receive_again() -> Message:
         return waiting.pop(0) if waiting else await receive()
 
-    return replay
+    return receive_again
 
 
-def _refusal(message: str) -> JSONResponse:
+def refusal(message: str) -> JSONResponse:
     """Say no as SGLang's endpoints do: one form for its own clients, one for OpenAI's and Anthropic's."""
     facts = {"message": message, "type": "BadRequestError", "param": None, "code": 400}
     return JSONResponse({"object": "error", "error": facts, **facts}, HTTPStatus.BAD_REQUEST)
