@@ -1,13 +1,17 @@
 """SGLang's management endpoints: each answers or refuses, and the server lives on."""
 
 import json
+import shutil
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from sgl_dynts import demo_model_path
 from tests.e2e.conftest import prompt
 from tests.e2e.server import Server
 from tests.e2e.servers import served_by
@@ -43,6 +47,7 @@ MANAGEMENT: list[tuple[str, Any, int]] = [
     ("/end_weight_update", {}, 200),
     ("/get_weights_by_name", {"name": "none"}, 400),
     ("/update_weights_from_disk", {"model_path": "/none"}, 400),
+    ("/update_weights_from_disk", {"model_path": str(demo_model_path())}, 200),
     ("/update_weight_version", {"new_version": "default"}, 200),
     ("/set_internal_state", {"server_args": {"none": 1}}, 200),
     ("/slow_down", {"forward_sleep_time": 0.001}, 200),
@@ -97,3 +102,16 @@ def test_a_profile_is_taken(server, tokens, tmp_path: Path):
     assert server.generate(CASE["prompt"], 4)["output_ids"] == tokens[:4]
     assert answer(server, "/stop_profile", None)[0] == 200
     assert list((tmp_path / "profile").glob("*.trace.json.gz"))
+
+
+def test_weights_that_do_not_fit_are_rolled_back(server, tokens, tmp_path: Path):
+    path = shutil.copytree(demo_model_path(), tmp_path / "model", ignore=shutil.ignore_patterns("dynts"))
+    weights = load_file(path / "model.safetensors")
+    name = next(name for name in weights if name.endswith("layers.0.input_layernorm.weight"))
+    save_file(weights | {name: torch.zeros(7)}, path / "model.safetensors")
+    status, text = answer(server, "/update_weights_from_disk", {"model_path": str(path)})
+    assert (status, "Rolling back to original weights" in text) == (400, True)
+    assert server.generate(**CASE)["output_ids"] == tokens
+    health = server.request("/dynts/health")
+    assert health["weights"]["path"] == str(demo_model_path())
+    assert health["predictor_kept"] is None

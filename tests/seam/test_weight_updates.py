@@ -30,7 +30,11 @@ class Server:
         self.loaded: dict[str, torch.Tensor] = {}
         self.runner.model.load_weights = self.loaded.update
         install_predictor(None, self.runner)
-        self.updater = SimpleNamespace(get_model_runner=lambda: self.runner)
+        self.updater = SimpleNamespace(
+            get_model_runner=lambda: self.runner,
+            get_model=lambda: self.runner.model,
+            model_config=SimpleNamespace(model_path=None),
+        )
         self.succeeds = True
 
     @property
@@ -94,6 +98,24 @@ def test_the_predictor_beside_new_weights_is_loaded_in_place(server, other):
     assert facts["sha256"] == digest(find_predictor(other))
     assert server.ours.kept is None
     assert [weight.data_ptr() for weight in server.predictor.predictor.parameters()] == where
+
+
+def test_where_weights_do_not_fit_sglang_rolls_back_to_the_served_folder(server, other, model):
+    def does_not_fit(_weights) -> None:
+        raise AssertionError("shapes")
+
+    def sglangs(updater, model_path: str, *_args, **_kwargs) -> tuple[bool, str]:
+        updater.model_config.model_path = model_path
+        with pytest.raises(AssertionError, match="shapes"):
+            server.runner.model.load_weights({})
+        return False, f"rolled back to {updater.model_config.model_path}"
+
+    before = server.weights
+    server.runner.model.load_weights = does_not_fit
+    reply = update_from_disk(sglangs, server.updater, str(other), "auto")
+    assert reply == (False, f"rolled back to {model}")
+    assert server.runner.model.load_weights is does_not_fit
+    assert_same(server.weights, before)
 
 
 def test_the_authors_tensors_among_new_weights_are_loaded(server, tmp_path):

@@ -22,7 +22,7 @@ from sgl_dynts.checkpoint import (
     load_predictor,
 )
 from sgl_dynts.predictor import ImportancePredictor
-from sglang_dynts.boot.configuration import arguments
+from sglang_dynts.boot.configuration import arguments, is_enabled
 from sglang_dynts.boot.predictor_files import local_model_folder
 from sglang_dynts.boot.refusals import refuse_other_width
 from sglang_dynts.forward.device_state import LoadedPredictor, OnRunner, loaded_from, on_runner
@@ -48,18 +48,42 @@ def update_from_disk(original, updater, model_path: str, *args: Any, **kwargs: A
 
     It is read before a weight is touched: one that cannot be used refuses the update as a whole.
     """
+    if not is_enabled():
+        return original(updater, model_path, *args, **kwargs)
     ours = on_runner(updater.get_model_runner())
     if ours.predictor is None:
-        return original(updater, model_path, *args, **kwargs)
+        return _load_or_roll_back(original, updater, model_path, *args, **kwargs)
     try:
         found = _find_beside(ours.predictor, model_path)
     except (OSError, ValueError) as error:
         return False, f"Weights were not updated, for the predictor that comes with them: {error}"
-    success, message = original(updater, model_path, *args, **kwargs)
+    success, message = _load_or_roll_back(original, updater, model_path, *args, **kwargs)
     ours.arrived.clear()
     if success:
         _adopt(ours, found, model_path)
     return success, message
+
+
+def _load_or_roll_back(original, updater, *args: Any, **kwargs: Any) -> tuple[bool, str]:
+    """Let SGLang load weights, and return to those that are served where the new ones do not fit.
+
+    SGLang 0.5.23 rolls back to the folder that has just failed; that raises, and ends the server.
+    """
+    model = updater.get_model()
+    load_weights: Callable[..., Any] = model.load_weights
+
+    def load_or_name_the_served_folder(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return load_weights(*args, **kwargs)
+        except BaseException:
+            updater.model_config.model_path = get_model().model_path
+            raise
+
+    model.load_weights = load_or_name_the_served_folder
+    try:
+        return original(updater, *args, **kwargs)
+    finally:
+        model.load_weights = load_weights
 
 
 def settle_session(_result, updater, *_args: Any, **_kwargs: Any) -> None:
