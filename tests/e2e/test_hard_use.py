@@ -1,4 +1,7 @@
-"""Hard use: the smallest pool there is, servers side by side, and processes that are killed."""
+"""Hard use: the smallest pool there is, servers side by side, and processes that are killed.
+
+The server that they share ends with them, so no file that comes later by name may be served by it.
+"""
 
 import http.client
 import os
