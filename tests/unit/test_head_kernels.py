@@ -13,7 +13,7 @@ from sgl_dynts.head_sets import HeadBuffers, HeadMoves, move_heads, move_with_ke
 from sgl_dynts.roofline import H200, head_moves_seconds
 from tests.head_cases import KV, MIXED, Moved, check_moves
 from tests.unit import test_kernels
-from tests.unit.test_kernels import Recorder, compile_launch, resource_usage
+from tests.unit.test_kernels import Recorder, compile_within_limits
 
 interpreted = test_kernels.interpreted
 
@@ -119,13 +119,7 @@ def test_what_is_launched_compiles_for_an_h100_within_its_registers(width, monke
     recorder = Recorder(head_kernels.move_heads_kernel)
     monkeypatch.setattr(head_kernels, "move_heads_kernel", recorder)
     check(Moved(9, 0, layers=1, tensors=(width,)), 0)
-    compiled = compile_launch(recorder)
-    assert re.search(r"^\.target sm_90", compiled.asm["ptx"], re.MULTILINE)
-    assert compiled.metadata.shared <= 48 * 1024
-    (tmp_path / "kernel.cubin").write_bytes(compiled.asm["cubin"])
-    usage = resource_usage(tmp_path / "kernel.cubin")
-    assert "STACK:0" in usage, usage
-    assert "LOCAL:0" in usage, usage
+    compiled, usage = compile_within_limits(recorder, tmp_path)
     assert max(map(int, re.findall(r"REG:(\d+)", usage))) <= 128, usage
     assert all_is_read_before_any_is_written(compiled.asm["ptx"])
 

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -189,13 +190,19 @@ def test_what_is_launched_compiles_for_an_h100_within_its_registers(name, dtype,
     recorder = Recorder(getattr(kernels, name))
     monkeypatch.setattr(kernels, name, recorder)
     launch(name, dtype)
+    compile_within_limits(recorder, tmp_path)
+
+
+def compile_within_limits(recorder: Recorder, folder: Path) -> tuple[SimpleNamespace, str]:
+    """What was launched, compiled for an H100 without spilling, and what it uses of one."""
     compiled = compile_launch(recorder)
     assert re.search(r"^\.target sm_90", compiled.asm["ptx"], re.MULTILINE)
     assert compiled.metadata.shared <= 48 * 1024
-    (tmp_path / "kernel.cubin").write_bytes(compiled.asm["cubin"])
-    usage = resource_usage(tmp_path / "kernel.cubin")
+    (folder / "kernel.cubin").write_bytes(compiled.asm["cubin"])
+    usage = resource_usage(folder / "kernel.cubin")
     assert "STACK:0" in usage, usage
     assert "LOCAL:0" in usage, usage
+    return compiled, usage
 
 
 def compile_launch(recorder: Recorder) -> SimpleNamespace:
