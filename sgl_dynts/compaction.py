@@ -113,7 +113,7 @@ def apply_with_torch(
     """Do :func:`apply_compaction` on any device; the kernels' twin."""
     sizes = to_device(plan.sizes(), table.device)
     rows, first, candidates, kept, local, freed_before = sizes
-    protect_answers(plan, table, scores)
+    _protect_answers(plan, table, scores)
     width = max(cut.num_candidates + cut.local_window for cut in plan.cuts)
     columns = torch.arange(width, device=table.device)
     inside = columns < (candidates + local)[:, None]
@@ -152,14 +152,7 @@ def _survivors(
     return survives
 
 
-def protect_answers(plan: CompactionPlan, table: torch.Tensor, scores: ScorePool) -> None:
-    """Score a plan's answer tokens infinite, as :func:`apply_compaction` does, for who asks before it.
-
-    Args:
-        plan: of this iteration.
-        table: [num_rows, max_len] int32.
-        scores: of every slot, changed in place.
-    """
+def _protect_answers(plan: CompactionPlan, table: torch.Tensor, scores: ScorePool) -> None:
     cells = plan.answer_cells
     if cells:
         rows, columns = to_device(torch.tensor(cells, dtype=torch.int64).T, table.device)

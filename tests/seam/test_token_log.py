@@ -148,3 +148,21 @@ def test_where_heads_hold_their_own_sets_the_share_that_holds_a_token_is_told():
         "dropped": [{"seq_len": 6, "positions": [2]}],
         "held_by": [1, 0.5, 0, 0.5, 1, 1, 1],
     }
+
+
+def test_answers_keep_their_scores_beside_a_request_of_another_policy(engine):
+    """Both are compacted in one round; what marks the one's answers is not read as the other's score."""
+    tokens = [*thoughts(100, 9), CLOSE, 70, 71, 1, *thoughts(200, 7)]
+    reqs = [admit(engine), engine.prefill([60, 61, 62, 63], {"dynts": {"policy": "random_per_head"}})]
+    for req in reqs:
+        row = engine.rows.req_to_token[req.kv.req_pool_idx]
+        row[4:24] = engine.alloc(len(tokens))
+        req.kv.kv_allocated_len = req.kv.kv_committed_len = 24
+        req.output_ids.extend(tokens)
+        req.decode_batch_idx = 1
+        write_scores(engine, req, len(tokens))
+    engine.compact(*reqs)
+    assert [engine.governed(req).num_compactions for req in reqs] == [1, 1]
+    engine.finish(reqs[0])
+    scores = told(engine, reqs[0])["tokens"]["scores"]
+    assert scores[:23] == [score(position) for position in range(23)]

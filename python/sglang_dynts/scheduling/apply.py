@@ -32,7 +32,7 @@ def compact(governor: Governor, batch, chosen: list[Chosen]) -> None:
     plan = plan_compaction([req.kv.req_pool_idx for req in reqs], [one.cut for one in chosen])
     device, work = governor.device, governor.device_work
     before = work.run(slots_of, device.table, plan)
-    let_policies_score(governor, reqs, plan, before)
+    let_policies_score(governor, reqs, plan.cuts, before)
     _read_scores(governor, reqs, plan, before)
     freed = work.run(apply_compaction, plan, device.table, device.scores, device.dropped)
     device.note_drops(plan.rows)

@@ -1,12 +1,11 @@
 """What requests that follow another policy than the predictor keep, told to a compaction before it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
 import torch
 
-from sgl_dynts.compaction import CompactionPlan, protect_answers
 from sgl_dynts.head_sets import plan_moves, rank_slots
 from sgl_dynts.policies import (
     PREDICTOR,
@@ -22,7 +21,7 @@ from sglang_dynts.entry.token_log import read_by_head
 from sglang_dynts.scheduling.governor import Governor
 
 
-def let_policies_score(governor: Governor, reqs: list, plan: CompactionPlan, rows: torch.Tensor) -> None:
+def let_policies_score(governor: Governor, reqs: list, cuts: Sequence[Cut], rows: torch.Tensor) -> None:
     """Rewrite the scores of candidates whose request follows another policy than the predictor.
 
     A slot has one owner and a request one policy, so nobody else reads what is written here. The forward
@@ -32,27 +31,20 @@ def let_policies_score(governor: Governor, reqs: list, plan: CompactionPlan, row
     Args:
         governor: whose windows are not told of the compaction yet.
         reqs: the requests to compact.
-        plan: their compactions.
+        cuts: their compactions.
         rows: [num_requests, width] their slots.
     """
-    others = [index for index, req in enumerate(reqs) if governor.governed(req).policy != PREDICTOR]
-    if not others:
-        return
-    governor.device.settle_moves()
-    protect_answers(plan, governor.device.table, governor.device.scores)
-    for index in others:
-        _score(governor, reqs[index], plan.cuts[index], rows[index])
-
-
-def _score(governor: Governor, req, cut: Cut, row: torch.Tensor) -> None:
-    policy = governor.policies[governor.governed(req).policy]
-    held = row[: cut.window_len].long()
-    candidates = _candidates(governor, req, cut, held, policy)
-    slots = held[cut.first : cut.first + cut.num_candidates]
-    if policy.sets is Sets.ONE:
-        rewrite_scores(policy, candidates, governor.device.scores.scores, slots)
-    else:
-        _choose_by_head(governor, req, policy, candidates, slots, cut)
+    followed = [governor.policies[governor.governed(req).policy] for req in reqs]
+    if any(policy.sets is not Sets.ONE for policy in followed):
+        governor.device.settle_moves()
+    for req, policy, cut, row in zip(reqs, followed, cuts, rows, strict=True):
+        held = row[: cut.window_len].long()
+        if policy.sets is not Sets.ONE:
+            _choose_by_head(governor, req, policy, cut, held)
+        elif policy.name != PREDICTOR:
+            candidates = _candidates(governor, req, cut, held, policy)
+            slots = held[cut.first : cut.first + cut.num_candidates]
+            rewrite_scores(policy, candidates, governor.device.scores.scores, slots)
 
 
 def _candidates(governor: Governor, req, cut: Cut, held: torch.Tensor, policy: Policy) -> Candidates:
@@ -75,15 +67,17 @@ def _candidates(governor: Governor, req, cut: Cut, held: torch.Tensor, policy: P
     )
 
 
-def _choose_by_head(
-    governor: Governor, req, policy: Policy, candidates: Candidates, slots: torch.Tensor, cut: Cut
-) -> None:
+def _choose_by_head(governor: Governor, req, policy: Policy, cut: Cut, held: torch.Tensor) -> None:
     """Choose a set per head, let the next forward move it, and keep the slots that it moves to."""
     moves, governed = governor.device.own_moves, governor.governed(req)
+    governor.read_scores(req)
+    for span in cut.answer_spans:
+        governor.device.scores.protect(held[slice(*span)])
+    candidates = _candidates(governor, req, cut, held, policy)
+    slots = held[cut.first : cut.first + cut.num_candidates]
     scores = scores_by_head(policy, candidates, moves.shape[1])
     fixed = candidates.scores == torch.inf
     if governed.tokens is not None:
-        governor.read_scores(req)
         read_by_head(governed.tokens, scores, fixed, cut.window_len, cut.first, governed.dropped)
     moves.add(req, plan_moves(scores, fixed, slots, cut.num_kept))
     governor.device.scores.scores[slots] = rank_slots(fixed)
