@@ -1,0 +1,163 @@
+"""The attention that a key can expect from queries to come, from K, V and statistics of queries alone.
+
+A model's queries before their rotation are much alike wherever they stand. With their mean and
+covariance, taken once per model, the logit that a held key gets from the queries of the next positions
+can be foreseen: no attention is recorded, and nothing is trained.
+Source: A. Devoto et al., "Expected Attention", arXiv 2510.00636; here the rotations of the positions to
+come are averaged.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+HORIZON = (1, 4, 16, 64, 128, 256, 384, 512)
+"""How far ahead of the newest token the queries stand that are foreseen."""
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """How a layer rotates queries and keys; of a head the first ``2 * cos.shape[1]`` numbers.
+
+    ``interleaved`` rotates neighbours (GPT-J), else number i with number i + half (GPT-NeoX).
+    """
+
+    cos: torch.Tensor
+    """[positions, half] float32, as the layer's own table has it, its attention factor included."""
+    sin: torch.Tensor
+    """[positions, half] float32."""
+    interleaved: bool = False
+
+    def ahead_of(self, position: int, horizon: tuple[int, ...] = HORIZON) -> "MeanRotation":
+        """Return the mean rotation of the positions to come; those beyond the table are its last.
+
+        Args:
+            position: of the newest token.
+            horizon: distances from it.
+        """
+        device = self.cos.device
+        ahead = (torch.tensor(horizon, device=device) + position).clamp_max(len(self.cos) - 1)
+        return MeanRotation(self.cos[ahead].mean(0), self.sin[ahead].mean(0), self.interleaved)
+
+    def undo(self, rotated: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Return queries as they were before their rotation.
+
+        Args:
+            rotated: [n, heads, head_dim] float32.
+            positions: [n] int64.
+        """
+        cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
+        size = cos.square() + sin.square()  # an attention factor scales, and is undone as well
+        return MeanRotation(cos / size, sin / size, self.interleaved).back(rotated)
+
+
+@dataclass(frozen=True)
+class MeanRotation:
+    """A rotation, or the mean of several; ``cos`` and ``sin`` [..., half] float32."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+    interleaved: bool
+
+    def back(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Apply the transpose, which for one rotation turns back: [..., head_dim], float32."""
+        width = 2 * self.cos.shape[-1]
+        turned, rest = vectors[..., :width], vectors[..., width:]
+        one, two = (turned[..., ::2], turned[..., 1::2]) if self.interleaved else turned.chunk(2, dim=-1)
+        parts = one * self.cos + two * self.sin, two * self.cos - one * self.sin
+        back = torch.stack(parts, -1).flatten(-2) if self.interleaved else torch.cat(parts, -1)
+        return torch.cat([back, rest], -1)
+
+
+@dataclass(frozen=True)
+class QueryStatistics:
+    """What is known of one layer's queries before their rotation, after bias and norm."""
+
+    mean: torch.Tensor
+    """[query_heads, head_dim] float32."""
+    covariance: torch.Tensor
+    """[query_heads, head_dim, head_dim] float32."""
+
+
+def expected_attention(
+    keys: torch.Tensor, statistics: QueryStatistics, rotation: MeanRotation, scaling: float
+) -> torch.Tensor:
+    """Return what each held key gets from a query to come.
+
+    With R the mean rotation and a query before it drawn from N(mu, Sigma), the logit of a key k is
+    s mu R'k + s^2/2 (R'k)' Sigma (R'k): the logarithm of the mean of exp(s q'k), exact for one position.
+
+    Args:
+        keys: [held, kv_heads, head_dim], as they are stored: rotated. Any float dtype.
+        statistics: of the layer.
+        rotation: of positions to come.
+        scaling: s, of the layer's logits.
+
+    Returns:
+        [kv_heads, group, held] float32, over the held keys each query head's sum is 1.
+    """
+    _, kv_heads, head_dim = keys.shape
+    turned = rotation.back(keys.float()).transpose(0, 1)[:, None]  # [kv_heads, 1, held, head_dim]
+    mean = statistics.mean.view(kv_heads, -1, head_dim, 1)
+    spread = statistics.covariance.view(kv_heads, -1, head_dim, head_dim)
+    logits = (turned @ mean)[..., 0] * scaling
+    logits = logits + ((turned @ spread) * turned).sum(-1) * (scaling**2 / 2)
+    return logits.softmax(-1)
+
+
+def expected_output(
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    statistics: QueryStatistics,
+    rotation: MeanRotation,
+    scaling: float,
+) -> torch.Tensor:
+    """Return how much of a head's output each held token can expect to be: attention times |v|.
+
+    Args:
+        keys: [held, kv_heads, head_dim], as stored.
+        values: [held, kv_heads, value_dim].
+        statistics: of the layer.
+        rotation: of positions to come.
+        scaling: of the layer's logits.
+
+    Returns:
+        [kv_heads, held] float32, the mean over the queries that share a KV head.
+    """
+    attention = expected_attention(keys, statistics, rotation, scaling).mean(1)
+    return attention * values.float().norm(dim=-1).T
+
+
+class QueryMoments:
+    """Adds up queries, and gives the statistics of all of them; float64, so order hardly counts."""
+
+    def __init__(self, num_heads: int, head_dim: int, device: torch.device | str = "cpu") -> None:
+        """Begin with none.
+
+        Args:
+            num_heads: query heads.
+            head_dim: width of each.
+            device: where queries are added.
+        """
+        self.count = 0
+        self._sum = torch.zeros(num_heads, head_dim, dtype=torch.float64, device=device)
+        self._products = torch.zeros(num_heads, head_dim, head_dim, dtype=torch.float64, device=device)
+
+    def add(self, queries: torch.Tensor) -> None:
+        """Take [n, num_heads, head_dim] queries before their rotation, any float dtype."""
+        by_head = queries.transpose(0, 1).double()
+        self._sum += by_head.sum(1)
+        self._products += by_head.transpose(1, 2) @ by_head
+        self.count += len(queries)
+
+    def statistics(self) -> QueryStatistics:
+        """Return mean and covariance.
+
+        Raises:
+            ValueError: there are fewer than two queries.
+        """
+        if self.count < 2:
+            raise ValueError(f"statistics of {self.count} queries: give a text of at least two tokens")
+        mean = self._sum / self.count
+        covariance = self._products / self.count - mean[:, :, None] * mean[:, None]
+        return QueryStatistics(mean.float(), covariance.float())
