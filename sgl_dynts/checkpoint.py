@@ -117,7 +117,7 @@ def load_predictor(source: PredictorSource | Path) -> ImportancePredictor:
         source = _read_predictor_file(source)
     shapes = [_tensor_shape(*pair) for pair in _file_and_name(source)]
     _check_shapes(source, shapes)
-    weights = [_read_tensor(*pair) for pair in _file_and_name(source)]
+    weights = [read_tensor(*pair) for pair in _file_and_name(source)]
     _check_weights(source, weights)
     predictor = ImportancePredictor(shapes[0][1], [shapes[0][0], shapes[1][0]])
     predictor.to(weights[0].dtype)
@@ -160,7 +160,7 @@ def digest(source: PredictorSource) -> str:
     if source.tensor_names == LAYER_NAMES:
         with source.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    return digest_of([_read_tensor(*pair) for pair in _file_and_name(source)])
+    return digest_of([read_tensor(*pair) for pair in _file_and_name(source)])
 
 
 def digest_of(weights: Sequence[torch.Tensor]) -> str:
@@ -195,7 +195,7 @@ def _find_in_folder(folder: Path) -> PredictorSource | None:
 
 
 def _read_predictor_file(path: Path) -> PredictorSource:
-    metadata, names = _read_metadata(path)
+    metadata, names = read_metadata(path)
     if set(AUTHOR_LAYER_NAMES) <= names:
         return _author_source(path, dict.fromkeys(AUTHOR_LAYER_NAMES, path))
     version = metadata.get("format_version")
@@ -234,7 +234,7 @@ def _find_author_tensors(folder: Path) -> PredictorSource | None:
         files = {
             name: path
             for path in sorted(folder.glob("*.safetensors"))
-            for name in _read_metadata(path)[1] & set(AUTHOR_LAYER_NAMES)
+            for name in read_metadata(path)[1] & set(AUTHOR_LAYER_NAMES)
         }
     return _author_source(folder, files) if files else None
 
@@ -310,7 +310,12 @@ def _open(path: Path) -> safe_open:
         raise ValueError(f"{path}: not a readable safetensors file ({error})") from error
 
 
-def _read_metadata(path: Path) -> tuple[dict[str, str], set[str]]:
+def read_metadata(path: Path) -> tuple[dict[str, str], set[str]]:
+    """Return the header of a safetensors file and the names of its tensors, loading none.
+
+    Raises:
+        ValueError: it cannot be read; names the file.
+    """
     with _open(path) as tensors:
         return tensors.metadata() or {}, set(tensors.keys())
 
@@ -320,7 +325,8 @@ def _tensor_shape(path: Path, name: str) -> list[int]:
         return list(_found(path, tensors.get_slice, name).get_shape())
 
 
-def _read_tensor(path: Path, name: str) -> torch.Tensor:
+def read_tensor(path: Path, name: str) -> torch.Tensor:
+    """Load one tensor of a safetensors file; errors as of :func:`read_metadata`."""
     with _open(path) as tensors:
         return _found(path, tensors.get_tensor, name)
 
