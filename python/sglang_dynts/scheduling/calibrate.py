@@ -1,0 +1,118 @@
+"""The served model reads a text at its start, and the statistics of its queries are kept."""
+
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+
+import torch
+from sglang.srt.layers.radix_attention import RadixAttention
+from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+from sglang.srt.mem_cache.common import release_kv_cache
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch
+from sglang.srt.sampling.sampling_params import SamplingParams
+
+from sgl_dynts.expected_attention import QueryMoments, QueryStatistics, Rotation
+from sglang_dynts.names import BACKEND_NAME
+
+UNGOVERNED = {BACKEND_NAME: {"enabled": False}}
+
+
+class LayerQueries:
+    """Adds up the queries of one attention layer, as they were before their rotation."""
+
+    def __init__(self, layer: RadixAttention, rotation: Rotation) -> None:
+        self.layer = layer
+        self.rotation = rotation
+        device = rotation.cos.device
+        self.moments = QueryMoments(layer.tp_q_head_num, layer.qk_head_dim, device)
+
+    def add(self, _layer: RadixAttention, args: tuple) -> None:
+        """Before the layer's attention: take the rotated queries of a prefill."""
+        query, forward_batch = args[0], args[3]
+        heads = query.view(-1, self.layer.tp_q_head_num, self.layer.qk_head_dim).float()
+        self.moments.add(self.rotation.undo(heads, forward_batch.positions))
+
+
+def calibrate(scheduler, token_ids: Sequence[int]) -> list[QueryStatistics]:
+    """Let the served model read a text, and return what its queries are like.
+
+    Each chunk is read by itself, as a request that nobody governs; its KV is given back.
+
+    Args:
+        scheduler: SGLang's, whose governor exists and whose loop has not begun.
+        token_ids: at least two, as long as one likes.
+
+    Returns:
+        The statistics of every attention layer on this rank, float32 on its device.
+    """
+    model_runner = scheduler.tp_worker.model_runner
+    layers = [LayerQueries(layer, rotation) for layer, rotation in rotated_layers(model_runner.model)]
+    with ExitStack() as hooks:
+        for one in layers:
+            hooks.callback(one.layer.register_forward_pre_hook(one.add).remove)
+        for part in chunks(token_ids, longest_chunk(scheduler)):
+            read(scheduler, part)
+    return [one.moments.statistics() for one in layers]
+
+
+def longest_chunk(scheduler) -> int:
+    """Most tokens that one prefill may hold."""
+    own = scheduler.chunked_prefill_size or scheduler.max_total_num_tokens
+    free = scheduler.token_to_kv_pool_allocator.available_size()
+    return min(own, free, scheduler.model_config.context_len - 2)
+
+
+def chunks(token_ids: Sequence[int], longest: int) -> Iterator[Sequence[int]]:
+    """Split a text into parts of at most this many tokens, and of at least two."""
+    for first in range(0, len(token_ids), longest):
+        part = token_ids[first : first + longest]
+        if len(part) > 1:
+            yield part
+
+
+@torch.inference_mode()
+def read(scheduler, token_ids: Sequence[int]) -> None:
+    """Run a prefill over some tokens, outside the scheduler's loop, and forget it."""
+    params = SamplingParams(temperature=0, max_new_tokens=1, custom_params=UNGOVERNED)
+    params.normalize(None)
+    req = Req(f"{BACKEND_NAME}-calibration", "", array("q", token_ids), params)
+    req.init_next_round_input(scheduler.tree_cache)
+    req.lock = scheduler.tree_cache.lock(req.last_node)
+    req.extend_end = len(req.full_untruncated_fill_ids)
+    batch = ScheduleBatch.init_new(
+        [req],
+        scheduler.req_to_token_pool,
+        scheduler.token_to_kv_pool_allocator,
+        scheduler.tree_cache,
+        scheduler.model_config,
+        False,
+        scheduler.spec_algorithm,
+    )
+    batch.prepare_for_extend()
+    if batch.input_ids is None and batch.prefill_input_ids_cpu is not None:
+        batch.input_ids = batch.prefill_input_ids_cpu.to(scheduler.device, non_blocking=True)
+        batch.prefill_input_ids_cpu = None
+    model_runner = scheduler.tp_worker.model_runner
+    try:
+        forward_batch = ForwardBatch.init_new(batch, model_runner, return_hidden_states_before_norm=False)
+        model_runner.forward(forward_batch)
+    finally:
+        release_kv_cache(req, scheduler.tree_cache, checkpoint=False)
+
+
+def rotated_layers(model: torch.nn.Module) -> Iterator[tuple[RadixAttention, Rotation]]:
+    """Return every attention layer with its rotation; a model's attention holds both side by side."""
+    for module in model.modules():
+        for child in module.children():
+            if isinstance(child, RadixAttention):
+                yield child, rotation_of(getattr(module, "rotary_emb", None), child)
+
+
+def rotation_of(rotary, layer: RadixAttention) -> Rotation:
+    """Return a layer's rotation from its own table, which knows of scaled frequencies."""
+    if rotary is None:
+        device = next(iter(layer.parameters()), torch.zeros(0)).device
+        flat = torch.ones(1, 0, device=device)
+        return Rotation(flat, flat)
+    cos, sin = rotary.cos_sin_cache.float().chunk(2, dim=-1)
+    return Rotation(cos, sin, interleaved=not rotary.is_neox_style)
