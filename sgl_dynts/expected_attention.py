@@ -128,6 +128,38 @@ def expected_output(
     return attention * values.float().norm(dim=-1).T
 
 
+@dataclass(frozen=True)
+class HeldLayer:
+    """What one attention layer holds of a request, without the token that is in computation."""
+
+    keys: torch.Tensor
+    """[held, kv_heads, head_dim], as stored: rotated."""
+    values: torch.Tensor
+    """[held, kv_heads, value_dim]."""
+    scaling: float
+
+
+@dataclass(frozen=True)
+class LayerQueries:
+    """What is known of the queries that one attention layer will ask."""
+
+    statistics: QueryStatistics
+    rotation: Rotation
+
+    def expected_output(
+        self, layer: HeldLayer, position: int, horizon: tuple[int, ...] = HORIZON
+    ) -> torch.Tensor:
+        """Return [kv_heads, held] float32; see :func:`expected_output`.
+
+        Args:
+            layer: what is held.
+            position: of the newest token.
+            horizon: distances from it at which queries are foreseen.
+        """
+        ahead = self.rotation.ahead_of(position, horizon)
+        return expected_output(layer.keys, layer.values, self.statistics, ahead, layer.scaling)
+
+
 class QueryMoments:
     """Adds up queries, and gives the statistics of all of them; float64, so order hardly counts."""
 

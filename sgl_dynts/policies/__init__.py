@@ -27,6 +27,7 @@ from sgl_dynts.policies.registry import (
 # The order counts.
 # isort: off
 from sgl_dynts.policies.predictor import Predicted
+from sgl_dynts.policies.calibrated import Calibrated
 from sgl_dynts.policies.random import Random, RandomPerHead
 from sgl_dynts.policies.window import Recent
 from sgl_dynts.policies.streaming import Streaming
@@ -41,12 +42,16 @@ from sgl_dynts.policies.full import Full
 PREDICTOR = Predicted.name
 FULL = Full.name
 """The name of the policy that drops nothing."""
+CALIBRATED = Calibrated.name
+"""The policy of a model without a predictor."""
 
 __all__ = [
+    "CALIBRATED",
     "FULL",
     "PREDICTOR",
     "RKV",
     "Bottom",
+    "Calibrated",
     "Candidates",
     "Full",
     "HeavyHitters",

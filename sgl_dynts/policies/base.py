@@ -16,6 +16,7 @@ from typing import ClassVar, Self
 import numpy as np
 import torch
 
+from sgl_dynts.expected_attention import HeldLayer, LayerQueries
 from sgl_dynts.policies.attention import LayerView
 from sgl_dynts.score_pool import HIGHEST_SCORE
 
@@ -43,9 +44,17 @@ class ModelFacts:
     """KV heads of each, on this rank."""
     first_kv_head: int = 0
     """How many KV heads other ranks hold before these."""
+    queries: tuple[LayerQueries, ...] = ()
+    """Of each attention layer what a calibration found; none without one."""
+    period: int = 1
+    """Tokens between two compactions, by the server's windows."""
 
 
 def _no_views() -> Iterable[LayerView]:
+    return ()
+
+
+def _no_layers() -> Iterable[HeldLayer]:
     return ()
 
 
@@ -76,6 +85,16 @@ class Candidates:
     received: Callable[[], torch.Tensor] = _not_counted
     """Gives [n] float32, the attention each has got since it was computed, where it is counted; for a
     policy with sets per KV head [layers, kv_heads, n]."""
+    layers: Callable[[], Iterable[HeldLayer]] = _no_layers
+    """Gives the layers: question, candidates and local window, whose places are as in ``views``."""
+    newest: int = 0
+    """Position of the newest token that the layers hold."""
+
+    @property
+    def places(self) -> slice:
+        """Where the candidates stand among what ``views`` and ``layers`` hold."""
+        first = len(self.question)
+        return slice(first, first + len(self.scores))
 
 
 class Policy(ABC):
@@ -97,6 +116,8 @@ class Policy(ABC):
     """Whether the newest queries are to be recorded."""
     needs_all_queries: ClassVar[bool] = False
     """Whether the attention of every query is to be counted, not that of the newest alone."""
+    needs_calibration: ClassVar[bool] = False
+    """Whether statistics of the model's queries are to be known."""
 
     @classmethod
     def build(cls, facts: ModelFacts) -> Self:
@@ -144,9 +165,8 @@ class Observing(Policy):
 
     def score(self, candidates: Candidates) -> torch.Tensor:
         """Return every layer's scores, or with one set their mean."""
-        first = len(candidates.question)
-        chosen = slice(first, first + len(candidates.scores))
-        layers = torch.stack([self.score_layer(view, chosen) for view in candidates.views()])
+        views = candidates.views()
+        layers = torch.stack([self.score_layer(view, candidates.places) for view in views])
         return layers.mean(0) if self.sets is Sets.ONE else layers
 
 

@@ -17,7 +17,7 @@ from sglang_dynts.names import BACKEND_NAME
 UNGOVERNED = {BACKEND_NAME: {"enabled": False}}
 
 
-class LayerQueries:
+class QueryCounter:
     """Adds up the queries of one attention layer, as they were before their rotation."""
 
     def __init__(self, layer: RadixAttention, rotation: Rotation) -> None:
@@ -46,7 +46,7 @@ def calibrate(scheduler, token_ids: Sequence[int]) -> list[QueryStatistics]:
         The statistics of every attention layer on this rank, float32 on its device.
     """
     model_runner = scheduler.tp_worker.model_runner
-    layers = [LayerQueries(layer, rotation) for layer, rotation in rotated_layers(model_runner.model)]
+    layers = [QueryCounter(layer, rotation) for layer, rotation in rotated_layers(model_runner.model)]
     with ExitStack() as hooks:
         for one in layers:
             hooks.callback(one.layer.register_forward_pre_hook(one.add).remove)

@@ -1,0 +1,62 @@
+"""What queries to come can be expected to take from a token, without any training."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+
+from sgl_dynts.expected_attention import HORIZON, HeldLayer, LayerQueries
+from sgl_dynts.policies.base import Candidates, ModelFacts, Policy, Sets
+from sgl_dynts.policies.registry import register
+
+PERIOD_OF_HORIZON = 64
+"""Tokens between two compactions for which the horizon is as it stands."""
+
+
+@register
+@dataclass(frozen=True)
+class Calibrated(Policy):
+    """Expected attention (arXiv 2510.00636) times the size of the value, a set of tokens per KV head.
+
+    log(E[a] |v|) + newest * z, where z is the place among the candidates, its mean 0 and its spread 1: a
+    share of the newest, which repetitive text needs. Nothing is recorded: K, V and statistics of the
+    model's queries suffice.
+    """
+
+    name = "calibrated"
+    color = "#2a9d8f"
+    keeps = "attention that the model's queries to come can be expected to pay, times the size of V"
+    paper = "Expected Attention, arXiv 2510.00636"
+    differs = "judged at every compaction; a share of the newest; rotations of the positions averaged"
+    sets = Sets.PER_HEAD
+    needs_calibration = True
+    queries: tuple[LayerQueries, ...] = ()
+    horizon: tuple[int, ...] = HORIZON
+    newest: float = 0.3
+
+    @classmethod
+    def build(cls, facts: ModelFacts) -> Self:
+        """Make the policy for a served model, its horizon as long as its tokens are held."""
+        times = max(1, round(facts.period / PERIOD_OF_HORIZON))
+        return cls(facts.queries, tuple(ahead * times for ahead in HORIZON))
+
+    def score(self, candidates: Candidates) -> torch.Tensor:
+        """Return [layers, kv_heads, n] float32."""
+        assert self.queries, "a policy that needs a calibration was accepted by a server without one"
+        layers = zip(candidates.layers(), self.queries, strict=True)
+        expected = torch.stack([self._score_layer(*pair, candidates) for pair in layers])
+        return expected.log() + self.newest * _standing(expected)
+
+    def _score_layer(
+        self, layer: HeldLayer, queries: LayerQueries, candidates: Candidates
+    ) -> torch.Tensor:
+        """Return [kv_heads, n] float32, all that is held being what attention is shared among."""
+        expected = queries.expected_output(layer, candidates.newest, self.horizon)
+        return expected[:, candidates.places]
+
+
+def _standing(scores: torch.Tensor) -> torch.Tensor:
+    """Return [n] float32: places from the oldest to the newest, with mean 0 and spread 1."""
+    num = scores.shape[-1]
+    places = torch.arange(num, dtype=torch.float32, device=scores.device) - (num - 1) / 2
+    return places * (12 / max(1, num * num - 1)) ** 0.5
