@@ -5,8 +5,13 @@ rest of :class:`Calibration`. Statistics of another model than the served one ar
 fingerprint tells.
 """
 
-from collections.abc import Sequence
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -19,7 +24,14 @@ FORMAT_VERSION = "1"
 CALIBRATION_FILE = "dynts/calibration.safetensors"
 """Inside a model's folder; a subfolder, since engines load every safetensors file beside the weights."""
 MEAN, COVARIANCE = "mean", "covariance"
+WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pt")
+CONFIG_FILE = "config.json"
+SAMPLES, SAMPLE_BYTES = 8, 1 << 16
+"""How much of each file of weights a fingerprint reads."""
 FIELDS = ("format_version", "fingerprint", "num_tokens")
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,11 @@ class Calibration:
     layers: tuple[QueryStatistics, ...]
     fingerprint: str
     num_tokens: int
+
+    def to(self, device: torch.device | str) -> "Calibration":
+        """Return it on another device."""
+        some = (QueryStatistics(one.mean.to(device), one.covariance.to(device)) for one in self.layers)
+        return Calibration(tuple(some), self.fingerprint, self.num_tokens)
 
     def of_heads(self, heads: slice) -> "Calibration":
         """Return the part of a tensor-parallel rank: some query heads of every layer."""
@@ -90,3 +107,71 @@ def load_calibration(path: Path) -> Calibration:
         raise ValueError(f"{path}: bad header: {error}; calibrate again") from error
     layers = map(QueryStatistics, mean, covariance)
     return Calibration(tuple(layers), metadata["fingerprint"], num_tokens)
+
+
+@cache
+def shipped_text() -> str:
+    """Return the text that a model reads where no other is named: prose, code and reasoning."""
+    return files("sgl_dynts").joinpath("calibration.txt").read_text(encoding="utf-8")
+
+
+def fingerprint_of(model_folder: Path, text: str) -> str:
+    """Return what tells a model and a text from others; reads a sample of each file of weights.
+
+    Args:
+        model_folder: with ``config.json`` and weights.
+        text: that the model reads.
+    """
+    digest = hashlib.sha256(f"{FORMAT_VERSION}\n{text}".encode())
+    config = model_folder / CONFIG_FILE
+    digest.update(config.read_bytes() if config.is_file() else b"")
+    for path in sorted(path for pattern in WEIGHTS for path in model_folder.glob(pattern)):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            for sample in range(SAMPLES):
+                file.seek(max(0, size - SAMPLE_BYTES) * sample // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+def calibration_files(model_folder: Path, fingerprint: str, *, beside: bool) -> Iterator[Path]:
+    """Yield where a calibration may be kept, the best place first.
+
+    Args:
+        model_folder: of the model.
+        fingerprint: of model and text.
+        beside: whether the folder is the user's own, and no cache of a hub's.
+    """
+    if beside:
+        yield model_folder / CALIBRATION_FILE
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    yield Path(home) / "sgl_dynts" / f"{fingerprint}.safetensors"
+
+
+def find_calibration(places: Iterator[Path], fingerprint: str) -> tuple[Calibration, Path] | None:
+    """Return the first calibration of this model and text, and its file; None where there is none."""
+    for path in places:
+        if not path.is_file():
+            continue
+        try:
+            found = load_calibration(path)
+        except ValueError as error:
+            logger.warning("DynTS: %s", error)
+            continue
+        if found.fingerprint == fingerprint:
+            return found, path
+        logger.info("DynTS: %s is of another model or text", path)
+    return None
+
+
+def keep_calibration(places: Iterator[Path], calibration: Calibration) -> Path | None:
+    """Write a calibration to the first place that can be written; None where none can."""
+    for path in places:
+        try:
+            save_calibration(path, calibration)
+        except OSError as error:
+            logger.info("DynTS: %s cannot be written: %s", path, error)
+        else:
+            return path
+    return None

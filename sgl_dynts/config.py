@@ -175,3 +175,19 @@ PAPER_CONFIG = DynTSConfig(budget=5000, local_window=2000, keep_ratio=0.4)
 """The paper's setting for R1-Distill-Qwen-7B on AIME24, AIME25, AMC23 and GPQA-D."""
 PAPER_CONFIGS = {"qwen-7b": PAPER_CONFIG, "llama-8b": replace(PAPER_CONFIG, keep_ratio=0.3)}
 """The paper's settings for its two models there, by the names that the roofline has for their shapes."""
+SHARE_OF_CONTEXT = 4
+"""Of a model's context length, one part in so many is the budget where nothing recommends another."""
+
+
+def windows_for(context_len: int, given: Windows) -> Windows:
+    """Return windows for a model that comes without recommendations.
+
+    The paper's budget, or a quarter of a shorter context; the paper's proportions.
+
+    Args:
+        context_len: most tokens of a request.
+        given: what somebody asks for; a budget among it is what the local window is a share of.
+    """
+    budget = given.budget or max(2, min(PAPER_CONFIG.budget, context_len // SHARE_OF_CONTEXT))
+    local_window = max(1, budget * PAPER_CONFIG.local_window // PAPER_CONFIG.budget)
+    return given.over(Windows(budget, local_window, PAPER_CONFIG.keep_ratio))

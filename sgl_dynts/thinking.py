@@ -17,7 +17,8 @@ class ThinkMarkers:
 
     ``openers`` and ``closers`` say how tokens spell the markers where that may be otherwise than by these
     ids, or by several of them. ``interrupts`` end thinking too, where it is written: a call of a tool.
-    ``control`` are ids that stand between the turns of a chat, the markers not among them.
+    ``control`` are ids that stand between the turns of a chat, the markers not among them. A model
+    without markers has empty ones: all that it generates is thinking.
 
     Raises:
         ValueError: a marker is empty, or one begins with the other, so that they cannot be told apart.
@@ -32,21 +33,29 @@ class ThinkMarkers:
 
     def __post_init__(self) -> None:
         shorter = min(len(self.opening), len(self.closing))
-        if self.opening[:shorter] == self.closing[:shorter]:
+        if self.there_are and self.opening[:shorter] == self.closing[:shorter]:
             raise ValueError(
                 f"think markers {list(self.opening)} and {list(self.closing)}: one begins with the "
                 "other; name distinct ones with --dynts-think-start and --dynts-think-end"
             )
 
+    @property
+    def there_are(self) -> bool:
+        """Whether the model marks its thinking."""
+        return bool(self.opening or self.closing)
+
     @cached_property
     def opens(self) -> tuple[Marker, ...]:
         """What begins thinking."""
-        return self.openers or (Marker.of_ids(self.opening),)
+        return self.openers or self._alone(self.opening)
 
     @cached_property
     def closes(self) -> tuple[Marker, ...]:
         """What ends thinking, in a prompt too."""
-        return self.closers or (Marker.of_ids(self.closing),)
+        return self.closers or self._alone(self.closing)
+
+    def _alone(self, ids: tuple[int, ...]) -> tuple[Marker, ...]:
+        return (Marker.of_ids(ids),) if self.there_are else ()
 
     @cached_property
     def phases(self) -> tuple[Phase, Phase]:
@@ -55,6 +64,8 @@ class ThinkMarkers:
 
     def starts_thinking(self, prompt: Sequence[int]) -> bool:
         """Whether the first generated token thinks: the prompt's last marker is not a closing one."""
+        if not self.there_are:
+            return True
         closed = max(marker.last_start(prompt) for marker in self.closes)
         return closed < 0 or max(marker.last_start(prompt) for marker in self.opens) > closed
 
@@ -63,6 +74,8 @@ class ThinkMarkers:
 
         Where another turn begins behind the opening marker, the marker is a word of an earlier one.
         """
+        if not self.there_are:
+            return len(prompt)
         marker = max(self.opens, key=lambda one: one.last_start(prompt))
         opened = marker.last_start(prompt)
         if opened < 0 or max(one.last_start(prompt) for one in self.closes) > opened:
@@ -154,6 +167,8 @@ class ThinkingTracker:
 
 def _find_any(tokens: Sequence[int], wanted: frozenset[int], start: int) -> int:
     """Index of the first token from ``start`` on that is wanted, or the length of ``tokens``."""
+    if not wanted:
+        return len(tokens)
     if len(wanted) == 1:
         return _find(tokens, next(iter(wanted)), start)
     return next((at for at in range(start, len(tokens)) if tokens[at] in wanted), len(tokens))

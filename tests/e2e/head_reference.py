@@ -5,12 +5,14 @@ used: attention is Hugging Face's own, queries are taken where it rotates them.
 """
 
 import importlib
+import math
 import struct
 import zlib
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from transformers import DynamicCache
 
 from tests.e2e.hf_reference import (
@@ -31,6 +33,9 @@ Columns = list[list[list[int]]]
 
 class HeadReference(Reference):
     """Chooses for every layer and KV head by itself; made with ``attention="eager"``."""
+
+    server_period = 48
+    """Tokens between compactions by the server's own windows: 96 - 16 - floor(0.4 * 80)."""
 
     @torch.inference_mode()
     def generate_by_head(
@@ -131,6 +136,11 @@ class HeadReference(Reference):
                     scores = [draw(asked, moment, layer, head, place) for place in range(end - question)]
                 elif policy == "h2o_per_head":
                     scores = received[layer][head][question:end]
+                elif policy == "calibrated":
+                    both = keys[head, : width - 1], layers[layer].values[0, head, : width - 1]
+                    position = moment + windows.local_window - 1
+                    scores = self.expected(layer, head, len(heads), *both, position, windows)
+                    scores = shared(scores, question, end)
                 elif policy == "snapkv_per_head":
                     scores = snapkv([seen[p][layer] for p in newest], head, len(heads), question, end)
                 else:
@@ -139,6 +149,28 @@ class HeadReference(Reference):
                 row.append(scores)
             found.append(row)
         return found
+
+    def expected(self, layer, head, num_heads, keys, values, newest: int, windows) -> list[float]:
+        """What queries to come are expected to take of each token: the mean of a KV head's queries.
+
+        Pairs of numbers are complex ones, which a rotation multiplies by exp(i w t).
+        """
+        config, half = self.model.config, keys.shape[1] // 2
+        file = load_file(self.folder / "dynts" / "calibration.safetensors")
+        frequencies = config.rope_parameters["rope_theta"] ** (-torch.arange(half) / half)
+        times = max(1, round(self.server_period / 64))
+        ahead = torch.tensor([1, 4, 16, 64, 128, 256, 384, 512]) * times + newest
+        rotation = torch.polar(torch.ones(()), ahead[:, None] * frequencies).mean(0)
+        back = torch.complex(keys[:, :half], keys[:, half:]) * rotation.conj()
+        back = torch.cat([back.real, back.imag], 1)
+        group = config.num_attention_heads // num_heads
+        total = torch.zeros(len(keys))
+        for query in range(head * group, (head + 1) * group):
+            mean, covariance = file["mean"][layer, query], file["covariance"][layer, query]
+            spread = torch.einsum("nd,de,ne->n", back, covariance, back)
+            logits = back @ mean / keys.shape[1] ** 0.5 + spread / keys.shape[1] / 2
+            total += logits.softmax(0) / group
+        return (total * values.norm(dim=1)).tolist()
 
     @contextmanager
     def rotated_queries(self):
@@ -156,6 +188,16 @@ class HeadReference(Reference):
             yield collected
         finally:
             module.apply_rotary_pos_emb = original
+
+
+def shared(expected: list[float], question: int, end: int) -> list[float]:
+    """The logarithm of each candidate, and 0.3 for each deviation of its place from the middle one."""
+    places = torch.arange(end - question, dtype=torch.float64)
+    standing = (places - places.mean()) / places.std(correction=0)
+    return [
+        math.log(value) + 0.3 * standing[place].item()
+        for place, value in enumerate(expected[question:end])
+    ]
 
 
 def snapkv(rows: list[torch.Tensor], head: int, num_heads: int, question: int, end: int) -> list[float]:

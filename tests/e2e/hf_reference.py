@@ -48,7 +48,9 @@ class Reference:
         self.model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation=attention
         ).eval()
-        self.weights = load_file(folder / "dynts" / "predictor.safetensors")
+        self.folder = folder
+        predictor = folder / "dynts" / "predictor.safetensors"
+        self.weights = load_file(predictor) if predictor.is_file() else {}
 
     def score(self, hidden: torch.Tensor) -> list[float]:
         for name in ("layers.0.weight", "layers.1.weight", "layers.2.weight"):

@@ -1,5 +1,6 @@
 """Tiny random models for token-exact tests, each with a random predictor beside it."""
 
+import random
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders
@@ -10,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 from benchmark.harness import tiny_models
 from benchmark.harness.tiny_models import (
     END_THINK,
+    FIRST_WORD,
     SIZES,
     SPECIAL,
     THINK,
@@ -29,6 +31,10 @@ CHANGES_ITS_MIND = "changes_its_mind"
 """A model that closes and opens its thinking now and then."""
 SPELLER = "speller"
 """A model whose tokens are bytes, so that it can spell anything; it closes its thinking now and then."""
+UNTRAINED = "untrained"
+"""A model that marks no thinking and has no predictor."""
+WORDS_FILE = "words.txt"
+"""In every model's folder: a text of its words."""
 
 CONFIGS = {
     CHANGES_ITS_MIND: config_of("llama"),
@@ -44,6 +50,11 @@ def build_model(kind: str, folder: Path) -> Path:
     if kind == SPELLER:
         config = config_of("llama", vocab_size=256 + len(SPECIAL))
         return write_model(config, 3, folder, (END_THINK,), _byte_tokenizer())
+    if kind == UNTRAINED:
+        unmarked = word_tokenizer(VOCAB_SIZE, special=SPECIAL[:THINK], words=SEPARATORS)
+        write_model(config_of("llama"), 6, folder, tokenizer=unmarked)
+        (folder / PREDICTOR_FILE).unlink()
+        return folder
     often = (THINK, END_THINK) if kind == CHANGES_ITS_MIND else ()
     return write_model(CONFIGS[kind], sorted(CONFIGS).index(kind), folder, often)
 
@@ -64,6 +75,9 @@ def write_model(
     write_random_weights(folder, config, seed, often)
     (tokenizer or word_tokenizer(VOCAB_SIZE, words=SEPARATORS)).save_pretrained(folder)
     write_predictor(folder / PREDICTOR_FILE, config.hidden_size)
+    draw = random.Random(seed)
+    words = (f"w{draw.randrange(FIRST_WORD, min(SEPARATORS))}" for _ in range(2500))
+    (folder / WORDS_FILE).write_text(" ".join(words))
     return folder
 
 

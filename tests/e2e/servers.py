@@ -8,7 +8,7 @@ import pytest
 
 from sgl_dynts.harness.server import LAUNCH_SERVER
 from tests.e2e.hf_reference import NUM_QUERIES
-from tests.e2e.models import CHANGES_ITS_MIND, SPELLER
+from tests.e2e.models import CHANGES_ITS_MIND, SPELLER, UNTRAINED, WORDS_FILE
 from tests.e2e.server import RETRACTING, SGLANG_SERVE, Server
 
 DYNTS = ("--attention-backend", "dynts")
@@ -19,12 +19,16 @@ DEMO_POOL = ("--max-total-tokens", str(4 * 690))
 QUEUE = ("--max-total-tokens", "900")
 SMALL_POOL = ("--max-total-tokens", "700")
 MIXED = ("--enable-mixed-chunk", "--chunked-prefill-size", "32")
+CALIBRATED = ("--dynts-calibration-text", "{model}/" + WORDS_FILE)
 TWO_CORES = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A server with DynTS: a kind of model, and what it is started with."""
+    """A server with DynTS: a kind of model, and what it is started with.
+
+    ``{model}`` in a flag is the model's folder.
+    """
 
     model: str
     flags: tuple[str, ...] = ()
@@ -38,9 +42,9 @@ SERVERS = {
         DEMO, DEMO_POOL, {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "150"}
     ),
     "overlap": Spec("qwen3", ("--enable-cache-report", "--enable-metrics", "--api-key", API_KEY)),
-    "no_overlap": Spec("llama", ("--disable-overlap-schedule",)),
+    "no_overlap": Spec("qwen2", ("--disable-overlap-schedule",)),
     "mixed_chunk_and_queue": Spec("qwen3", (*MIXED, *QUEUE)),
-    "tensor_parallel": Spec("qwen2", ("--tp-size", "2"), TWO_CORES),
+    "tensor_parallel": Spec("llama", ("--tp-size", "2", *CALIBRATED), TWO_CORES),
     "no_radix_cache": Spec("qwen3_moe", ("--disable-radix-cache",)),
     "longest_prefix_first": Spec("llama", (*MIXED, *QUEUE, "--schedule-policy", "lpm")),
     "speller": Spec(
@@ -64,7 +68,8 @@ SERVERS = {
     "little_host_memory": Spec(  # GiB: 104 tokens of this model, and the server's budget is 96
         "qwen3", (*SMALL_POOL, "--dynts-host-memory-gb", "0.0001")
     ),
-    "retracting": Spec("qwen3", (*MIXED, *SMALL_POOL), RETRACTING),
+    "retracting": Spec("qwen3", (*MIXED, *SMALL_POOL, *CALIBRATED), RETRACTING),
+    "untrained": Spec(UNTRAINED, ("--enable-metrics",)),
     "retracting_no_overlap": Spec("qwen3", (*SMALL_POOL, "--disable-overlap-schedule"), RETRACTING),
     "retracting_no_radix_cache": Spec("qwen3", (*SMALL_POOL, "--disable-radix-cache"), RETRACTING),
 }
@@ -99,5 +104,6 @@ class SharedServers:
     def _start(self, name: str) -> Server:
         spec = SERVERS[name]
         log = self._logs / f"{name}.log"
-        flags = (*DYNTS, *spec.flags)
-        return Server(self._models(spec.model), log, *flags, command=spec.command, **spec.environment)
+        model = self._models(spec.model)
+        flags = [flag.replace("{model}", str(model)) for flag in (*DYNTS, *spec.flags)]
+        return Server(model, log, *flags, command=spec.command, **spec.environment)

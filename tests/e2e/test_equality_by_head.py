@@ -111,3 +111,27 @@ def test_thinking_that_a_prompt_continues_is_chosen_by_head(server, reference):
         assert assert_equal_by_head(reply, reference, job).num_compactions >= 2
         assert reply["meta_info"]["dynts"]["question_len"] == 21
     assert second["meta_info"]["cached_tokens"] == 21
+
+
+@served_by("tensor_parallel", "retracting")
+def test_what_queries_are_expected_to_take_is_chosen_by_head(server, reference):
+    some = [
+        {"prompt": prompt(20 + 5 * i, 820 + i), "length": 200, "dynts": {"policy": "calibrated"}}
+        for i in range(12)
+    ]
+    for job, reply in zip(some, server.generate_all(some), strict=True):
+        assert assert_equal_by_head(reply, reference, job, late=1).num_compactions >= 2
+
+
+@served_by("untrained")
+def test_a_model_without_predictor_and_markers_is_served(server, reference):
+    windows = {"budget": WINDOWS.budget, "local_window": WINDOWS.local_window}
+    some = [{"prompt": prompt(n, 640 + n), "length": 240, "dynts": windows} for n in LENGTHS]
+    reference.server_period = 1024 - 409 - int(0.4 * 615)  # a quarter of the context of 4096 tokens
+    for job, reply in zip(some, server.generate_all(some), strict=True):
+        job["dynts"]["policy"] = "calibrated"
+        assert assert_equal_by_head(reply, reference, job).num_compactions >= 2
+    health = server.request("/dynts/health")
+    assert health["policy"] == {"name": "calibrated", "why": "the model has no predictor"}
+    assert health["calibration"]["num_tokens"] > 1000
+    assert health["windows"]["budget"] == 1024

@@ -95,7 +95,7 @@ def test_windows_of_the_server(model, fuzzed):
 
     def act(flags: dict[str, Any]) -> bool:
         def resolve() -> None:
-            config = resolve_windows(Namespace(**flags), header)
+            config = resolve_windows(Namespace(**flags), header, 4096)
             assert config.period >= 1
             assert config.retained_len(0) + config.period == config.budget_for(0)
 

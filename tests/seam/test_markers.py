@@ -13,7 +13,7 @@ from sglang.srt.utils.hf_transformers_utils import get_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from benchmark.harness.tiny_models import END_THINK, THINK
+from benchmark.harness.tiny_models import END_THINK, SPECIAL, THINK, word_tokenizer
 from sgl_dynts.thinking import ThinkingTracker, ThinkMarkers
 from sglang_dynts.boot.markers import markers_of_request, resolve_markers, separator_ids
 from tests.e2e.models import SEPARATORS
@@ -180,3 +180,12 @@ def refuses(flag: str, text: str):
 
 def test_separators_are_punctuation_of_the_vocabulary(tokenizer):
     assert separator_ids(tokenizer) == set(SEPARATORS)
+
+
+def test_a_model_that_nothing_says_marks_its_thinking_has_no_markers(serve):
+    serve(*DYNTS)
+    plain = word_tokenizer(64, special=SPECIAL[:THINK])
+    assert resolve_markers(plain) == ThinkMarkers((), ())
+    plain.chat_template = "{{ messages }}<think>"
+    with pytest.raises(ValueError, match="'<think>' is not in the tokenizer's vocabulary"):
+        resolve_markers(plain)

@@ -154,9 +154,9 @@ def refuses(message: str):
         (
             "--dynts-policy",
             "best",
-            "--dynts-policy best is not known; choose one of predictor, random, random_per_head, "
-            "window, streaming, sepllm, bottom, h2o, h2o_per_head, snapkv, snapkv_per_head, rkv, "
-            "rkv_per_head, full",
+            "--dynts-policy best is not known; choose one of predictor, calibrated, random, "
+            "random_per_head, window, streaming, sepllm, bottom, h2o, h2o_per_head, snapkv, "
+            "snapkv_per_head, rkv, rkv_per_head, full",
         ),
         (
             "--dynts-policy",
@@ -247,13 +247,6 @@ def test_a_predictor_for_another_width_is_refused(resolve, tmp_path):
         "name a predictor trained for this model"
     ):
         resolve(*DYNTS, "--dynts-predictor", str(path))
-
-
-def test_a_model_without_a_predictor_is_refused(resolve, model, tmp_path):
-    for file in model.glob("*.json"):
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(ValueError, match=r"^no predictor: --dynts-predictor is not given, "):
-        resolve(*DYNTS, folder=tmp_path)
 
 
 def test_a_header_that_recommends_impossible_windows_is_refused(resolve, tmp_path):
@@ -375,12 +368,50 @@ def test_a_policy_that_needs_no_predictor_starts_without_one(view, bare):
     assert (cfg.dynts_policy, windows(cfg)) == ("window", (80, 20, 0.5))
 
 
-def test_without_a_predictor_somebody_has_to_name_the_windows(resolve, bare):
+def test_a_model_without_a_predictor_follows_what_its_queries_will_ask(view, bare):
+    cfg = view(*DYNTS, folder=bare)
+    assert (cfg.dynts_policy, cfg.dynts_policy_why) == ("calibrated", "the model has no predictor")
+    assert cfg.dynts_calibrates
+    assert windows(cfg) == (1024, 409, 0.4)  # a quarter of a context of 4096 tokens, two fifths of that
+    assert "calibrated" not in cfg.dynts_unserved_policies
+
+
+def test_a_model_with_a_predictor_follows_it(view, model):
+    cfg = view(*DYNTS)
+    assert cfg.dynts_policy == "predictor"
+    assert cfg.dynts_policy_why == f"the model has a predictor: {model / PREDICTOR_FILE}"
+    assert not cfg.dynts_calibrates
+    assert cfg.dynts_unserved_policies["calibrated"] == UNCALIBRATED
+
+
+def test_a_policy_that_is_named_is_followed(view):
+    cfg = view(*DYNTS, "--dynts-policy", "window")
+    assert (cfg.dynts_policy, cfg.dynts_policy_why) == ("window", "--dynts-policy names it")
+
+
+def test_requests_may_name_what_a_text_calibrates(view, model, tmp_path, resolve):
+    text = tmp_path / "text"
+    text.write_text("w9")
+    cfg = view(*DYNTS, "--dynts-calibration-text", str(text))
+    assert (cfg.dynts_policy, cfg.dynts_calibrates) == ("predictor", True)
+    assert "calibrated" not in cfg.dynts_unserved_policies
+    missing = f"{text}.not"
+    with refuses(f"--dynts-calibration-text {missing} is no file; name a text file in UTF-8"):
+        resolve(*DYNTS, "--dynts-calibration-text", missing)
+
+
+def test_where_nothing_can_be_moved_a_model_without_predictor_says_so(resolve, bare, monkeypatch):
+    monkeypatch.setenv("SGLANG_USE_HND_KVCACHE", "1")
     with refuses(
-        "--dynts-local-window, --dynts-keep-ratio not given, and without a predictor nothing "
-        "recommends a value; give the flag, or name a predictor with --dynts-predictor"
+        "--dynts-policy calibrated, which is chosen since the model has no predictor, cannot be served: "
+        "SGLANG_USE_HND_KVCACHE keeps K and V by head, where they cannot be moved by token; unset it"
     ):
-        resolve(*DYNTS, "--dynts-policy", "random", "--dynts-budget", "80", folder=bare)
+        resolve(*DYNTS, "--dynts-host-memory-gb", "0", folder=bare)
+
+
+def test_windows_that_are_given_go_before_those_of_the_context(view, bare):
+    cfg = view(*DYNTS, "--dynts-policy", "random", "--dynts-budget", "80", folder=bare)
+    assert windows(cfg) == (80, 32, 0.4)
 
 
 @pytest.mark.parametrize("policy", ["predictor", "bottom"])
@@ -402,6 +433,7 @@ def test_queries_are_not_kept_where_they_would_be_wrong(resolve):
         resolve(*DYNTS, *OBSERVE, "--kv-cache-dtype", "fp8_e4m3")
 
 
+UNCALIBRATED = "it needs a calibration; give --dynts-policy calibrated or --dynts-calibration-text FILE"
 COUNTS = (
     "it counts attention by head, for the server's own policy alone; give --dynts-policy h2o_per_head"
 )
@@ -420,7 +452,10 @@ def test_ranks_serve_what_each_of_their_heads_decides_and_no_average(resolve, vi
 
 def test_sets_per_head_need_k_and_v_that_can_be_moved(resolve, view, monkeypatch):
     windows = ("--dynts-policy", "random_per_head", *WINDOWS)
-    assert view(*DYNTS, *windows).dynts_unserved_policies == {"h2o_per_head": COUNTS}
+    assert view(*DYNTS, *windows).dynts_unserved_policies == {
+        "h2o_per_head": COUNTS,
+        "calibrated": UNCALIBRATED,
+    }
     monkeypatch.setenv("SGLANG_USE_HND_KVCACHE", "1")
     reason = "SGLANG_USE_HND_KVCACHE keeps K and V by head, where they cannot be moved by token; unset it"
     with refuses(f"--dynts-policy random_per_head cannot be served: {reason}"):

@@ -4,7 +4,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sgl_dynts.calibration import Calibration, join_heads, load_calibration, save_calibration
+from sgl_dynts.calibration import (
+    Calibration,
+    calibration_files,
+    find_calibration,
+    fingerprint_of,
+    join_heads,
+    keep_calibration,
+    load_calibration,
+    save_calibration,
+    shipped_text,
+)
 from sgl_dynts.expected_attention import QueryMoments, QueryStatistics
 
 
@@ -71,3 +81,55 @@ def test_what_is_no_file_is_named(tmp_path):
     with pytest.raises(ValueError, match="not a readable safetensors file"):
         load_calibration(tmp_path)
     assert isinstance(some().layers[0], QueryStatistics)
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    """A model's folder, with a cache folder of the user's beside it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(bytes(1 << 20))
+    return folder
+
+
+def test_a_fingerprint_tells_models_and_texts_apart(model):
+    first = fingerprint_of(model, "text")
+    assert fingerprint_of(model, "text") == first
+    found = {first, fingerprint_of(model, "another text")}
+    (model / "config.json").write_text("{ }")
+    found.add(fingerprint_of(model, "text"))
+    with (model / "model.safetensors").open("r+b") as file:
+        file.seek((1 << 20) - 1)
+        file.write(b"1")
+    found.add(fingerprint_of(model, "text"))
+    assert len(found) == 4
+
+
+def test_a_calibration_is_kept_beside_the_model_and_found_again(model):
+    def places():
+        return calibration_files(model, "a model", beside=True)
+
+    assert find_calibration(places(), "a model") is None
+    path = keep_calibration(places(), some())
+    assert path == model / "dynts" / "calibration.safetensors"
+    found, where = find_calibration(places(), "a model")
+    assert same(found, some())
+    assert where == path
+    assert find_calibration(places(), "another model") is None
+    path.write_text("no tensors")
+    assert find_calibration(places(), "a model") is None
+
+
+def test_a_folder_that_cannot_be_written_is_passed_over(model, tmp_path):
+    (model / "dynts").write_text("a file where a folder should be")
+    path = keep_calibration(calibration_files(model, "a model", beside=True), some())
+    assert path == tmp_path / "cache" / "sgl_dynts" / "a model.safetensors"
+    found = find_calibration(calibration_files(model, "a model", beside=False), "a model")
+    assert found is not None
+    assert found[1] == path
+
+
+def test_a_text_ships():
+    assert len(shipped_text().split()) > 5000

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgl_dynts.config import MOST_TOKENS, PAPER_CONFIG, DynTSConfig
+from sgl_dynts.config import MOST_TOKENS, PAPER_CONFIG, DynTSConfig, Windows, windows_for
 
 
 @st.composite
@@ -136,3 +136,16 @@ def test_windows_that_cannot_be_served_are_refused_by_name_value_and_remedy(argu
 def test_a_config_cannot_be_changed():
     with pytest.raises(AttributeError):
         PAPER_CONFIG.budget = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("context_len", "given", "wanted"),
+    [
+        (131072, Windows(), Windows(5000, 2000, 0.4)),
+        (8192, Windows(), Windows(2048, 819, 0.4)),
+        (8192, Windows(budget=1000, keep_ratio=0.7), Windows(1000, 400, 0.7)),
+        (8192, Windows(local_window=100), Windows(2048, 100, 0.4)),
+    ],
+)
+def test_windows_follow_from_a_context_where_nothing_recommends_any(context_len, given, wanted):
+    assert windows_for(context_len, given) == wanted

@@ -10,9 +10,12 @@ import torch
 
 import sgl_dynts
 from sgl_dynts.compaction import apply_compaction, plan_compaction
+from sgl_dynts.expected_attention import HeldLayer, LayerQueries, QueryStatistics, Rotation
 from sgl_dynts.policies import (
+    CALIBRATED,
     FULL,
     RKV,
+    Calibrated,
     Candidates,
     LayerView,
     ModelFacts,
@@ -34,11 +37,10 @@ from sgl_dynts.window import Cut
 
 INF = float("inf")
 SEPARATOR = 5
-SCORING = {
-    name: policy
-    for name, policy in build_policies(ModelFacts(frozenset({SEPARATOR}))).items()
-    if name != FULL
-}
+FLAT = Rotation(torch.ones(1, 0), torch.ones(1, 0))
+QUERIES = (LayerQueries(QueryStatistics(torch.tensor([[1.0, 0.0]]), torch.zeros(1, 2, 2)), FLAT),)
+FACTS = ModelFacts(frozenset({SEPARATOR}), queries=QUERIES)
+SCORING = {name: policy for name, policy in build_policies(FACTS).items() if name != FULL}
 
 
 def candidates(
@@ -47,7 +49,14 @@ def candidates(
     """As many new candidates as tokens, by default all; the question has ids 0, 1, 2.."""
     tokens = [9] * len(scores) if tokens is None else tokens
     positions = np.arange(first_new, first_new + len(tokens))
-    return Candidates(torch.tensor(scores), positions, np.array(tokens), range(question))
+    held = torch.ones(question + len(scores) + 3, 1, 2)
+    return Candidates(
+        torch.tensor(scores),
+        positions,
+        np.array(tokens),
+        range(question),
+        layers=lambda: [HeldLayer(held, held, 1.0)],
+    )
 
 
 def kept(name: str, some: Candidates, count: int) -> list[int]:
@@ -333,3 +342,27 @@ def test_a_set_per_layer_is_the_same_in_all_heads_of_a_layer():
 
     scores = scores_by_head(PerLayer(), candidates([0.0] * 3), 2)
     assert scores.tolist() == [[[1, 0, HIGHEST_SCORE]] * 2, [[3, 4, 5]] * 2]
+
+
+def test_calibrated_keeps_what_queries_to_come_will_take_and_a_share_of_the_newest():
+    first_numbers = [9.0, 9.0, 0.0, 2.0, 1.0, 1.0, 9.0]  # two of question, four candidates, one newest
+    keys = torch.tensor([[[number, 5.0]] for number in first_numbers])
+    values = torch.tensor([[[3.0, 4.0]]] * 5 + [[[0.0, 1.0]]] * 2)  # sizes 5 and 1
+    some = replace(
+        candidates([0.0] * 4, question=2), layers=lambda: [HeldLayer(keys, values, 0.5)], newest=6
+    )
+    found = SCORING[CALIBRATED].score(some)
+    total = math.log(sum(math.exp(number / 2) for number in first_numbers))
+    places = [-1.5, -0.5, 0.5, 1.5]
+    spread = math.sqrt(1.25)
+    wanted = [
+        number / 2 - total + math.log(size) + 0.3 * place / spread
+        for number, size, place in zip(first_numbers[2:6], [5, 5, 5, 1], places, strict=True)
+    ]
+    assert found.shape == (1, 1, 4)
+    assert found[0, 0].tolist() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_horizon_is_as_long_as_tokens_are_held():
+    assert Calibrated.build(replace(FACTS, period=1800)).horizon[:2] == (28, 112)
+    assert Calibrated.build(replace(FACTS, period=3)).horizon[:2] == (1, 4)

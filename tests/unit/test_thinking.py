@@ -169,3 +169,14 @@ def test_a_question_ends_where_thinking_is_left_open(prompt, question_len):
 
 def test_a_question_ends_behind_the_last_token_of_a_marker_of_several():
     assert ThinkMarkers((5, 6), (8,)).question_len([1, 5, 6, 5, 4]) == 3
+
+
+def test_without_markers_all_that_is_generated_is_thinking():
+    markers = ThinkMarkers((), ())
+    prompt = [1, 2, 3]
+    assert markers.starts_thinking(prompt)
+    assert markers.question_len(prompt) == 3
+    tracker = ThinkingTracker(markers, thinking=True)
+    tracker.advance([5, 6])
+    tracker.advance([7])
+    assert (tracker.num_seen, tracker.answer_len, tracker.answer_spans) == (3, 0, [])

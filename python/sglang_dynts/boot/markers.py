@@ -1,5 +1,6 @@
 """Which tokens open and close thinking: a flag, else the reasoning parser, else the usual text."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,8 @@ from sglang.srt.sampling.sampling_params import get_request_reasoning_end_token_
 from sgl_dynts.markers import Marker, find_beginning, find_marker, joins_tokens
 from sgl_dynts.thinking import ThinkMarkers
 from sglang_dynts.names import BACKEND_NAME
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_START = "<think>"
 DEFAULT_END = "</think>"
@@ -36,6 +39,8 @@ class Texts:
 def resolve_markers(tokenizer) -> ThinkMarkers:
     """Find the think markers of the served model, however its tokenizer spells them.
 
+    A model that nothing says marks its thinking has none: all that it generates is thinking.
+
     Args:
         tokenizer: of the served model.
 
@@ -43,6 +48,14 @@ def resolve_markers(tokenizer) -> ThinkMarkers:
         ValueError: a marker is not in the tokenizer's vocabulary.
     """
     bag = get_context().config_bag(BACKEND_NAME)
+    if not (bag.dynts_think_start or bag.dynts_think_end or _marks_thinking(tokenizer)):
+        logger.warning(
+            "DynTS: neither tokenizer nor chat template has %s or %s, so all that the model generates "
+            "counts as thinking; name its markers with --dynts-think-start and --dynts-think-end",
+            DEFAULT_START,
+            DEFAULT_END,
+        )
+        return ThinkMarkers((), ())
     texts = _parser_texts(tokenizer)
     start, end = bag.dynts_think_start or texts.start, bag.dynts_think_end
     opening = _known(tokenizer, start, _encode(tokenizer, start), "--dynts-think-start")
@@ -57,6 +70,14 @@ def resolve_markers(tokenizer) -> ThinkMarkers:
         _interrupts(tokenizer, texts.interrupt, joins_tokens(tokenizer, end, closing)),
         _control_ids(tokenizer) - {*opening, *closing},
     )
+
+
+def _marks_thinking(tokenizer) -> bool:
+    """Whether a reasoning parser, the tokenizer's own tokens or the chat template speak of thinking."""
+    if get_serving().reasoning_parser:
+        return True
+    told = f"{tokenizer.chat_template or ''} {' '.join(tokenizer.get_added_vocab())}"
+    return DEFAULT_START in told or DEFAULT_END in told
 
 
 def markers_of_request(params, markers: ThinkMarkers) -> ThinkMarkers:

@@ -14,8 +14,9 @@ MODEL_FILES = ["*.safetensors", "*.json"]
 
 def local_model_folder(model_path: str, revision: str | None) -> Path:
     """Return the folder of a model named by path or by hub id, fetching the latter if need be."""
-    if Path(model_path).is_dir():
-        return Path(model_path)
+    path = Path(model_path)
+    if path.exists():
+        return path if path.is_dir() else path.parent
     return Path(snapshot_download(model_path, revision=revision, allow_patterns=MODEL_FILES))
 
 
@@ -30,8 +31,13 @@ def find_served_predictor() -> PredictorSource | None:
 
 
 def find_for_policy(
-    policy: str, model_path: str, revision: str | None, named: str | None
+    policy: str | None, model_path: str, revision: str | None, named: str | None
 ) -> PredictorSource | None:
-    """Find the predictor of a model; arguments and errors as in :func:`find_served_predictor`."""
-    find = find_predictor if policies()[policy].needs_predictor else find_predictor_if_any
+    """Find the predictor of a model; without a policy there need be none.
+
+    Raises:
+        ValueError: as in :func:`find_served_predictor`.
+    """
+    is_needed = policy is not None and policies()[policy].needs_predictor
+    find = find_predictor if is_needed else find_predictor_if_any
     return find(local_model_folder(model_path, revision), Path(named) if named else None)

@@ -17,9 +17,8 @@ from sglang.srt.environ import envs
 from sglang.srt.model_executor.cuda_graph_config import Backend
 from sglang.srt.runtime_context import get_platform
 
-from sgl_dynts.config import Windows, flag_of
 from sgl_dynts.policies import Sets, policies
-from sglang_dynts.names import BACKEND_NAME, BASE_BACKENDS, FLAG_PREFIX, SUPPORTED_KERNELS
+from sglang_dynts.names import BACKEND_NAME, BASE_BACKENDS, SUPPORTED_KERNELS
 
 
 @dataclass(frozen=True)
@@ -226,8 +225,22 @@ def refuse_idle_flags(cfg, defaults: Mapping[str, Any]) -> None:
         )
 
 
-def refuse_own_flags(cfg) -> None:
+def refuse_unknown_policy(name: str | None) -> None:
+    """Refuse a policy that is not known; None asks for none.
+
+    Raises:
+        ValueError: naming flag, value and remedy.
+    """
+    if name is not None and name not in policies():
+        raise ValueError(f"--dynts-policy {name} is not known; choose one of {', '.join(policies())}")
+
+
+def refuse_own_flags(cfg, policy: str) -> None:
     """Refuse values of our own flags, the windows aside, that cannot be served.
+
+    Args:
+        cfg: resolved server arguments.
+        policy: the server's.
 
     Raises:
         ValueError: naming flag, value and remedy.
@@ -236,26 +249,37 @@ def refuse_own_flags(cfg) -> None:
         raise ValueError(
             f"--dynts-host-memory-gb {cfg.dynts_host_memory_gb} must be a number of GiB, 0 or more"
         )
-    name = cfg.dynts_policy
-    if name not in policies():
-        raise ValueError(f"--dynts-policy {name} is not known; choose one of {', '.join(policies())}")
-    if policies()[name].needs_queries and not cfg.dynts_observe_queries:
+    if policies()[policy].needs_queries and not cfg.dynts_observe_queries:
         raise ValueError(
-            f"--dynts-policy {name} reads attention; give --dynts-observe-queries 32 or another number"
+            f"--dynts-policy {policy} reads attention; give --dynts-observe-queries 32 or another number"
         )
     if cfg.dynts_observe_queries:
         _refuse_observation(cfg)
-    if name in (unserved := unserved_policies(cfg)):
-        raise ValueError(f"--dynts-policy {name} cannot be served: {unserved[name]}")
+    text = cfg.dynts_calibration_text
+    if text is not None and not Path(text).is_file():
+        raise ValueError(f"--dynts-calibration-text {text} is no file; name a text file in UTF-8")
+    if policy in (unserved := unserved_policies(cfg, policy)):
+        chosen = "" if cfg.dynts_policy else ", which is chosen since the model has no predictor,"
+        raise ValueError(f"--dynts-policy {policy}{chosen} cannot be served: {unserved[policy]}")
 
 
-def unserved_policies(cfg) -> dict[str, str]:
-    """Return the policies that cannot be served with these arguments, and why; a flag of ours aside."""
-    reasons = {name: _why_unserved(name, cfg) for name in policies()}
+def calibrates(cfg, policy: str) -> bool:
+    """Whether a server with this policy is to know what its model's queries are like."""
+    return policies()[policy].needs_calibration or cfg.dynts_calibration_text is not None
+
+
+def unserved_policies(cfg, own: str) -> dict[str, str]:
+    """Return the policies that cannot be served with these arguments, and why; a flag of ours aside.
+
+    Args:
+        cfg: resolved server arguments.
+        own: the server's policy.
+    """
+    reasons = {name: _why_unserved(name, cfg, own) for name in policies()}
     return {name: reason for name, reason in reasons.items() if reason}
 
 
-def _why_unserved(name: str, cfg) -> str:
+def _why_unserved(name: str, cfg, own: str) -> str:
     policy, dtype = policies()[name], str(cfg.kv_cache_dtype)
     several = policy.sets is not Sets.ONE
     reasons = {
@@ -269,7 +293,10 @@ def _why_unserved(name: str, cfg) -> str:
             policy.needs_queries and not several and cfg.tp_size > 1
         ),
         f"it counts attention by head, for the server's own policy alone; give --dynts-policy {name}": (
-            several and policy.needs_all_queries and name != cfg.dynts_policy
+            several and policy.needs_all_queries and name != own
+        ),
+        f"it needs a calibration; give --dynts-policy {name} or --dynts-calibration-text FILE": (
+            policy.needs_calibration and not calibrates(cfg, own)
         ),
     }
     return "; ".join(reason for reason, applies in reasons.items() if applies)
@@ -296,15 +323,6 @@ def _refuse_observation(cfg) -> None:
 def _captures_graphs(cfg) -> bool:
     graphs = cfg.cuda_graph_config
     return not graphs.decode.backend == graphs.prefill.backend == Backend.DISABLED
-
-
-def missing_windows(windows: Windows) -> ValueError:
-    """Return the error for windows that neither a flag nor a predictor's header completes."""
-    lacking = ", ".join(flag_of(name, FLAG_PREFIX) for name in windows.missing())
-    return ValueError(
-        f"{lacking} not given, and without a predictor nothing recommends a value; "
-        "give the flag, or name a predictor with --dynts-predictor"
-    )
 
 
 def refuse_other_width(path: Path, found: int, wanted: int) -> None:

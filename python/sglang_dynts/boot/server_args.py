@@ -1,6 +1,7 @@
 """Our flags, what ``--attention-backend dynts`` implies, and the windows that are resolved from them."""
 
 import argparse
+import logging
 import os
 from typing import Annotated, Any
 
@@ -14,15 +15,16 @@ from sglang.srt.arg_groups.overrides import (
 from sglang.srt.server_args import ServerArgs
 
 from sgl_dynts.checkpoint import PredictorHeader, PredictorSource
-from sgl_dynts.config import WINDOW_FIELDS, DynTSConfig, Windows, in_flags
-from sgl_dynts.policies import PREDICTOR, needing, policy_names
+from sgl_dynts.config import WINDOW_FIELDS, DynTSConfig, Windows, in_flags, windows_for
+from sgl_dynts.policies import CALIBRATED, PREDICTOR, needing, policy_names
 from sglang_dynts.boot.predictor_files import find_for_policy
 from sglang_dynts.boot.refusals import (
-    missing_windows,
+    calibrates,
     refuse_backend,
     refuse_idle_flags,
     refuse_other_width,
     refuse_own_flags,
+    refuse_unknown_policy,
     refuse_unsupported,
     unserved_policies,
 )
@@ -30,6 +32,7 @@ from sglang_dynts.check_seams import check_release
 from sglang_dynts.names import BACKEND_NAME, BASE_BACKENDS, FLAG_PREFIX, SOURCE
 from sglang_dynts.seams import Process, check
 
+logger = logging.getLogger(__name__)
 _NAMESPACE = NS(BACKEND_NAME)
 
 
@@ -64,15 +67,37 @@ class DynTSServerArgs(ServerArgs, dict=True):  # pyright: ignore  a msgspec.Stru
         _NAMESPACE,
     ] = None
     dynts_policy: Annotated[
-        str,
+        str | None,
         Arg(
             help="Who decides which tokens a compaction keeps, for requests that name no policy of "
-            f"their own: {', '.join(policy_names())}. All but {' and '.join(needing('predictor'))} can "
-            "be served without a predictor, then --dynts-budget, --dynts-local-window and "
-            "--dynts-keep-ratio are to be given.",
+            f"their own: {', '.join(policy_names())}. Default: {PREDICTOR} where the model has one, else "
+            f"{CALIBRATED}, which needs no training. All but {' and '.join(needing('predictor'))} can be "
+            "served without a predictor.",
+            resolvable=True,
         ),
         _NAMESPACE,
-    ] = PREDICTOR
+    ] = None
+    dynts_policy_why: Annotated[
+        str | None,
+        Arg(help="Why this is the server's policy.", no_cli=True, resolvable=True),
+        _NAMESPACE,
+    ] = None
+    dynts_calibration_text: Annotated[
+        str | None,
+        Arg(
+            help="A text file that the model reads at its first start, so that it is known what its "
+            f"queries are like; the first 32768 tokens count. {', '.join(needing('calibration'))} needs "
+            "that; with this flag requests may name it on a server with another policy, too. Default: a "
+            "text that ships. What is found is kept as dynts/calibration.safetensors beside the model, "
+            "or in the user's cache folder where that cannot be written."
+        ),
+        _NAMESPACE,
+    ] = None
+    dynts_calibrates: Annotated[
+        bool,
+        Arg(help="Whether this server knows its queries.", no_cli=True, resolvable=True),
+        _NAMESPACE,
+    ] = False
     dynts_observe_queries: Annotated[
         int,
         Arg(
@@ -88,7 +113,8 @@ class DynTSServerArgs(ServerArgs, dict=True):  # pyright: ignore  a msgspec.Stru
         int | None,
         Arg(
             help="B: most KV tokens a request holds for its question and thinking; a compaction is "
-            "due when it is reached. Default: the predictor's header.",
+            "due when it is reached. Default: the predictor's header, else 5000 or a quarter of the "
+            "model's context length.",
             resolvable=True,
         ),
         _NAMESPACE,
@@ -96,7 +122,8 @@ class DynTSServerArgs(ServerArgs, dict=True):  # pyright: ignore  a msgspec.Stru
     dynts_local_window: Annotated[
         int | None,
         Arg(
-            help="W_l: newest tokens that a compaction never drops. Default: the predictor's header.",
+            help="W_l: newest tokens that a compaction never drops. Default: the predictor's header, "
+            "else two fifths of the budget.",
             resolvable=True,
         ),
         _NAMESPACE,
@@ -105,7 +132,7 @@ class DynTSServerArgs(ServerArgs, dict=True):  # pyright: ignore  a msgspec.Stru
         float | None,
         Arg(
             help="r: share of budget - local window, question included, that survives a compaction "
-            "outside the local window. Default: the predictor's header.",
+            "outside the local window. Default: the predictor's header, else 0.4.",
             resolvable=True,
         ),
         _NAMESPACE,
@@ -139,7 +166,8 @@ class DynTSServerArgs(ServerArgs, dict=True):  # pyright: ignore  a msgspec.Stru
         str | None,
         Arg(
             help="Text that opens thinking, of one token or several. Default: the reasoning "
-            "parser's marker, else <think>."
+            "parser's marker, else <think> where the tokenizer or the chat template has it, else none: "
+            "all that the model generates is thinking."
         ),
         _NAMESPACE,
     ] = None
@@ -147,7 +175,7 @@ class DynTSServerArgs(ServerArgs, dict=True):  # pyright: ignore  a msgspec.Stru
         str | None,
         Arg(
             help="Text that closes thinking, of one token or several. Default: the reasoning "
-            "parser's marker, else </think>."
+            "parser's marker, else </think>, as above."
         ),
         _NAMESPACE,
     ] = None
@@ -211,34 +239,60 @@ def resolve_dynts(server_args, previous) -> None:
         return
     check_release()
     check(Process.LAUNCHER)
-    refuse_unsupported(cfg, model_config_of(server_args))
-    refuse_own_flags(cfg)
-    source = _find_predictor(cfg, model_config_of(server_args).hidden_size)
-    config = resolve_windows(cfg, source and source.header)
+    model = model_config_of(server_args)
+    refuse_unsupported(cfg, model)
+    refuse_unknown_policy(cfg.dynts_policy)
+    source = _find_predictor(cfg, model.hidden_size)
+    policy, why = choose_policy(cfg.dynts_policy, source)
+    refuse_own_flags(cfg, policy)
+    config = resolve_windows(cfg, source and source.header, model.context_len)
     declare_resolution(
         server_args,
         SOURCE,
         radix_cache_backend=BACKEND_NAME,
+        dynts_policy=policy,
+        dynts_policy_why=why,
+        dynts_calibrates=calibrates(cfg, policy),
         dynts_predictor_path=source and str(source.path),
-        dynts_unserved_policies=unserved_policies(cfg),
+        dynts_unserved_policies=unserved_policies(cfg, policy),
         **{f"dynts_{name}": value for name, value in config.given().items()},
     )
 
 
-def resolve_windows(cfg, header: PredictorHeader | None) -> DynTSConfig:
-    """Combine flags and header into the server's windows.
+def choose_policy(named: str | None, source: PredictorSource | None) -> tuple[str, str]:
+    """Return the server's policy, and why it is that.
+
+    Args:
+        named: by the flag.
+        source: of the predictor, None where there is none.
+    """
+    if named is not None:
+        return named, "--dynts-policy names it"
+    if source is not None:
+        return PREDICTOR, f"the model has a predictor: {source.path}"
+    return CALIBRATED, "the model has no predictor"
+
+
+def resolve_windows(cfg, header: PredictorHeader | None, context_len: int) -> DynTSConfig:
+    """Combine flags, header and the model's context length into the server's windows.
 
     Raises:
         ValueError: naming the flag.
     """
-    recommended = Windows() if header is None else header.windows
     try:
-        windows = Windows(*(getattr(cfg, f"dynts_{name}") for name in WINDOW_FIELDS)).over(recommended)
-        if not windows.missing():
-            return windows.complete(cfg.dynts_min_selection)
+        given = Windows(*(getattr(cfg, f"dynts_{name}") for name in WINDOW_FIELDS))
+        if header is not None:
+            return given.over(header.windows).complete(cfg.dynts_min_selection)
+        windows = windows_for(context_len, given)
+        if given.missing():
+            logger.info(
+                "DynTS: no predictor recommends windows; %s for a context of %d tokens",
+                " ".join(windows.flags(FLAG_PREFIX)),
+                context_len,
+            )
+        return windows.complete(cfg.dynts_min_selection)
     except ValueError as error:
         raise ValueError(in_flags(error, FLAG_PREFIX)) from error
-    raise missing_windows(windows)
 
 
 def _find_predictor(cfg, hidden_size: int) -> PredictorSource | None:

@@ -6,6 +6,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from sglang.srt.layers.radix_attention import RadixAttention
 
 from sgl_dynts.checkpoint import PredictorHeader, PredictorSource, digest
 from sgl_dynts.compaction import to_device, warm_up
@@ -68,6 +69,8 @@ class DeviceState:
         """The newest queries, where the server records them."""
         self.received: ReceivedAttention | None = None
         """The attention of all queries, where the server records the newest."""
+        self.attention: list[RadixAttention] = []
+        """The model's attention layers, in order."""
         self.moves: PendingMoves | None = None
         """What compactions with sets per head move, where the pool allows it."""
 
@@ -135,12 +138,14 @@ class OnRunner:
     """What is ours on one model runner; ``state`` exists once the pools do.
 
     ``kept`` says why the predictor is older than the model's weights, None where they belong together;
-    ``arrived`` holds what a weight update in progress has brought for it.
+    ``arrived`` holds what a weight update in progress has brought for it. ``weights_updated`` says
+    whether the model's weights were replaced since the start.
     """
 
     predictor: LoadedPredictor | None = None
     state: DeviceState | None = None
     kept: str | None = None
+    weights_updated: bool = False
     arrived: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
@@ -168,9 +173,10 @@ def allocate(_result, model_runner) -> None:
     rows = model_runner.req_to_token_pool
     num_slots = model_runner.token_to_kv_pool_allocator.size + 1
     state = DeviceState(num_slots, rows.req_to_token)
+    state.attention = attention_layers(model_runner)
     state.recorder = create_recorder(model_runner, len(state.table))
     if state.recorder is not None:
-        layers = attention_layers(model_runner)
+        layers = state.attention
         pool = model_runner.token_to_kv_pool
         by_head = policies()[arguments().dynts_policy].sets is Sets.PER_HEAD
         state.received = ReceivedAttention(layers, num_slots, pool, state.table, by_head=by_head)

@@ -51,17 +51,25 @@ def update_from_disk(original, updater, model_path: str, *args: Any, **kwargs: A
     if not is_enabled():
         return original(updater, model_path, *args, **kwargs)
     ours = on_runner(updater.get_model_runner())
-    if ours.predictor is None:
-        return _load_or_roll_back(original, updater, model_path, *args, **kwargs)
     try:
-        found = _find_beside(ours.predictor, model_path)
+        found = None if ours.predictor is None else _find_beside(ours.predictor, model_path)
     except (OSError, ValueError) as error:
         return False, f"Weights were not updated, for the predictor that comes with them: {error}"
     success, message = _load_or_roll_back(original, updater, model_path, *args, **kwargs)
     ours.arrived.clear()
     if success:
+        _note_update(ours)
         _adopt(ours, found, model_path)
     return success, message
+
+
+def _note_update(ours: OnRunner) -> None:
+    ours.weights_updated = True
+    if arguments().dynts_calibrates:
+        logger.warning(
+            "DynTS: weights were updated, and what is known of the model's queries is of those before; "
+            "restart the server where the new ones differ much"
+        )
 
 
 def _load_or_roll_back(original, updater, *args: Any, **kwargs: Any) -> tuple[bool, str]:
@@ -98,6 +106,7 @@ def settle_shared(_result, updater, *_args: Any, **_kwargs: Any) -> None:
 
 def _settle(ours: OnRunner) -> None:
     """Take what arrived for the predictor, or keep the old one."""
+    _note_update(ours)
     loaded = ours.predictor
     if loaded is None:
         return
@@ -154,7 +163,8 @@ def _find_beside(loaded: LoadedPredictor, model_path: str) -> Found | None:
 
 
 def _adopt(ours: OnRunner, found: Found | None, model_path: str) -> None:
-    assert ours.predictor is not None
+    if ours.predictor is None:
+        return
     if found is not None:
         source, fresh = found
         _copy(ours.predictor.predictor, list(fresh.parameters()))

@@ -25,6 +25,7 @@ from sglang_dynts.entry.options import (
 from sglang_dynts.entry.token_log import TokenLog, read_new
 from sglang_dynts.forward.device_state import DeviceState
 from sglang_dynts.scheduling.capacity_state import CapacityState
+from sglang_dynts.scheduling.known_queries import KnownQueries
 from sglang_dynts.scheduling.tally import Tally
 
 
@@ -74,6 +75,8 @@ class Governor:
         self.copies = copies
         self.table = WindowTable(len(device.table))
         device.hears_of_new_rows.append(self.table.forget)
+        self.queries: KnownQueries | None = None
+        """What the model will ask, where its server calibrates."""
         self.tally = Tally()
         self.device_work = DeviceWork()
         self.running_reqs: Callable[[], Sequence[Any]] = list

@@ -18,6 +18,7 @@ from sgl_dynts.policies import (
 )
 from sgl_dynts.window import Cut
 from sglang_dynts.entry.token_log import read_by_head
+from sglang_dynts.forward.held_layers import held_layers
 from sglang_dynts.scheduling.governor import Governor
 
 
@@ -64,6 +65,8 @@ def _candidates(governor: Governor, req, cut: Cut, held: torch.Tensor, policy: P
         question,
         partial(_views, governor, req.kv.req_pool_idx, seq_len, cut.local_window, held),
         partial(_received, governor, slots, policy.sets),
+        partial(held_layers, governor.device.attention, held[:-1], governor.allocator.get_kvcache()),
+        newest=seq_len - 2,
     )
 
 

@@ -7,14 +7,15 @@ from sglang.srt.utils.hf_transformers_utils import get_tokenizer
 
 from sgl_dynts.capacity import AnswerReserve
 from sgl_dynts.config import DynTSConfig
-from sgl_dynts.policies import ModelFacts, build_policies
+from sgl_dynts.policies import ModelFacts, build_policies, policies
 from sgl_dynts.thinking import ThinkMarkers
 from sglang_dynts.boot.configuration import arguments, is_enabled, server_config
 from sglang_dynts.boot.markers import resolve_markers, separator_ids
 from sglang_dynts.entry.host_copies import HostCopies, bytes_per_token
-from sglang_dynts.forward.device_state import DeviceState, state_of
+from sglang_dynts.forward.device_state import state_of
 from sglang_dynts.scheduling.capacity_state import CapacityState
 from sglang_dynts.scheduling.governor import Governor
+from sglang_dynts.scheduling.known_queries import know_queries
 from sglang_dynts.scheduling.prefix_cache import DynTSRadixCache
 
 logger = logging.getLogger(__name__)
@@ -32,22 +33,32 @@ def start(scheduler) -> None:
     cache = scheduler.tree_cache
     if not isinstance(cache, DynTSRadixCache):
         raise RuntimeError(f"DynTS needs its own radix cache, SGLang built {type(cache).__name__}")
-    cache.governor = _new_governor(scheduler)
+    tokenizer = scheduler.tokenizer or get_tokenizer(get_serving().tokenizer_path)
+    cache.governor = _new_governor(scheduler, tokenizer)
+    _choose_policies(scheduler, cache.governor, tokenizer)
     logger.info(describe(cache.governor.config, cache.governor.markers))
 
 
-def _new_governor(scheduler) -> Governor:
-    tokenizer = scheduler.tokenizer or get_tokenizer(get_serving().tokenizer_path)
+def _choose_policies(scheduler, governor: Governor, tokenizer) -> None:
+    """Make the policies, once the model can be asked what its queries are like."""
+    if arguments().dynts_calibrates:
+        governor.queries = know_queries(scheduler, tokenizer)
+    governor.policies.update(build_policies(_facts(scheduler, governor, tokenizer)))
+    name, why = arguments().dynts_policy, arguments().dynts_policy_why
+    logger.info("DynTS policy: %s, which keeps %s (%s)", name, policies()[name].keeps, why)
+
+
+def _new_governor(scheduler, tokenizer) -> Governor:
     config, allocator = server_config(), scheduler.token_to_kv_pool_allocator
     device = state_of(scheduler.tp_worker.model_runner)
     assert device is not None, "a server with DynTS has its device state"
-    if scheduler.enable_overlap and device.moves is not None:
+    if scheduler.enable_overlap and device.moves is not None and device.table.is_cuda:
         device.moves.forward_stream = scheduler.forward_stream
     answers = AnswerReserve(first_guess=config.period // 2)
     governor = Governor(
         config,
         resolve_markers(tokenizer),
-        build_policies(_facts(scheduler, device, tokenizer)),
+        {},
         device,
         allocator,
         CapacityState(allocator.size, answers, not arguments().dynts_disable_elastic),
@@ -57,12 +68,19 @@ def _new_governor(scheduler) -> Governor:
     return governor
 
 
-def _facts(scheduler, device: DeviceState, tokenizer) -> ModelFacts:
+def _facts(scheduler, governor: Governor, tokenizer) -> ModelFacts:
     """Say what policies may know of the served model."""
-    layers, heads = device.moves.shape if device.moves is not None else (1, 1)
+    moves, known = governor.device.moves, governor.queries
+    layers, heads = moves.shape if moves is not None else (1, 1)
     total, parallel = scheduler.model_config.get_total_num_kv_heads(), get_parallel()
-    first = parallel.attn_tp_rank * total // parallel.attn_tp_size
-    return ModelFacts(separator_ids(tokenizer), layers, heads, first)
+    return ModelFacts(
+        separators=separator_ids(tokenizer),
+        num_layers=layers,
+        num_kv_heads=heads,
+        first_kv_head=parallel.attn_tp_rank * total // parallel.attn_tp_size,
+        queries=known.layers if known is not None else (),
+        period=governor.config.period,
+    )
 
 
 def _new_copies(allocator, config: DynTSConfig) -> HostCopies:
@@ -90,10 +108,15 @@ def _new_copies(allocator, config: DynTSConfig) -> HostCopies:
 
 def describe(config: DynTSConfig, markers: ThinkMarkers) -> str:
     """Say in one line what the resolved windows mean."""
+    ends = (
+        f"Thinking ends at token {list(markers.closing)}, opens at {list(markers.opening)}."
+        if markers.there_are
+        else "The model marks no thinking: all that it generates is thinking."
+    )
     return (
         f"DynTS is on: budget {config.budget}, local window {config.local_window}, keep ratio "
         f"{config.keep_ratio}. A request holds at most {config.budget} tokens of question and "
         f"thinking, {config.retained_len(0)} after a compaction, and compacts every {config.period} "
         f"tokens; a question longer than {config.keep_len - config.selection_floor} raises its own "
-        f"budget. Thinking ends at token {list(markers.closing)}, opens at {list(markers.opening)}."
+        f"budget. {ends}"
     )

@@ -11,12 +11,14 @@ from sglang.srt.runtime_context import get_model, get_serving
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.thinking import ThinkMarkers
 from sglang_dynts import seams
-from sglang_dynts.boot.configuration import is_enabled
-from sglang_dynts.forward.device_state import LoadedPredictor, on_runner
+from sglang_dynts.boot.configuration import arguments, is_enabled
+from sglang_dynts.forward.device_state import LoadedPredictor, OnRunner, on_runner
 from sglang_dynts.names import BACKEND_NAME, HTTP_SERVER
-from sglang_dynts.scheduling.governor import governor_of
+from sglang_dynts.scheduling.governor import Governor, governor_of
 from sglang_dynts.seams import Process
 
+TOLD_ONCE = ("policy", "windows", "thinking", "weights", "predictor", "calibration")
+"""What all schedulers say alike."""
 HEALTH_PATH = "/dynts/health"
 
 
@@ -42,12 +44,20 @@ def add_facts(output, controller, _recv_req) -> None:
     ours = on_runner(scheduler.tp_worker.model_runner)
     facts = describe_configuration(governor.config, governor.markers, ours.predictor)
     output.internal_state[BACKEND_NAME] = facts | {
+        "policy": {"name": arguments().dynts_policy, "why": arguments().dynts_policy_why},
+        "calibration": _calibration(governor, ours),
         "weights": {"path": get_model().model_path, "version": get_serving().weight_version},
         "predictor_kept": ours.kept,
         "totals": asdict(governor.tally.totals),
         "seams": seams.targets(Process.SCHEDULER),
         "missing_seams": seams.missing(Process.SCHEDULER),
     }
+
+
+def _calibration(governor: Governor, ours: OnRunner) -> dict[str, Any] | None:
+    """Where it is known from what the model's queries are like, and whether its weights are newer."""
+    known = governor.queries
+    return None if known is None else known.facts | {"is_older_than_weights": ours.weights_updated}
 
 
 def offer_health(_result, manager, *_args, **_kwargs) -> None:
@@ -90,10 +100,8 @@ def judge(states: list[dict[str, Any]]) -> tuple[dict[str, Any], bool]:
         "seams": sorted(
             seams.targets(Process.LAUNCHER) + [name for one in ours[:1] for name in one["seams"]]
         ),
-        "weights": ours[0]["weights"] if ours else None,
-        "predictor": ours[0]["predictor"] if ours else None,
+        **{name: ours[0][name] if ours else None for name in TOLD_ONCE},
         "predictor_kept": next((one["predictor_kept"] for one in ours if one["predictor_kept"]), None),
-        "windows": ours[0]["windows"] if ours else None,
     }
     return body, not missing
 

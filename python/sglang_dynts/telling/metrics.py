@@ -107,10 +107,16 @@ KEPT = Metric(
     GAUGE,
     "1 while the predictor is older than the model's weights, which were updated without one.",
 )
+POLICY = Metric(
+    "sglang:dynts_policy_info",
+    GAUGE,
+    "1, labelled with the policy of requests that name none.",
+    ("policy",),
+)
 METRICS = (
     *(COMPACTIONS, DROPPED, UNDONE, RESUMPTIONS, REQUESTS, LONG_QUESTIONS),
     *(WINDOW_LEN, ROUND_SECONDS, DEVICE_SECONDS),
-    *(HELD, SAVED, HOST_BYTES, SCORING_SECONDS, PREDICTOR, KEPT),
+    *(HELD, SAVED, HOST_BYTES, SCORING_SECONDS, PREDICTOR, KEPT, POLICY),
 )
 
 
@@ -190,6 +196,10 @@ class PrometheusMeter(Meter):
         """Set the predictor's times; called once."""
         for batch_size, value in seconds.items():
             self._series(SCORING_SECONDS, batch_size=str(batch_size)).set(value)
+
+    def tell_policy(self, name: str) -> None:
+        """Set the series of the server's policy; called once."""
+        self._series(POLICY, policy=name).set(1)
 
     def tell_predictor(self) -> None:
         """Set the series of the predictor in use, and take back that of one that weights replaced."""

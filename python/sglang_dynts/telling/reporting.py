@@ -7,7 +7,7 @@ import torch
 from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
 from sglang.srt.managers.scheduler_components.pool_stats_observer import PoolStats
 
-from sglang_dynts.boot.configuration import is_enabled
+from sglang_dynts.boot.configuration import arguments, is_enabled
 from sglang_dynts.entry.governed_request import Numbers
 from sglang_dynts.forward.device_state import LoadedPredictor, OnRunner, on_runner
 from sglang_dynts.names import BACKEND_NAME
@@ -103,6 +103,7 @@ def new_meter(scheduler, ours: OnRunner) -> Meter:
     device = torch.device(scheduler.tp_worker.model_runner.device)
     is_cuda = device.type == "cuda"
     meter = PrometheusMeter(reporter.metrics_collector, is_cuda, partial(_identity, ours))
+    meter.tell_policy(arguments().dynts_policy)
     meter.tell_predictor()
     if ours.predictor is not None:
         meter.scoring_takes(_scoring_seconds(ours.predictor, device, scheduler.max_running_requests))

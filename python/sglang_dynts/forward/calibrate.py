@@ -2,9 +2,11 @@
 
 from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
+from sglang.srt.constants import HEALTH_CHECK_RID_PREFIX
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from sglang.srt.mem_cache.common import release_kv_cache
@@ -14,7 +16,9 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from sgl_dynts.expected_attention import QueryMoments, QueryStatistics, Rotation
 from sglang_dynts.names import BACKEND_NAME
 
-UNGOVERNED = {BACKEND_NAME: {"enabled": False}}
+LONGEST_CHUNK = 2048
+"""Tokens that are read at a time, if the server's own limits allow it."""
+UNGOVERNED: dict[str, Any] = {BACKEND_NAME: {"enabled": False}}
 
 
 class QueryCounter:
@@ -48,6 +52,7 @@ def calibrate(scheduler, token_ids: Sequence[int]) -> list[QueryStatistics]:
     model_runner = scheduler.tp_worker.model_runner
     layers = [QueryCounter(layer, rotation) for layer, rotation in rotated_layers(model_runner.model)]
     with ExitStack() as hooks:
+        hooks.enter_context(without_prefill_graphs(model_runner))
         for one in layers:
             hooks.callback(one.layer.register_forward_pre_hook(one.add).remove)
         for part in chunks(token_ids, longest_chunk(scheduler)):
@@ -55,11 +60,22 @@ def calibrate(scheduler, token_ids: Sequence[int]) -> list[QueryStatistics]:
     return [one.moments.statistics() for one in layers]
 
 
+@contextmanager
+def without_prefill_graphs(model_runner) -> Iterator[None]:
+    """Let prefills run eagerly: a captured one calls no hook."""
+    captured = model_runner.prefill_cuda_graph_runner
+    model_runner.prefill_cuda_graph_runner = None
+    try:
+        yield
+    finally:
+        model_runner.prefill_cuda_graph_runner = captured
+
+
 def longest_chunk(scheduler) -> int:
     """Most tokens that one prefill may hold."""
     own = scheduler.chunked_prefill_size or scheduler.max_total_num_tokens
     free = scheduler.token_to_kv_pool_allocator.available_size()
-    return min(own, free, scheduler.model_config.context_len - 2)
+    return min(LONGEST_CHUNK, own, free, scheduler.model_config.context_len - 2)
 
 
 def chunks(token_ids: Sequence[int], longest: int) -> Iterator[Sequence[int]]:
@@ -73,9 +89,9 @@ def chunks(token_ids: Sequence[int], longest: int) -> Iterator[Sequence[int]]:
 @torch.inference_mode()
 def read(scheduler, token_ids: Sequence[int]) -> None:
     """Run a prefill over some tokens, outside the scheduler's loop, and forget it."""
-    params = SamplingParams(temperature=0, max_new_tokens=1, custom_params=UNGOVERNED)
+    params = SamplingParams(temperature=0, max_new_tokens=1, custom_params=dict(UNGOVERNED))
     params.normalize(None)
-    req = Req(f"{BACKEND_NAME}-calibration", "", array("q", token_ids), params)
+    req = Req(f"{HEALTH_CHECK_RID_PREFIX}_{BACKEND_NAME}", "", array("q", token_ids), params)
     req.init_next_round_input(scheduler.tree_cache)
     req.lock = scheduler.tree_cache.lock(req.last_node)
     req.extend_end = len(req.full_untruncated_fill_ids)
@@ -101,18 +117,32 @@ def read(scheduler, token_ids: Sequence[int]) -> None:
 
 
 def rotated_layers(model: torch.nn.Module) -> Iterator[tuple[RadixAttention, Rotation]]:
-    """Return every attention layer with its rotation; a model's attention holds both side by side."""
+    """Yield every attention layer with its rotation; a model's attention holds both side by side.
+
+    Raises:
+        ValueError: how a layer rotates is not known.
+    """
     for module in model.modules():
         for child in module.children():
             if isinstance(child, RadixAttention):
-                yield child, rotation_of(getattr(module, "rotary_emb", None), child)
+                yield child, rotation_of(module, child)
 
 
-def rotation_of(rotary, layer: RadixAttention) -> Rotation:
-    """Return a layer's rotation from its own table, which knows of scaled frequencies."""
+def rotation_of(attention: torch.nn.Module, layer: RadixAttention) -> Rotation:
+    """Return a layer's rotation from its own table, which knows of scaled frequencies.
+
+    Raises:
+        ValueError: it has none that is known here.
+    """
+    rotary = getattr(attention, "rotary_emb", None)
     if rotary is None:
-        device = next(iter(layer.parameters()), torch.zeros(0)).device
-        flat = torch.ones(1, 0, device=device)
+        flat = torch.ones(1, 0, device=next(attention.parameters()).device)
         return Rotation(flat, flat)
-    cos, sin = rotary.cos_sin_cache.float().chunk(2, dim=-1)
+    table = getattr(rotary, "cos_sin_cache", None)
+    if table is None or table.shape[-1] > layer.qk_head_dim:
+        raise ValueError(
+            f"--dynts-policy: {type(rotary).__name__} rotates in a way that a calibration does not know; "
+            "name a policy that needs none, such as window"
+        )
+    cos, sin = table.float().chunk(2, dim=-1)
     return Rotation(cos, sin, interleaved=not rotary.is_neox_style)
