@@ -64,8 +64,8 @@ BAD = [
     (
         {"policy": "best"},
         "custom_params.dynts.policy='best' must be one of predictor, calibrated, random, "
-        "random_per_head, window, streaming, sepllm, bottom, h2o, h2o_per_head, snapkv, snapkv_per_head, rkv, "
-        "rkv_per_head, full",
+        "random_per_head, window, streaming, sepllm, bottom, h2o, h2o_per_head, snapkv, "
+        "snapkv_per_head, rkv, rkv_per_head, full",
     ),
     (
         {"enabled": False, "keep_ratio": 9},

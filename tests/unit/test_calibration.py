@@ -114,11 +114,12 @@ def test_a_calibration_is_kept_beside_the_model_and_found_again(model):
     assert find_calibration(places(), "a model") is None
     path = keep_calibration(places(), some())
     assert path == model / "dynts" / "calibration.safetensors"
-    found, where = find_calibration(places(), "a model")
-    assert same(found, some())
-    assert where == path
+    found = find_calibration(places(), "a model")
+    assert found is not None
+    assert same(found[0], some())
+    assert found[1] == path
     assert find_calibration(places(), "another model") is None
-    path.write_text("no tensors")
+    (model / "dynts" / "calibration.safetensors").write_text("no tensors")
     assert find_calibration(places(), "a model") is None
 
 

@@ -1,0 +1,36 @@
+"""Calibrate a model ahead of its first start: ``python -m sglang_dynts.calibrate MODEL``.
+
+The model is loaded as its server would load it, reads a text, and ends. Flags of SGLang's server may
+follow, such as ``--tp-size 2`` or ``--dynts-calibration-text FILE``.
+"""
+
+import argparse
+import sys
+
+from sglang_dynts.names import BACKEND_NAME
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Load, calibrate, say where the file is; 1 where it could not be written."""
+    parser = argparse.ArgumentParser(prog="python -m sglang_dynts.calibrate", description=__doc__)
+    parser.add_argument("model", help="folder or hub id")
+    args, flags = parser.parse_known_args(argv)
+    # Only now: SGLang takes seconds to import, and --help needs none of it.
+    from sglang import Engine
+    from sglang.srt.plugins import load_plugins
+    from sglang.srt.server_args import prepare_server_args
+
+    load_plugins()
+    backend = () if "--enable-dynts" in flags else ("--attention-backend", BACKEND_NAME)
+    words = ["--model-path", args.model, "--dynts-policy", "calibrated", *backend, *flags]
+    engine = Engine(server_args=prepare_server_args(words))
+    try:
+        found = engine.get_server_info()["internal_states"][0][BACKEND_NAME]["calibration"]
+    finally:
+        engine.shutdown()
+    sys.stdout.write(f"{found['path'] or 'kept nowhere: no folder could be written'}\n")
+    return int(found["path"] is None)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
