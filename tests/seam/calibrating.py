@@ -13,7 +13,7 @@ from sglang.srt.plugins import load_plugins
 from sglang.srt.runtime_context import SpawnRanks, publish
 
 from sgl_dynts.calibration import Calibration, save_calibration
-from sglang_dynts.forward.calibrate import calibrate
+from sglang_dynts.forward.queries.calibrate import calibrate
 
 FLAGS = (
     *("--device", "cpu", "--dtype", "float32", "--attention-backend", "dynts", "--log-level", "error"),

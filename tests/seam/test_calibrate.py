@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmark.harness.tiny_models import FIRST_WORD, config_of
 from sgl_dynts.calibration import load_calibration
-from sglang_dynts.forward.calibrate import chunks
+from sglang_dynts.forward.queries.calibrate import chunks
 from tests.e2e.models import CONFIGS, VOCAB_SIZE, write_model
 from tests.seam.calibrating import FLAGS
 

@@ -13,9 +13,9 @@ from sglang_dynts.boot.configuration import arguments, is_enabled, server_config
 from sglang_dynts.boot.markers import resolve_markers, separator_ids
 from sglang_dynts.entry.host_copies import HostCopies, bytes_per_token
 from sglang_dynts.forward.device_state import state_of
+from sglang_dynts.forward.queries.known import know_queries
 from sglang_dynts.scheduling.capacity_state import CapacityState
 from sglang_dynts.scheduling.governor import Governor
-from sglang_dynts.scheduling.known_queries import know_queries
 from sglang_dynts.scheduling.prefix_cache import DynTSRadixCache
 
 logger = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from sgl_dynts.calibration import (
 from sgl_dynts.expected_attention import LayerQueries, Rotation
 from sglang_dynts.boot.configuration import arguments
 from sglang_dynts.boot.predictor_files import local_model_folder
-from sglang_dynts.forward.calibrate import calibrate, rotated_layers
+from sglang_dynts.forward.queries.calibrate import calibrate, rotated_layers
 
 LEAST_TOKENS, MOST_TOKENS = 1000, 1 << 15
 """Of a text; what follows is not read. Its covariance has to be that of some 128 numbers."""
