@@ -28,6 +28,7 @@ from sgl_dynts.policies.registry import (
 # isort: off
 from sgl_dynts.policies.predictor import Predicted
 from sgl_dynts.policies.calibrated import Calibrated
+from sgl_dynts.policies.hybrid import Hybrid
 from sgl_dynts.policies.random import Random, RandomPerHead
 from sgl_dynts.policies.window import Recent
 from sgl_dynts.policies.streaming import Streaming
@@ -56,6 +57,7 @@ __all__ = [
     "Full",
     "HeavyHitters",
     "HeavyHittersPerHead",
+    "Hybrid",
     "LayerView",
     "ModelFacts",
     "Observing",

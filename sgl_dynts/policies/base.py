@@ -62,6 +62,10 @@ def _not_counted() -> torch.Tensor:
     raise AssertionError("a policy that needs all attention was accepted where it is not counted")
 
 
+def _not_noted() -> torch.Tensor:
+    raise AssertionError("what the predictor said is not kept by head here")
+
+
 @dataclass(frozen=True)
 class Candidates:
     """The candidates of one request's compaction, older first: n tokens, all thinking or answer.
@@ -87,6 +91,9 @@ class Candidates:
     policy with sets per KV head [layers, kv_heads, n]."""
     layers: Callable[[], Iterable[HeldLayer]] = _no_layers
     """Gives the layers: question, candidates and local window, whose places are as in ``views``."""
+    predicted: Callable[[], torch.Tensor] = _not_noted
+    """Gives [layers, kv_heads, n] float32, what the predictor said of each head's tokens at their birth,
+    for a policy with sets per KV head that needs a predictor."""
     newest: int = 0
     """Position of the newest token that the layers hold."""
 

@@ -42,10 +42,14 @@ class Calibrated(Policy):
 
     def score(self, candidates: Candidates) -> torch.Tensor:
         """Return [layers, kv_heads, n] float32."""
+        expected = self.expected(candidates)
+        return expected.log() + self.newest * _standing(expected)
+
+    def expected(self, candidates: Candidates) -> torch.Tensor:
+        """Return [layers, kv_heads, n] float32: E[a] |v|."""
         assert self.queries, "a policy that needs a calibration was accepted by a server without one"
         layers = zip(candidates.layers(), self.queries, strict=True)
-        expected = torch.stack([self._score_layer(*pair, candidates) for pair in layers])
-        return expected.log() + self.newest * _standing(expected)
+        return torch.stack([self._score_layer(*pair, candidates) for pair in layers])
 
     def _score_layer(
         self, layer: HeldLayer, queries: LayerQueries, candidates: Candidates

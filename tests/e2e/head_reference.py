@@ -57,6 +57,7 @@ class HeadReference(Reference):
         cache, output, queries = DynamicCache(), [], {}
         seen: dict[int, list[torch.Tensor]] = {}
         received = [[[] for _ in range(shape[1])] for _ in range(shape[0])]
+        self.born: dict[int, float] = {}
         held: Columns = [[[] for _ in range(shape[1])] for _ in range(shape[0])]
         start = compactions = dropped = 0
         while len(output) < len(served):
@@ -74,6 +75,8 @@ class HeadReference(Reference):
             for position in range(start, end):
                 seen[position] = [layer[0, :, position - start] for layer in out.attentions]
                 queries[position] = [layer[0, :, position - start] for layer in rotated]
+            if policy == "hybrid":
+                self.born |= zip(range(start, end), self.score(out.last_hidden_state[0]), strict=True)
             for layer, attention in enumerate(out.attentions):
                 grouped = attention[0].sum(1).view(shape[1], -1, attention.shape[-1]).mean(1)
                 for head in range(shape[1]):
@@ -141,6 +144,12 @@ class HeadReference(Reference):
                     position = moment + windows.local_window - 1
                     scores = self.expected(layer, head, len(heads), *both, position, windows)
                     scores = shared(scores, question, end)
+                elif policy == "hybrid":
+                    both = keys[head, : width - 1], layers[layer].values[0, head, : width - 1]
+                    position = moment + windows.local_window - 1
+                    scores = self.expected(layer, head, len(heads), *both, position, windows)
+                    born = [self.born[position] for position in heads[head][question:end]]
+                    scores = added(scores[question:end], born)
                 elif policy == "snapkv_per_head":
                     scores = snapkv([seen[p][layer] for p in newest], head, len(heads), question, end)
                 else:
@@ -198,6 +207,13 @@ def shared(expected: list[float], question: int, end: int) -> list[float]:
         math.log(value) + 0.3 * standing[place].item()
         for place, value in enumerate(expected[question:end])
     ]
+
+
+def added(expected: list[float], born: list[float]) -> list[float]:
+    """Both as logarithms in standard deviations from their means, what was born counting twice."""
+    one, other = (torch.tensor(values, dtype=torch.float64).log() for values in (expected, born))
+    standard = [(part - part.mean()) / part.std(correction=0) for part in (one, other)]
+    return (standard[0] + 2 * standard[1]).tolist()
 
 
 def snapkv(rows: list[torch.Tensor], head: int, num_heads: int, question: int, end: int) -> list[float]:

@@ -113,10 +113,11 @@ def test_thinking_that_a_prompt_continues_is_chosen_by_head(server, reference):
     assert second["meta_info"]["cached_tokens"] == 21
 
 
+@pytest.mark.parametrize("policy", ["calibrated", "hybrid"])
 @served_by("tensor_parallel", "retracting")
-def test_what_queries_are_expected_to_take_is_chosen_by_head(server, reference):
+def test_what_queries_are_expected_to_take_is_chosen_by_head(server, reference, policy):
     some = [
-        {"prompt": prompt(20 + 5 * i, 820 + i), "length": 200, "dynts": {"policy": "calibrated"}}
+        {"prompt": prompt(20 + 5 * i, 820 + i), "length": 200, "dynts": {"policy": policy}}
         for i in range(12)
     ]
     for job, reply in zip(some, server.generate_all(some), strict=True):

@@ -30,7 +30,10 @@ BAD_FIELDS = [
     ({"local_window": True}, "custom_params.dynts.local_window=True must be an integer"),
     ({"keep_ratio": 1}, "custom_params.dynts.keep_ratio=1 must lie between 0 and 1"),
     ({"keep_ratio": "half"}, "custom_params.dynts.keep_ratio='half' must be a number"),
-    ({"policy": "best"}, "custom_params.dynts.policy='best' must be one of predictor, calibrated,"),
+    (
+        {"policy": "best"},
+        "custom_params.dynts.policy='best' must be one of predictor, calibrated, hybrid,",
+    ),
     ({"enabled": False, "budget": -5}, "custom_params.dynts.budget=-5 must lie between 2 and"),
 ]
 

@@ -154,8 +154,8 @@ def refuses(message: str):
         (
             "--dynts-policy",
             "best",
-            "--dynts-policy best is not known; choose one of predictor, calibrated, random, "
-            "random_per_head, window, streaming, sepllm, bottom, h2o, h2o_per_head, snapkv, "
+            "--dynts-policy best is not known; choose one of predictor, calibrated, hybrid, "
+            "random, random_per_head, window, streaming, sepllm, bottom, h2o, h2o_per_head, snapkv, "
             "snapkv_per_head, rkv, rkv_per_head, full",
         ),
         (
@@ -455,6 +455,7 @@ def test_sets_per_head_need_k_and_v_that_can_be_moved(resolve, view, monkeypatch
     assert view(*DYNTS, *windows).dynts_unserved_policies == {
         "h2o_per_head": COUNTS,
         "calibrated": UNCALIBRATED,
+        "hybrid": UNCALIBRATED.replace("calibrated", "hybrid"),
     }
     monkeypatch.setenv("SGLANG_USE_HND_KVCACHE", "1")
     reason = "SGLANG_USE_HND_KVCACHE keeps K and V by head, where they cannot be moved by token; unset it"

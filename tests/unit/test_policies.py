@@ -56,6 +56,7 @@ def candidates(
         np.array(tokens),
         range(question),
         layers=lambda: [HeldLayer(held, held, 1.0)],
+        predicted=lambda: torch.tensor([[scores]]),
     )
 
 
@@ -366,3 +367,24 @@ def test_calibrated_keeps_what_queries_to_come_will_take_and_a_share_of_the_newe
 def test_the_horizon_is_as_long_as_tokens_are_held():
     assert Calibrated.build(replace(FACTS, period=1800)).horizon[:2] == (28, 112)
     assert Calibrated.build(replace(FACTS, period=3)).horizon[:2] == (1, 4)
+
+
+def test_hybrid_adds_what_was_predicted_to_what_is_expected():
+    keys = torch.tensor([[[number, 0.0]] for number in [4.0, 2.0, 6.0, 0.0]])
+    some = replace(
+        candidates([0.2, INF, 0.4, 0.8], question=0),
+        layers=lambda: [HeldLayer(keys, torch.ones(4, 1, 1), 1.0)],
+        predicted=lambda: torch.tensor([[[0.2, INF, 0.4, 0.1]]]),  # not as in the pool: a head's own
+    )
+    found = SCORING["hybrid"].score(some)[0, 0].tolist()
+    expected, predicted = [4.0, 6.0, 0.0], [math.log(0.2), math.log(0.4), math.log(0.1)]
+
+    def standard(values: list[float]) -> list[float]:
+        mean = sum(values) / 3
+        spread = math.sqrt(sum((value - mean) ** 2 for value in values) / 3)
+        return [(value - mean) / spread for value in values]
+
+    both = zip(standard(expected), standard(predicted), strict=True)
+    wanted = [one + 2 * other for one, other in both]
+    assert [found[0], found[2], found[3]] == pytest.approx(wanted, rel=1e-4)
+    assert kept("hybrid", some, 2) == [1, 2]

@@ -6,18 +6,22 @@ from weakref import WeakSet
 
 import torch
 
+from sgl_dynts.head_scores import HeadScores
+
 
 @dataclass(frozen=True)
 class HostCopy:
     """One request's window, without the newest token, which is computed again.
 
     ``kv`` is what the allocator's ``get_cpu_copy`` gave for ``num_tokens`` slots in window order;
-    ``scores`` is [num_tokens] float32 on the host.
+    ``scores`` is [num_tokens] float32 on the host; ``head_scores`` [layers, kv_heads, num_tokens],
+    float32 too, where the server keeps them.
     """
 
     kv: Any
     scores: torch.Tensor
     num_bytes: int
+    head_scores: torch.Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -61,26 +65,41 @@ class HostCopies:
         return copy
 
 
-def read_copy(allocator, table_row: torch.Tensor, scores: torch.Tensor) -> HostCopy:
+def read_copy(
+    allocator, table_row: torch.Tensor, scores: torch.Tensor, head_scores: HeadScores | None = None
+) -> HostCopy:
     """Copy a window's KV and scores to the host; waits for the device.
 
     Args:
         allocator: SGLang's slot allocator, which knows the KV pool.
         table_row: [num_tokens] slots in window order.
         scores: the score of every slot.
+        head_scores: of every slot by head, where the server keeps them.
     """
     slots = table_row.long()
     kv = allocator.get_cpu_copy(slots)
-    return HostCopy(kv, scores[slots].cpu(), num_bytes=len(slots) * bytes_per_token(allocator))
+    by_head = None if head_scores is None else head_scores.read(slots).cpu()
+    num_bytes = len(slots) * bytes_per_token(allocator, head_scores)
+    return HostCopy(kv, scores[slots].cpu(), num_bytes, by_head)
 
 
-def write_copy(allocator, copy: HostCopy, slots: torch.Tensor, scores: torch.Tensor) -> None:
+def write_copy(
+    allocator,
+    copy: HostCopy,
+    slots: torch.Tensor,
+    scores: torch.Tensor,
+    head_scores: HeadScores | None = None,
+) -> None:
     """Write a copy into newly allocated slots: [copy.num_tokens] int64."""
     allocator.load_cpu_copy(copy.kv, slots)
     scores[slots] = copy.scores.to(scores.device)
+    if head_scores is not None:
+        assert copy.head_scores is not None, "one server keeps scores by head of all requests or of none"
+        head_scores.write(slots, copy.head_scores)
 
 
-def bytes_per_token(allocator) -> int:
-    """Bytes of one token's K, V and score on this rank."""
+def bytes_per_token(allocator, head_scores: HeadScores | None = None) -> int:
+    """Bytes of one token's K, V and scores on this rank."""
     pool = allocator.get_kvcache()
-    return sum(pool.get_kv_size_bytes()) // (pool.size + pool.page_size) + 4
+    more = 0 if head_scores is None else head_scores.bytes_per_token
+    return sum(pool.get_kv_size_bytes()) // (pool.size + pool.page_size) + 4 + more

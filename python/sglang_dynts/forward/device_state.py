@@ -10,6 +10,7 @@ from sglang.srt.layers.radix_attention import RadixAttention
 
 from sgl_dynts.checkpoint import PredictorHeader, PredictorSource, digest
 from sgl_dynts.compaction import to_device, warm_up
+from sgl_dynts.head_scores import HeadScores
 from sgl_dynts.head_sets import HeadBuffers, HeadMoves
 from sgl_dynts.policies import Sets, policies
 from sgl_dynts.predictor import ImportancePredictor
@@ -69,6 +70,8 @@ class DeviceState:
         """The newest queries, where the server records them."""
         self.received: ReceivedAttention | None = None
         """The attention of all queries, where the server records the newest."""
+        self.head_scores: HeadScores | None = None
+        """What the predictor said, by head, where a policy may want it."""
         self.attention: list[RadixAttention] = []
         """The model's attention layers, in order."""
         self.moves: PendingMoves | None = None
@@ -79,6 +82,12 @@ class DeviceState:
         """The moves of a server whose requests may have a set of tokens per head."""
         assert self.moves is not None, "a policy with a set per head was accepted where none can be moved"
         return self.moves
+
+    @property
+    def own_head_scores(self) -> HeadScores:
+        """The predictor's scores by head of a server whose requests may ask for them."""
+        assert self.head_scores is not None, "a policy was accepted by a server without what it needs"
+        return self.head_scores
 
     def moves_of(self, req) -> HeadMoves | None:
         """Return what this iteration's compaction of a request moves, None for one set of tokens."""
@@ -181,7 +190,11 @@ def allocate(_result, model_runner) -> None:
         by_head = policies()[arguments().dynts_policy].sets is Sets.PER_HEAD
         state.received = ReceivedAttention(layers, num_slots, pool, state.table, by_head=by_head)
     sums = state.received.by_head if state.received is not None else ()
-    movable = movable_tensors(model_runner.token_to_kv_pool, sums)
+    if arguments().dynts_calibrates and on_runner(model_runner).predictor is not None:
+        heads = [layer.tp_k_head_num for layer in state.attention]
+        state.head_scores = HeadScores(num_slots, heads, state.table.device)
+    scores = state.head_scores.layers if state.head_scores is not None else ()
+    movable = movable_tensors(model_runner.token_to_kv_pool, sums, scores)
     if movable is not None:
         state.moves = PendingMoves(HeadBuffers.of(movable))
         state.moves.warm_up()

@@ -68,12 +68,12 @@ class PendingMoves:
             torch.cuda.current_stream().wait_event(self._carried_out)
 
 
-def movable_tensors(pool, others: Sequence[torch.Tensor] = ()) -> list[list[torch.Tensor]] | None:
+def movable_tensors(pool, *others: Sequence[torch.Tensor]) -> list[list[torch.Tensor]] | None:
     """Return what SGLang's pool keeps of each token and head, layer by layer.
 
     Args:
         pool: the KV pool.
-        others: of each layer, one more tensor [num_slots, kv_heads].
+        others: each has one more tensor [num_slots, kv_heads] for each layer, or none at all.
 
     Returns:
         For each layer tensors [num_slots, kv_heads, ...]; None where K and V are stored otherwise.
@@ -86,8 +86,9 @@ def movable_tensors(pool, others: Sequence[torch.Tensor] = ()) -> list[list[torc
         layers = [list(pair) for pair in zip(pool.k_buffer, pool.v_buffer, strict=True)]
     else:
         return None
-    for layer, other in zip(layers, others, strict=False):
-        layer.append(other)
+    for tensors in filter(None, others):
+        for layer, other in zip(layers, tensors, strict=True):
+            layer.append(other)
     return layers
 
 

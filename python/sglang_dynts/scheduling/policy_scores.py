@@ -66,6 +66,7 @@ def _candidates(governor: Governor, req, cut: Cut, held: torch.Tensor, policy: P
         partial(_views, governor, req.kv.req_pool_idx, seq_len, cut.local_window, held),
         partial(_received, governor, slots, policy.sets),
         partial(held_layers, governor.device.attention, held[:-1], governor.allocator.get_kvcache()),
+        partial(_predicted, governor, slots),
         newest=seq_len - 2,
     )
 
@@ -78,6 +79,9 @@ def _choose_by_head(governor: Governor, req, policy: Policy, cut: Cut, held: tor
         governor.device.scores.protect(held[slice(*span)])
     candidates = _candidates(governor, req, cut, held, policy)
     slots = held[cut.first : cut.first + cut.num_candidates]
+    if policy.needs_predictor:
+        new = slice(cut.num_survivors, None)
+        governor.device.own_head_scores.note(slots[new], candidates.scores[new])
     scores = scores_by_head(policy, candidates, moves.shape[1])
     fixed = candidates.scores == torch.inf
     if governed.tokens is not None:
@@ -92,6 +96,10 @@ def _views(
     recorder = governor.device.recorder
     assert recorder is not None, "a policy that needs queries was accepted by a server without them"
     return recorder.views(row, seq_len, local_window, held, governor.allocator.get_kvcache())
+
+
+def _predicted(governor: Governor, slots: torch.Tensor) -> torch.Tensor:
+    return governor.device.own_head_scores.read(slots)
 
 
 def _received(governor: Governor, slots: torch.Tensor, sets: Sets) -> torch.Tensor:

@@ -9,7 +9,7 @@ from sgl_dynts.policies import Sets
 from sgl_dynts.window import RequestWindow
 from sglang_dynts.entry.governed_request import GovernedRequest
 from sglang_dynts.entry.host_copies import bytes_per_token, read_copy, write_copy
-from sglang_dynts.scheduling.governor import Governor, seen_len
+from sglang_dynts.scheduling.governor import Compaction, Governor, seen_len
 
 
 def keeps_copies(governor: Governor) -> bool:
@@ -40,18 +40,28 @@ def copy_to_host(governor: Governor, req) -> bool:
     undone = governor.compacted_now.pop(req, None)
     if undone is not None and _can_be_undone(governor, req, governed):
         row = undone.slots
-        governor.device.forget_moves(req)
+        _forget_choice(governor, req, undone)
         governed.undo(undone.cut.num_dropped, undone.early)
         governor.tally.undone()
     if window is None or not may_be_copied(governor, req) or _can_be_recomputed(governor, req, window):
         return False
     num_tokens = _held_len(req, window) - 1
-    if not _make_room(governor, num_tokens * bytes_per_token(governor.allocator)):
+    device = governor.device
+    if not _make_room(governor, num_tokens * bytes_per_token(governor.allocator, device.head_scores)):
         return False
-    scores = governor.device.scores.scores
-    governor.device.settle_moves()
-    governor.copies.give(governed, read_copy(governor.allocator, row[:num_tokens], scores))
+    device.settle_moves()
+    copy = read_copy(governor.allocator, row[:num_tokens], device.scores.scores, device.head_scores)
+    governor.copies.give(governed, copy)
     return True
+
+
+def _forget_choice(governor: Governor, req, undone: Compaction) -> None:
+    """Move nothing, and let the score pool say again what the predictor said of new tokens."""
+    device, cut = governor.device, undone.cut
+    if device.moves_of(req) is not None and device.head_scores is not None:
+        judged = undone.slots[cut.first : cut.first + cut.num_candidates].long()
+        device.scores.scores[judged] = device.head_scores.noted(judged)
+    device.forget_moves(req)
 
 
 def bring_back(governor: Governor, req, slots: torch.Tensor) -> None:
@@ -65,7 +75,8 @@ def bring_back(governor: Governor, req, slots: torch.Tensor) -> None:
     governed = governor.governed(req)
     copy = governor.copies.take(governed)
     governor.device.settle_moves()  # the new slots may be ones that pending moves still read
-    write_copy(governor.allocator, copy, slots, governor.device.scores.scores)
+    device = governor.device
+    write_copy(governor.allocator, copy, slots, device.scores.scores, device.head_scores)
     governor.device.resumed[req] = governed.own_window.dropped
     governed.num_resumptions += 1
     governor.tally.resumed()

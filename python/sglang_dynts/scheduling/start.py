@@ -12,7 +12,7 @@ from sgl_dynts.thinking import ThinkMarkers
 from sglang_dynts.boot.configuration import arguments, is_enabled, server_config
 from sglang_dynts.boot.markers import resolve_markers, separator_ids
 from sglang_dynts.entry.host_copies import HostCopies, bytes_per_token
-from sglang_dynts.forward.device_state import state_of
+from sglang_dynts.forward.device_state import DeviceState, state_of
 from sglang_dynts.forward.queries.known import know_queries
 from sglang_dynts.scheduling.capacity_state import CapacityState
 from sglang_dynts.scheduling.governor import Governor
@@ -62,7 +62,7 @@ def _new_governor(scheduler, tokenizer) -> Governor:
         device,
         allocator,
         CapacityState(allocator.size, answers, not arguments().dynts_disable_elastic),
-        _new_copies(allocator, config),
+        _new_copies(allocator, config, device),
     )
     governor.running_reqs = lambda: scheduler.running_batch.reqs
     return governor
@@ -83,7 +83,7 @@ def _facts(scheduler, governor: Governor, tokenizer) -> ModelFacts:
     )
 
 
-def _new_copies(allocator, config: DynTSConfig) -> HostCopies:
+def _new_copies(allocator, config: DynTSConfig, device: DeviceState) -> HostCopies:
     """Refuse a bound that holds no window, and a KV pool whose tokens cannot be copied.
 
     Raises:
@@ -92,7 +92,7 @@ def _new_copies(allocator, config: DynTSConfig) -> HostCopies:
     copies = HostCopies(int(arguments().dynts_host_memory_gb * (1 << 30)))
     if not copies.max_bytes:
         return copies
-    needed = config.budget * bytes_per_token(allocator)
+    needed = config.budget * bytes_per_token(allocator, device.head_scores)
     if copies.max_bytes < needed:
         raise ValueError(
             f"--dynts-host-memory-gb {copies.max_bytes / (1 << 30):g} does not hold one window of "

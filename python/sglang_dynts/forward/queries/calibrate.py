@@ -16,7 +16,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from sgl_dynts.expected_attention import QueryMoments, QueryStatistics, Rotation
 from sglang_dynts.names import BACKEND_NAME
 
-LONGEST_CHUNK = 2048
+LONGEST_CHUNK = 1024
 """Tokens that are read at a time, if the server's own limits allow it."""
 UNGOVERNED: dict[str, Any] = {BACKEND_NAME: {"enabled": False}}
 
@@ -57,6 +57,7 @@ def calibrate(scheduler, token_ids: Sequence[int]) -> list[QueryStatistics]:
             hooks.callback(one.layer.register_forward_pre_hook(one.add).remove)
         for part in chunks(token_ids, longest_chunk(scheduler)):
             read(scheduler, part)
+            scheduler.forward_ct += 1  # a forward, which the watchdog of a slow machine waits for
     return [one.moments.statistics() for one in layers]
 
 
