@@ -37,6 +37,12 @@ class HostCpuPlatform(CpuDeviceMixin, SRTPlatform):
         """Return False: there is no device to pin host memory for."""
         return False
 
+    def init_backend(self) -> None:
+        """Let torch do what SGLang has Triton kernels for, and ``torch_native`` know every attention."""
+        from sglang_dynts.boot import host_cpu_kernels
+
+        host_cpu_kernels.put_in_place()
+
     def apply_server_args_defaults(self, server_args) -> None:
         """Default to torch attention, a communicator that needs no GPU, and half of the cores.
 
