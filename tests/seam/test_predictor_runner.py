@@ -7,10 +7,12 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from sglang.srt.layers.layernorm import Gemma3RMSNorm, GemmaRMSNorm, RMSNorm
 
 from sgl_dynts.checkpoint import PREDICTOR_FILE, load_predictor
 from sglang_dynts.forward.device_state import DeviceState, on_runner
 from sglang_dynts.forward.predictor_runner import install_predictor
+from sglang_dynts.forward.weight_updates import size_of_states
 
 
 class LogitsProcessor(torch.nn.Module):
@@ -113,3 +115,15 @@ def test_weights_that_are_drawn_near_0_do_not_make_a_good_predictor_a_bad_one(se
         install_predictor(None, runner)
     serve("--attention-backend", "dynts", "--load-format", "dummy")
     install_predictor(None, runner)
+
+
+@pytest.mark.parametrize(
+    ("norm", "size"), [(RMSNorm, 0.5), (GemmaRMSNorm, 1.5), (Gemma3RMSNorm, 1.5)], ids=str
+)
+def test_states_are_as_large_as_the_final_norm_makes_them(serve, norm, size):
+    """Gemma's norms multiply by 1 + weight, and their weights are about 0."""
+    serve("--attention-backend", "dynts")
+    model = torch.nn.Module()
+    model.norm = norm(8)
+    model.norm.weight.data.fill_(0.5)
+    assert torch.equal(torch.as_tensor(size_of_states(model, 8)), torch.full((8,), size))

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from sglang.srt.configs.load_config import LoadFormat
+from sglang.srt.layers.layernorm import Gemma3RMSNorm, GemmaRMSNorm
 from sglang.srt.runtime_context import get_model
 
 from sgl_dynts.checkpoint import (
@@ -28,6 +29,9 @@ from sglang_dynts.boot.refusals import refuse_other_width
 from sglang_dynts.forward.device_state import LoadedPredictor, OnRunner, loaded_from, on_runner
 
 logger = logging.getLogger(__name__)
+
+ONE_MORE = (GemmaRMSNorm, Gemma3RMSNorm)
+"""Norms that multiply by 1 + weight."""
 
 Weights = Iterable[tuple[str, torch.Tensor]]
 Found = tuple[PredictorSource, ImportancePredictor]
@@ -132,8 +136,16 @@ def size_of_states(model: torch.nn.Module, hidden_size: int) -> torch.Tensor | f
     """
     if get_model().load_format == LoadFormat.DUMMY:
         return 1.0
-    alike = [weight for weight in model.parameters() if weight.shape == (hidden_size,)]
-    return alike[-1].float() if alike else 1.0
+    alike = [
+        (module, weight)
+        for module in model.modules()
+        for weight in module.parameters(recurse=False)
+        if weight.shape == (hidden_size,)
+    ]
+    if not alike:
+        return 1.0
+    norm, weight = alike[-1]
+    return weight.float() + 1 if isinstance(norm, ONE_MORE) else weight.float()
 
 
 def _set_aside(ours: OnRunner, weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
