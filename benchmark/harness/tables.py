@@ -3,6 +3,8 @@
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 from benchmark.harness.grading import PAPERS_TARGET
@@ -357,6 +359,11 @@ def shipped(dtype: str) -> list[str]:
     return card(results_of("families", dtype=dtype, **own))
 
 
+def model_kinds() -> ModuleType:
+    """Which models are served; imported where it is asked for, since SGLang takes long."""
+    return import_module("sglang_dynts.boot.model_kinds")
+
+
 Tables = dict[str, Callable[[], list[str]]]
 TABLES: Tables = {
     "summary": summary,
@@ -374,6 +381,8 @@ TABLES: Tables = {
     "transfer": transfer,
     "wrong-traces": wrong_traces,
     "policies": lambda: as_markdown().splitlines(),
+    "models-served": lambda: model_kinds().served_as_markdown().splitlines(),
+    "models-refused": lambda: model_kinds().refused_as_markdown().splitlines(),
     "model-float32": lambda: shipped("float32"),
     "model-bfloat16": lambda: shipped("bfloat16"),
 }

@@ -8,7 +8,13 @@ import torch
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+)
 
 from sgl_dynts.checkpoint import PredictorHeader, save_predictor
 from sgl_dynts.config import DynTSConfig
@@ -94,9 +100,12 @@ def write_random_weights(
 ) -> None:
     """Write configuration and random float32 weights; ``often`` are special tokens that it generates."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config).float()
+    sees = hasattr(config, "vision_config")
+    model = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_config(config).float()
     with torch.no_grad():
+        if config.tie_word_embeddings:
+            model.lm_head.weight *= 0.1  # else it says again and again what it reads
         model.lm_head.weight[:FIRST_WORD] = 0  # a random model never closes its thinking by chance
         if often:
-            model.lm_head.weight[list(often)] = torch.randn(len(often), config.hidden_size) * 0.3
+            model.lm_head.weight[list(often)] = torch.randn(len(often), model.lm_head.in_features) * 0.3
     model.save_pretrained(folder)

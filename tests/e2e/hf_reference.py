@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, DynamicCache
 
 from benchmark.harness.tiny_models import END_THINK, THINK
 from tests.e2e.models import SEPARATORS
@@ -45,8 +45,18 @@ class Reference:
     ) -> None:
         self.markers = markers
         torch.set_num_threads(1)  # two layers: a second thread waits more than it works
-        self.model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation=attention
+        whole = AutoConfig.from_pretrained(folder)
+        config = whole.get_text_config()
+        kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+        self.slides = [kind == "sliding_attention" for kind in kinds]
+        if any(self.slides):
+            attention = "eager"  # the one that caps logits and knows sinks
+        else:
+            config.sliding_window = None  # as SGLang, whose model of that name has no window
+        self.config = config
+        auto = AutoModelForCausalLM if whole is config else AutoModelForImageTextToText
+        self.model = auto.from_pretrained(
+            folder, config=whole, dtype=torch.float32, attn_implementation=attention
         ).eval()
         self.folder = folder
         predictor = folder / "dynts" / "predictor.safetensors"
@@ -56,6 +66,23 @@ class Reference:
         for name in ("layers.0.weight", "layers.1.weight", "layers.2.weight"):
             hidden = torch.nn.functional.softplus(hidden @ self.weights[name].T)
         return hidden[:, 0].tolist()
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        found, cap = self.model.lm_head(hidden), getattr(self.config, "final_logit_softcapping", None)
+        return torch.tanh(found / cap) * cap if cap else found
+
+    def masks(self, held: list[int], new: torch.Tensor) -> dict[str, torch.Tensor] | None:
+        """What new tokens see, by original positions: sliding layers hold all tokens of the text."""
+        if not any(self.slides):
+            return None
+        query = new[:, None]
+        full, every = torch.tensor([*held, *new.tolist()]), torch.arange(int(new[-1]) + 1)
+        seen = {
+            "full_attention": full <= query,
+            "sliding_attention": (every <= query) & (every > query - self.config.sliding_window),
+        }
+        least = torch.finfo(torch.float32).min
+        return {kind: torch.where(sees, 0.0, least)[None, None] for kind, sees in seen.items()}
 
     @torch.inference_mode()
     def generate(
@@ -102,6 +129,7 @@ class Reference:
                 position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
+                attention_mask=self.masks(held, positions[0]),
                 output_attentions=policy in (*OBSERVING, H2O),
             )
             if policy in OBSERVING:
@@ -114,7 +142,7 @@ class Reference:
                 by_head = torch.cat([layer[0].sum(1) for layer in out.attentions])
                 for position, more in zip(held, by_head.mean(0).tolist(), strict=True):
                     received[position] = received.get(position, 0.0) + more
-            for logits in self.model.lm_head(hidden[max(0, len(prompt) - 1 - start) :]):
+            for logits in self.logits(hidden[max(0, len(prompt) - 1 - start) :]):
                 choice = allowed or range(len(logits))
                 output.append(choice[int(logits[choice.start : choice.stop].argmax())])
                 logprobs.append(float(logits.log_softmax(0)[output[-1]]))
@@ -134,7 +162,7 @@ class Reference:
             kept = keep(held, judged, question, {p for p in answers if p < end}, windows)
             compactions += 1
             dropped += len(held) - len(kept)
-            edit_cache(cache, [held.index(position) for position in kept])
+            edit_cache(cache, [held.index(position) for position in kept], self.slides)
             held = kept
 
 
@@ -168,9 +196,12 @@ def stretch(
     return num_known, False
 
 
-def edit_cache(cache: DynamicCache, columns: list[int]) -> None:
+def edit_cache(cache: DynamicCache, columns: list[int], slides: list[bool]) -> None:
+    """Drop tokens from the layers that do not slide."""
     layers: Any = cache.layers
-    for layer in layers:
+    for layer, whole in zip(layers, slides, strict=True):
+        if whole:
+            continue
         layer.keys = layer.keys[:, :, columns]
         layer.values = layer.values[:, :, columns]
 

@@ -6,7 +6,13 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen2VLImageProcessor,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+)
 
 from benchmark.harness import tiny_models
 from benchmark.harness.tiny_models import (
@@ -36,13 +42,105 @@ UNTRAINED = "untrained"
 WORDS_FILE = "words.txt"
 """In every model's folder: a text of its words."""
 
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+"""Of Olmo 3, in which SGLang 0.5.23 does not find another theta under the names of layer types."""
+LAYER_TYPES = ("sliding_attention", "full_attention")
+MODEL_WINDOW = 24
+"""Tokens that a sliding layer of these models sees, the query's own included."""
+SLIDING = {
+    "head_dim": 16,
+    "num_hidden_layers": 4,
+    "sliding_window": MODEL_WINDOW,
+    "layer_types": [*LAYER_TYPES] * 2,
+}
+LATENT = {
+    "q_lora_rank": 32,
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 32,
+    "v_head_dim": 24,
+    "num_key_value_heads": 4,
+    "head_dim": 16,
+    "num_hidden_layers": 3,
+}
+ROUTED = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 48,
+    "n_group": 1,
+    "topk_group": 1,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.0,
+    "moe_layer_freq": 1,
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 2.0,
+    "original_max_position_embeddings": 2048,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+}
+DEEPSEEK = {**LATENT, **ROUTED, "rope_parameters": YARN}
+MROPE = {
+    "head_dim": 32,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "mrope_section": [6, 5, 5],
+        "mrope_interleaved": True,
+    },
+}
+WIDE_MROPE = MROPE["rope_parameters"] | {"mrope_section": [12, 10, 10]}
+VISION = {
+    "depth": 1,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_heads": 2,
+    "out_hidden_size": HIDDEN_SIZE,
+    "num_position_embeddings": 16,
+    "deepstack_visual_indexes": [0],
+}
+IMAGE_WORDS = {
+    244: "<|image_pad|>",
+    245: "<|video_pad|>",
+    246: "<|vision_start|>",
+    247: "<|vision_end|>",
+}
+IMAGE_IDS = dict(
+    zip(
+        ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"),
+        IMAGE_WORDS,
+        strict=True,
+    )
+)
+GEMMA = {**SLIDING, "query_pre_attn_scalar": 16, "tie_word_embeddings": True}
+
 CONFIGS = {
     CHANGES_ITS_MIND: config_of("llama"),
     "llama": config_of("llama"),
     "qwen2": config_of("qwen2"),
     "qwen3": config_of("qwen3", head_dim=32),
     "qwen3_moe": config_of("qwen3_moe", **EXPERTS),
+    "gemma2": config_of("gemma2", **GEMMA, attn_logit_softcapping=5.0, hidden_act="gelu_pytorch_tanh"),
+    "gemma3": config_of("gemma3_text", **GEMMA),
+    "olmo3": config_of("olmo3", **SLIDING, rope_parameters=dict.fromkeys(LAYER_TYPES, ROPE)),
+    "exaone4": config_of("exaone4", **SLIDING, sliding_window_pattern="LG"),
+    "mistral": config_of("mistral", head_dim=16, sliding_window=MODEL_WINDOW),
+    "phi3": config_of("phi3", sliding_window=MODEL_WINDOW, pad_token_id=0),
+    "deepseek_v3": config_of("deepseek_v3", **DEEPSEEK, first_k_dense_replace=1),
+    "deepseek_v3_dense": config_of("deepseek_v3", **DEEPSEEK, first_k_dense_replace=3),
+    "glm4_moe_lite": config_of(
+        "glm4_moe_lite", **LATENT, **ROUTED, mlp_layer_types=["dense", "sparse", "sparse"]
+    ),
+    "qwen3_vl": config_of("qwen3_vl", text_config={**SIZES, **MROPE}, vision_config=VISION, **IMAGE_IDS),
 }
+"""By kind; its place is the seed of its weights, so new kinds come last."""
 
 
 def build_model(kind: str, folder: Path) -> Path:
@@ -56,12 +154,46 @@ def build_model(kind: str, folder: Path) -> Path:
         (folder / PREDICTOR_FILE).unlink()
         return folder
     often = (THINK, END_THINK) if kind == CHANGES_ITS_MIND else ()
-    return write_model(CONFIGS[kind], sorted(CONFIGS).index(kind), folder, often)
+    return write_model(CONFIGS[kind], list(CONFIGS).index(kind), folder, often)
 
 
 def build_wide_model(folder: Path) -> Path:
     """Write a llama whose heads are as wide as the GPU kernels need: hidden size 256, 4 heads of 64."""
     return write_model(config_of("llama", hidden_size=256, head_dim=64, initializer_range=0.1), 0, folder)
+
+
+WIDE = {"hidden_size": 256, "initializer_range": 0.1}
+WIDE_LATENT = {
+    "head_dim": 64,
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
+    "qk_nope_head_dim": 128,
+    "v_head_dim": 128,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 16,
+}
+WIDE_CONFIGS = {
+    "sliding": config_of(
+        "gemma2",
+        **GEMMA | WIDE | {"head_dim": 64},
+        attn_logit_softcapping=5.0,
+        hidden_act="gelu_pytorch_tanh",
+    ),
+    "latent": config_of("deepseek_v3", **DEEPSEEK | WIDE | WIDE_LATENT, first_k_dense_replace=1),
+    "latent_dense": config_of("deepseek_v3", **DEEPSEEK | WIDE | WIDE_LATENT, first_k_dense_replace=3),
+    "images": config_of(
+        "qwen3_vl",
+        text_config=SIZES | MROPE | WIDE | {"head_dim": 64, "rope_parameters": WIDE_MROPE},
+        vision_config=VISION | {"out_hidden_size": 256},
+        **IMAGE_IDS,
+    ),
+}
+"""Of other families, as wide as the GPU kernels need."""
+
+
+def build_wide_family(family: str, folder: Path) -> Path:
+    """Write a model of ``WIDE_CONFIGS``."""
+    return write_model(WIDE_CONFIGS[family], list(WIDE_CONFIGS).index(family), folder)
 
 
 def write_model(
@@ -71,19 +203,39 @@ def write_model(
     often: tuple[int, ...] = (),
     tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> Path:
-    """Write a random model with tokenizer and predictor; ``often`` are markers that it generates."""
+    """Write a random model with tokenizer and predictor; ``often`` are markers that it generates.
+
+    The predictor recommends a local window of 16, or of what the model's sliding layers see.
+    """
     write_random_weights(folder, config, seed, often)
-    (tokenizer or word_tokenizer(VOCAB_SIZE, words=SEPARATORS)).save_pretrained(folder)
-    write_predictor(folder / PREDICTOR_FILE, config.hidden_size)
+    sees, text = hasattr(config, "vision_config"), config.get_text_config()
+    named = SEPARATORS | IMAGE_WORDS if sees else SEPARATORS
+    tokenizer = tokenizer or word_tokenizer(VOCAB_SIZE, words=named)
+    (_processor(tokenizer) if sees else tokenizer).save_pretrained(folder)
+    write_predictor(folder / PREDICTOR_FILE, text.hidden_size, MODEL_WINDOW if slides(text) else 16)
     draw = random.Random(seed)
     words = (f"w{draw.randrange(FIRST_WORD, min(SEPARATORS))}" for _ in range(2500))
     (folder / WORDS_FILE).write_text(" ".join(words))
     return folder
 
 
-def write_predictor(path: Path, hidden_size: int) -> None:
+def slides(config: PreTrainedConfig) -> bool:
+    """Whether a layer is served with a sliding window, whatever the configuration mentions."""
+    return "sliding_attention" in (getattr(config, "layer_types", None) or ())
+
+
+def write_predictor(path: Path, hidden_size: int, local_window: int = 16) -> None:
     predictor = random_predictor(hidden_size, (96, 32), std=0.3)
-    tiny_models.write_predictor(path, predictor, DynTSConfig(96, 16, 0.4))
+    tiny_models.write_predictor(path, predictor, DynTSConfig(96, local_window, 0.4))
+
+
+def _processor(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLProcessor:
+    """What reads a request's images."""
+    return Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(),
+        tokenizer=tokenizer,
+        video_processor=Qwen3VLVideoProcessor(),
+    )
 
 
 def _byte_tokenizer() -> PreTrainedTokenizerFast:

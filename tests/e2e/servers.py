@@ -1,5 +1,6 @@
 """The servers that tests share: each is started once in a session, while the one before it is in use."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,6 +72,19 @@ SERVERS = {
     "retracting": Spec("qwen3", (*MIXED, *SMALL_POOL, *CALIBRATED), RETRACTING),
     "untrained": Spec(UNTRAINED, ("--enable-metrics",)),
     "retracting_no_overlap": Spec("qwen3", (*SMALL_POOL, "--disable-overlap-schedule"), RETRACTING),
+    "gemma2": Spec("gemma2", (*MIXED, *QUEUE)),
+    "gemma3_tensor_parallel": Spec("gemma3", ("--tp-size", "2"), TWO_CORES),
+    "olmo3_retracting": Spec("olmo3", (*MIXED, *SMALL_POOL), RETRACTING),
+    "exaone4_without_copies": Spec("exaone4", (*SMALL_POOL, "--dynts-host-memory-gb", "0"), RETRACTING),
+    "olmo3_unguarded": Spec("olmo3", command=(sys.executable, "-m", "tests.e2e.unguarded")),
+    "deepseek": Spec("deepseek_v3", (*MIXED, *QUEUE)),
+    "deepseek_tensor_parallel": Spec("deepseek_v3", ("--tp-size", "2"), TWO_CORES),
+    "deepseek_dense_retracting": Spec("deepseek_v3_dense", (*MIXED, *SMALL_POOL), RETRACTING),
+    "glm_without_copies": Spec("glm4_moe_lite", (*SMALL_POOL, "--dynts-host-memory-gb", "0"), RETRACTING),
+    "qwen3_vl": Spec("qwen3_vl", (*MIXED, *QUEUE)),
+    "qwen3_vl_retracting": Spec("qwen3_vl", SMALL_POOL, RETRACTING),
+    "mistral": Spec("mistral", ("--disable-radix-cache",)),
+    "phi3": Spec("phi3"),
     "retracting_no_radix_cache": Spec("qwen3", (*SMALL_POOL, "--disable-radix-cache"), RETRACTING),
 }
 

@@ -8,6 +8,13 @@ from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 
+class FullAttention:
+    """A model runner whose model has no sliding layer."""
+
+    model = SimpleNamespace(modules=list)
+    sliding_window_size = None
+
+
 class Books:
     """As much of a scheduler as a request meets at first."""
 
@@ -18,6 +25,7 @@ class Books:
 
     def __init__(self) -> None:
         self.taken: list[str] = []
+        self.tp_worker = SimpleNamespace(model_runner=FullAttention())
         self.ended: list[Any] = []
 
     def _handle_generate_request(self, recv_req, _cleanup, **_kwargs) -> None:
@@ -77,6 +85,23 @@ def test_each_request_of_a_batch_is_looked_at(books, kind):
     getattr(books, f"handle_batch_{kind}_request")(batch)
     assert books.taken == ["a", "c"]
     assert list(books.messages) == ["b"]
+
+
+def test_a_request_with_an_image_ends_alone(books):
+    image = arrived("image", {"dynts": {"enabled": False}})
+    image.mm_inputs = object()
+    books.handle_generate_request(image)
+    books.handle_generate_request(arrived("text", None))
+    assert books.taken == ["text"]
+    assert "serves text alone" in books.messages["image"]
+
+
+def test_images_are_none_of_our_business_without_dynts(serve):
+    serve("--attention-backend", "torch_native")
+    books, image = Books(), arrived("image", None)
+    image.mm_inputs = object()
+    books.handle_generate_request(image)
+    assert books.taken == ["image"]
 
 
 OFF = [{"enabled": False}, {"policy": "full"}]

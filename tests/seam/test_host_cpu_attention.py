@@ -13,8 +13,8 @@ from transformers.models.deepseek_v3 import modeling_deepseek_v3
 from transformers.models.gemma2 import modeling_gemma2
 from transformers.models.gpt_oss import modeling_gpt_oss
 
-from sglang_dynts.boot.host_cpu_attention import HostCpuAttention
-from sglang_dynts.boot.host_cpu_kernels import cap_logits
+from sglang_dynts.boot.cpu.attention import HostCpuAttention
+from sglang_dynts.boot.cpu.kernels import cap_logits
 from sglang_dynts.boot.host_cpu_platform import HostCpuPlatform
 
 HEADS, KV_HEADS, DIM = 4, 2, 8

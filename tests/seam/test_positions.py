@@ -24,16 +24,21 @@ def runner() -> Runner:
     return runner
 
 
-def positions(runner, mode: ForwardMode, rows: list[int], now: list[int], lens=None) -> list[int]:
+def positions(
+    runner, mode: ForwardMode, rows: list[int], now: list[int], lens=None, mrope=False
+) -> list[int]:
     batch = SimpleNamespace(
         forward_mode=mode,
         positions=torch.tensor(now, dtype=torch.int64),
         req_pool_indices=torch.tensor(rows),
         extend_seq_lens=None if lens is None else torch.tensor(lens, dtype=torch.int32),
         extend_num_tokens=None if lens is None else sum(lens),
+        mrope_positions=torch.tensor(now, dtype=torch.int64).expand(3, -1) if mrope else None,
     )
     assert restore_positions(batch, None, None, runner) is None
     assert batch.positions.dtype == torch.int64
+    if mrope:
+        assert batch.mrope_positions.tolist() == [batch.positions.tolist()] * 3
     return batch.positions.tolist()
 
 
@@ -49,6 +54,12 @@ def test_padding_rows_of_a_decode_batch_stay_at_their_place(runner):
 def test_extend_and_mixed_add_it_to_every_token_of_the_request(runner, mode):
     now = [0, 1, 2, 12, 3, 4]
     assert positions(runner, mode, [1, 3, 2], now, [3, 1, 2]) == [0, 1, 2, 112, 10, 11]
+
+
+@pytest.mark.parametrize("mode", [ForwardMode.DECODE, ForwardMode.MIXED])
+def test_positions_in_three_parts_move_alike(runner, mode):
+    lens = [1, 1, 1] if mode is ForwardMode.MIXED else None
+    assert positions(runner, mode, [3, 1, 2], [12, 5, 40], lens, mrope=True) == [112, 5, 47]
 
 
 def test_an_idle_batch_is_left_alone(runner):
@@ -69,7 +80,10 @@ def test_a_runner_without_dynts_is_left_alone():
 def test_positions_are_a_new_tensor_since_sglang_may_share_the_old_one(runner):
     old = torch.tensor([12])
     batch = SimpleNamespace(
-        forward_mode=ForwardMode.DECODE, positions=old, req_pool_indices=torch.tensor([3])
+        mrope_positions=None,
+        forward_mode=ForwardMode.DECODE,
+        positions=old,
+        req_pool_indices=torch.tensor([3]),
     )
     restore_positions(batch, None, None, runner)
     assert (old.tolist(), batch.positions.tolist()) == ([12], [112])

@@ -8,10 +8,10 @@ from sglang.srt.configs.model_config import AttentionArch
 from sglang.srt.environ import envs
 from sglang.srt.runtime_context import override_platform
 
+from sglang_dynts.boot.model_kinds import REFUSED_KINDS
 from sglang_dynts.boot.refusals import (
     ENVIRONMENT_REFUSALS,
     FLAG_REFUSALS,
-    MODEL_REFUSALS,
     refuse_unsupported,
 )
 
@@ -161,6 +161,12 @@ AS_TYPED = [
     (["--decode-attention-backend", "flex_attention"], "--decode-attention-backend flex_attention"),
 ]
 
+
+def architecture(name: str) -> Namespace:
+    """What of a model's configuration says how it attends."""
+    return Namespace(architectures=[name], index_topk=2048)
+
+
 PLAIN_MODEL = Namespace(
     is_hybrid_swa=False,
     sliding_window_size=None,
@@ -299,38 +305,49 @@ def test_environment_switches_are_refused(cfg, model_config, variable, why):
         refuse_unsupported(cfg, model_config)
 
 
+# facts of a model that is of this kind
 MODEL_CASES = [
-    ("sliding-window attention", {"is_hybrid_swa": True}),
-    ("sliding-window attention", {"sliding_window_size": 4096}),
+    ("attention that chooses its tokens itself", {"hf_config": architecture("GlmMoeDsaForCausalLM")}),
+    ("attention that chooses its tokens itself", {"hf_config": architecture("DeepseekV32ForCausalLM")}),
+    ("attention that chooses its tokens itself", {"hf_config": architecture("DeepseekV4ForCausalLM")}),
+    (
+        "attention that chooses its tokens itself",
+        {"hf_config": architecture("MiniMaxM3SparseForCausalLM")},
+    ),
+    ("sliding layers in a KV pool of their own", {"is_hybrid_swa": True}),
     ("chunked local attention", {"attention_chunk_size": 8192}),
     ("Mamba or linear attention", {"mamba": True}),
-    ("multi-head latent attention (MLA)", {"attention_arch": AttentionArch.MLA}),
-    ("multimodal input", {"is_multimodal": True}),
-    ("multimodal input", {"model_is_mrope": True}),
     ("an encoder", {"is_encoder_decoder": True}),
     ("no text generation", {"is_generation": False}),
 ]
 
 
 def test_every_refused_kind_of_model_has_a_case():
-    assert {kind for kind, _ in MODEL_CASES} == {refusal.kind for refusal in MODEL_REFUSALS}
+    assert {kind for kind, _ in MODEL_CASES} == {refused.kind for refused in REFUSED_KINDS}
 
 
 @pytest.mark.parametrize(("kind", "facts"), MODEL_CASES, ids=[str(case[1]) for case in MODEL_CASES])
 def test_a_kind_of_model_is_refused_by_name(cfg, monkeypatch, kind, facts):
     mamba = object() if facts.get("mamba") else None
-    monkeypatch.setattr("sglang_dynts.boot.refusals.mambaish_config", lambda _model: mamba)
-    with refuses(f"--model-path {cfg.model_path}: it is a model with {kind}; serve it without DynTS"):
+    monkeypatch.setattr("sglang_dynts.boot.model_kinds.mambaish_config", lambda _model: mamba)
+    start = f"DynTS does not support --model-path {cfg.model_path}: it is a model with {kind}: "
+    with pytest.raises(ValueError, match=f"^{re.escape(start)}.+; serve it without DynTS$"):
         refuse_unsupported(cfg, Namespace(**(vars(PLAIN_MODEL) | facts)))
 
 
 def qwen2(head_dim: int | None) -> Namespace:
-    sizes = Namespace(model_type="qwen2", hidden_size=128, num_attention_heads=4, head_dim=head_dim)
+    sizes = Namespace(
+        model_type="qwen2",
+        architectures=["Qwen2ForCausalLM"],
+        hidden_size=128,
+        num_attention_heads=4,
+        head_dim=head_dim,
+    )
     return Namespace(**(vars(PLAIN_MODEL) | {"hf_config": sizes}))
 
 
 def test_heads_of_their_own_size_are_refused_where_sglang_does_not_read_it(cfg, monkeypatch):
-    monkeypatch.setattr("sglang_dynts.boot.refusals.mambaish_config", lambda _model: None)
+    monkeypatch.setattr("sglang_dynts.boot.model_kinds.mambaish_config", lambda _model: None)
     with refuses(
         f"--model-path {cfg.model_path} on a CPU: SGLang 0.5.23 takes hidden_size / "
         "num_attention_heads = 32 as the head size there, but config.json says head_dim 64; use a GPU"
@@ -341,9 +358,19 @@ def test_heads_of_their_own_size_are_refused_where_sglang_does_not_read_it(cfg, 
     refuse_unsupported(changed(cfg, device="cuda"), qwen2(64))
 
 
+def test_a_window_that_only_the_configuration_names_refuses_nothing(cfg, monkeypatch):
+    monkeypatch.setattr("sglang_dynts.boot.model_kinds.mambaish_config", lambda _model: None)
+    refuse_unsupported(cfg, Namespace(**(vars(PLAIN_MODEL) | {"sliding_window_size": 4096})))
+
+
 def test_a_plain_model_is_none_of_these(cfg, monkeypatch):
-    monkeypatch.setattr("sglang_dynts.boot.refusals.mambaish_config", lambda _model: None)
+    monkeypatch.setattr("sglang_dynts.boot.model_kinds.mambaish_config", lambda _model: None)
     refuse_unsupported(cfg, PLAIN_MODEL)
+    for served in (
+        {"attention_arch": AttentionArch.MLA},
+        {"is_multimodal": True, "model_is_mrope": True},
+    ):
+        refuse_unsupported(cfg, Namespace(**(vars(PLAIN_MODEL) | served)))
 
 
 def test_nothing_is_refused_of_a_server_without_dynts(view):

@@ -39,9 +39,9 @@ class HostCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
     def init_backend(self) -> None:
         """Let torch do what SGLang has Triton kernels for, and ``torch_native`` know every attention."""
-        from sglang_dynts.boot import host_cpu_kernels
+        from sglang_dynts.boot.cpu import kernels
 
-        host_cpu_kernels.put_in_place()
+        kernels.put_in_place()
 
     def apply_server_args_defaults(self, server_args) -> None:
         """Default to torch attention, a communicator that needs no GPU, and half of the cores.

@@ -8,10 +8,30 @@ from sglang.srt.arg_groups.model_override_base import (
     use_mla_backend,
 )
 from sglang.srt.arg_groups.overrides import declare_resolution, resolving_view
+from sglang.srt.runtime_context import get_platform
 
 from sglang_dynts.names import BASE_BACKENDS, SOURCE, SUPPORTED_KERNELS
 
 logger = logging.getLogger(__name__)
+
+STARTED_BY_NAME = {"Exaone4ForCausalLM", "ExaoneMoEForCausalLM", "ExaoneMoeForCausalLM"}
+"""Architectures that SGLang starts with fa3, Triton or trtllm_mha alone: ``arg_groups/model_hook.py``."""
+
+
+def meant_by_dynts(device: str, model_config) -> str:
+    """Return the kernels that ``--attention-backend dynts`` means.
+
+    FlashInfer knows no attention sinks, and SGLang wants other names for some models. On the host CPU
+    all names are torch.
+
+    Args:
+        device: one of ``BASE_BACKENDS``.
+        model_config: SGLang's configuration of the model.
+    """
+    named = STARTED_BY_NAME.intersection(model_config.hf_config.architectures or ())
+    if not (model_config.has_attention_sinks or named):
+        return BASE_BACKENDS[device]
+    return "fa3" if device == "cuda" and get_platform().is_hopper_with_cuda_12_3 else "triton"
 
 
 def choose_kernels(server_args, previous) -> None:
@@ -31,7 +51,8 @@ def _choose(server_args) -> None:
         server_args, use_mla_backend(server_args), model_config_of(server_args)
     )
     if server_args.attention_backend is None:
-        fitting = _fitting(cfg.attention_backend or usual, cfg.device)
+        wanted = cfg.attention_backend or usual
+        fitting = wanted if wanted in SUPPORTED_KERNELS else _ours(cfg.device, server_args) or wanted
         declare_resolution(server_args, SOURCE, attention_backend=fitting)
     if server_args.page_size is None:
         declare_resolution(server_args, SOURCE, page_size=1)
@@ -41,6 +62,6 @@ def _choose(server_args) -> None:
         logger.info("DynTS: %s attention; SGLang's own choice here would be %s", chosen, usual)
 
 
-def _fitting(kernel: str, device: str) -> str:
-    """Keep a kernel that serves compacted rows; where there is no other, ours is refused by name."""
-    return kernel if kernel in SUPPORTED_KERNELS else BASE_BACKENDS.get(device, kernel)
+def _ours(device: str, server_args) -> str | None:
+    """Our kernels on a device; where there are none, SGLang's are refused by name."""
+    return meant_by_dynts(device, model_config_of(server_args)) if device in BASE_BACKENDS else None

@@ -5,19 +5,18 @@ makes wrong, such as ``--dynts-budget 1``, is refused by :mod:`sgl_dynts.config`
 alike.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from typing import Any
 
-from sglang.srt.configs.hybrid_arch import mambaish_config
-from sglang.srt.configs.model_config import AttentionArch
 from sglang.srt.environ import envs
 from sglang.srt.model_executor.cuda_graph_config import Backend
 from sglang.srt.runtime_context import get_platform
 
 from sgl_dynts.policies import Sets, policies
+from sglang_dynts.boot.model_kinds import REFUSED_KINDS
 from sglang_dynts.names import BACKEND_NAME, BASE_BACKENDS, SUPPORTED_KERNELS
 
 
@@ -83,24 +82,6 @@ FLAG_REFUSALS = (
 )
 
 
-@dataclass(frozen=True)
-class ModelRefusal:
-    """A kind of model that is not served."""
-
-    kind: str
-    applies: Callable[[Any], bool]
-
-
-MODEL_REFUSALS = (
-    ModelRefusal("sliding-window attention", lambda m: m.is_hybrid_swa or m.sliding_window_size),
-    ModelRefusal("chunked local attention", lambda m: m.attention_chunk_size is not None),
-    ModelRefusal("Mamba or linear attention", lambda m: mambaish_config(m) is not None),
-    ModelRefusal("multi-head latent attention (MLA)", lambda m: m.attention_arch == AttentionArch.MLA),
-    ModelRefusal("multimodal input", lambda m: m.is_multimodal or m.model_is_mrope),
-    ModelRefusal("an encoder", lambda m: m.is_encoder_decoder),
-    ModelRefusal("no text generation", lambda m: not m.is_generation),
-)
-
 ENVIRONMENT_REFUSALS = (
     ("SGLANG_ENABLE_POST_CAPTURE_KV_SIZING", "the KV pool grows after the scores are allocated"),
     ("SGLANG_RUST_SERVER", "it checks no request and reports no DynTS numbers"),
@@ -124,12 +105,9 @@ def refuse_unsupported(cfg, model_config) -> None:
     _refuse_platform()
     _refuse_kernels(cfg)  # before the cache: kernels may set a page size that nobody named
     _refuse_cache(cfg)
-    for refusal in MODEL_REFUSALS:
-        if refusal.applies(model_config):
-            raise ValueError(
-                f"DynTS does not support --model-path {cfg.model_path}: it is a model with "
-                f"{refusal.kind}; serve it without DynTS"
-            )
+    for refused in REFUSED_KINDS:
+        if refused.applies(model_config):
+            raise ValueError(refused.message(cfg.model_path))
     _refuse_head_size(cfg, model_config.hf_config)
     for variable, why in ENVIRONMENT_REFUSALS:
         if getattr(envs, variable).get():

@@ -17,6 +17,7 @@ from sglang.srt.server_args import ServerArgs
 from sgl_dynts.checkpoint import PredictorHeader, PredictorSource
 from sgl_dynts.config import WINDOW_FIELDS, DynTSConfig, Windows, in_flags, windows_for
 from sgl_dynts.policies import CALIBRATED, PREDICTOR, needing, policy_names
+from sglang_dynts.boot.kernel_choice import meant_by_dynts
 from sglang_dynts.boot.predictor_files import find_for_policy
 from sglang_dynts.boot.refusals import (
     calibrates,
@@ -29,7 +30,7 @@ from sglang_dynts.boot.refusals import (
     unserved_policies,
 )
 from sglang_dynts.check_seams import check_release
-from sglang_dynts.names import BACKEND_NAME, BASE_BACKENDS, FLAG_PREFIX, SOURCE
+from sglang_dynts.names import BACKEND_NAME, FLAG_PREFIX, SOURCE
 from sglang_dynts.seams import Process, check
 
 logger = logging.getLogger(__name__)
@@ -221,7 +222,7 @@ def choose_backend(server_args, previous) -> None:
     cfg = resolving_view(server_args)
     refuse_backend(cfg)
     if cfg.attention_backend == BACKEND_NAME:
-        kernels = BASE_BACKENDS[cfg.device]
+        kernels = meant_by_dynts(cfg.device, model_config_of(server_args))
         declare_resolution(server_args, SOURCE, attention_backend=kernels, enable_dynts=True)
 
 

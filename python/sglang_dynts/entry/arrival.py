@@ -5,7 +5,14 @@ from http import HTTPStatus
 from sglang.srt.managers.io_struct import AbortReq
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
 
-from sglang_dynts.entry.options import check_hidden_prompt, check_options
+from sglang_dynts.boot.configuration import is_enabled, server_config
+from sglang_dynts.boot.sliding_window import refuse_short_window
+from sglang_dynts.entry.options import check_hidden_prompt, check_options, config_of_request
+
+NO_IMAGES = (
+    "this server runs with DynTS, which serves text alone: images and audio have other positions; "
+    "send text, or ask a server without DynTS"
+)
 
 
 def admit_generation(original, scheduler, recv_req, **kwargs) -> None:
@@ -28,8 +35,13 @@ def _is_admitted(scheduler, recv_req, is_hidden: bool = False) -> bool:
     """Whether a request may be made, its prompt hidden or not; one that may not is told why."""
     try:
         check_options(recv_req.sampling_params.custom_params)
+        if is_enabled() and recv_req.mm_inputs is not None:
+            raise ValueError(NO_IMAGES)
         if is_hidden:
             check_hidden_prompt(recv_req.sampling_params)
+        if is_enabled():
+            config = config_of_request(recv_req.sampling_params, server_config())
+            refuse_short_window(config, scheduler.tp_worker.model_runner)
     except ValueError as error:
         reason = FINISH_ABORT(str(error), HTTPStatus.BAD_REQUEST, "BadRequestError").to_json()
         scheduler.send_abort_output(AbortReq(rid=recv_req.rid, finished_reason=reason), recv_req)

@@ -102,4 +102,6 @@ def bytes_per_token(allocator, head_scores: HeadScores | None = None) -> int:
     """Bytes of one token's K, V and scores on this rank."""
     pool = allocator.get_kvcache()
     more = 0 if head_scores is None else head_scores.bytes_per_token
-    return sum(pool.get_kv_size_bytes()) // (pool.size + pool.page_size) + 4 + more
+    sizes = pool.get_kv_size_bytes()  # of K and of V; of both in one where the pool keeps latents
+    total = sum(sizes) if isinstance(sizes, tuple) else int(sizes)
+    return total // (pool.size + pool.page_size) + 4 + more

@@ -17,6 +17,7 @@ from sgl_dynts.predictor import ImportancePredictor
 from sgl_dynts.score_pool import ScorePool
 from sglang_dynts.boot.configuration import arguments, is_enabled
 from sglang_dynts.forward.head_moves import PendingMoves, movable_tensors
+from sglang_dynts.forward.kv_pools import refuse_unknown_pool
 from sglang_dynts.forward.query_recorder import QueryRecorder, attention_layers, create_recorder
 from sglang_dynts.forward.received_attention import ReceivedAttention
 from sglang_dynts.seams import Process, check
@@ -175,10 +176,15 @@ def state_of(model_runner) -> DeviceState | None:
 
 
 def allocate(_result, model_runner) -> None:
-    """AFTER ModelRunner._init_post_memory_pool_components: allocate before graphs are captured."""
+    """AFTER ModelRunner._init_post_memory_pool_components: allocate before graphs are captured.
+
+    Raises:
+        ValueError: the model's tokens lie in a pool that single ones cannot be freed of.
+    """
     if not is_enabled():
         return
     check(Process.SCHEDULER)
+    refuse_unknown_pool(model_runner.token_to_kv_pool)
     rows = model_runner.req_to_token_pool
     num_slots = model_runner.token_to_kv_pool_allocator.size + 1
     state = DeviceState(num_slots, rows.req_to_token)

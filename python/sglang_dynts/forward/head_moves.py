@@ -7,6 +7,7 @@ import torch
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
 
 from sgl_dynts.head_sets import HeadBuffers, HeadMoves, move_heads
+from sglang_dynts.forward.kv_pools import keeps_by_head
 
 
 class PendingMoves:
@@ -80,7 +81,7 @@ def movable_tensors(pool, *others: Sequence[torch.Tensor]) -> list[list[torch.Te
     """
     if type(pool) is MLATokenToKVPool:
         layers = [[latent] for latent in pool.kv_buffer]
-    elif type(pool) is MHATokenToKVPool and not pool.use_hnd and pool.k_scale_buffer is None:
+    elif type(pool) is MHATokenToKVPool and not keeps_by_head(pool) and pool.k_scale_buffer is None:
         assert pool.k_buffer is not None
         assert pool.v_buffer is not None
         layers = [list(pair) for pair in zip(pool.k_buffer, pool.v_buffer, strict=True)]

@@ -20,3 +20,5 @@ def restore_positions(forward_batch, cls, batch, model_runner, **_kwargs):
             shift, forward_batch.extend_seq_lens, output_size=forward_batch.extend_num_tokens
         )
     forward_batch.positions = forward_batch.positions + shift.to(forward_batch.positions.dtype)
+    if forward_batch.mrope_positions is not None:  # [3, num_tokens]; of text all three are the position
+        forward_batch.mrope_positions = forward_batch.mrope_positions + shift

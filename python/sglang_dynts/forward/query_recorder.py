@@ -7,6 +7,7 @@ from sglang.srt.layers.radix_attention import RadixAttention
 
 from sgl_dynts.policies import LayerView
 from sglang_dynts.boot.configuration import arguments
+from sglang_dynts.boot.sliding_window import least_local_window
 
 IN_FLIGHT = 2
 """Places that a forward in flight may write while older queries are read."""
@@ -75,10 +76,20 @@ class QueryRecorder:
 
 
 def create_recorder(model_runner, num_rows: int) -> QueryRecorder | None:
-    """Start recording on a model runner if the server was asked to."""
+    """Start recording on a model runner if the server was asked to.
+
+    Raises:
+        ValueError: what its layers attend to cannot be read from queries and the pool's keys.
+    """
     num_kept = arguments().dynts_observe_queries
     if not num_kept:
         return None
+    if model_runner.use_mla_backend or least_local_window(model_runner):
+        what = "latent (MLA)" if model_runner.use_mla_backend else "sliding-window"
+        raise ValueError(
+            f"--dynts-observe-queries {num_kept}: attention of layers with {what} attention is not "
+            "read; give 0, and a policy that reads none"
+        )
     layers = attention_layers(model_runner)
     return QueryRecorder(layers, num_rows, num_kept, model_runner.dtype, model_runner.device)
 

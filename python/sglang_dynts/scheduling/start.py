@@ -2,6 +2,7 @@
 
 import logging
 
+from sglang.srt.configs.model_config import AttentionArch
 from sglang.srt.runtime_context import get_parallel, get_serving
 from sglang.srt.utils.hf_transformers_utils import get_tokenizer
 
@@ -13,6 +14,7 @@ from sglang_dynts.boot.configuration import arguments, is_enabled, server_config
 from sglang_dynts.boot.markers import resolve_markers, separator_ids
 from sglang_dynts.entry.host_copies import HostCopies, bytes_per_token
 from sglang_dynts.forward.device_state import DeviceState, state_of
+from sglang_dynts.forward.kv_pools import keeps_by_head
 from sglang_dynts.forward.queries.known import know_queries
 from sglang_dynts.scheduling.capacity_state import CapacityState
 from sglang_dynts.scheduling.governor import Governor
@@ -72,15 +74,22 @@ def _facts(scheduler, governor: Governor, tokenizer) -> ModelFacts:
     """Say what policies may know of the served model."""
     moves, known = governor.device.moves, governor.queries
     layers, heads = moves.shape if moves is not None else (1, 1)
-    total, parallel = scheduler.model_config.get_total_num_kv_heads(), get_parallel()
     return ModelFacts(
         separators=separator_ids(tokenizer),
         num_layers=layers,
         num_kv_heads=heads,
-        first_kv_head=parallel.attn_tp_rank * total // parallel.attn_tp_size,
+        first_kv_head=_first_head(scheduler),
         queries=known.layers if known is not None else (),
         period=governor.config.period,
     )
+
+
+def _first_head(scheduler) -> int:
+    """Number of this rank's first KV head; a latent is the one head that every rank has."""
+    if scheduler.model_config.attention_arch == AttentionArch.MLA:
+        return 0
+    total, parallel = scheduler.model_config.get_total_num_kv_heads(), get_parallel()
+    return parallel.attn_tp_rank * total // parallel.attn_tp_size
 
 
 def _new_copies(allocator, config: DynTSConfig, device: DeviceState) -> HostCopies:
@@ -98,7 +107,7 @@ def _new_copies(allocator, config: DynTSConfig, device: DeviceState) -> HostCopi
             f"--dynts-host-memory-gb {copies.max_bytes / (1 << 30):g} does not hold one window of "
             f"{config.budget} tokens: give {needed / (1 << 30):.3g} or more, or 0 to keep no copies"
         )
-    if allocator.get_kvcache().use_hnd:
+    if keeps_by_head(allocator.get_kvcache()):
         raise ValueError(
             "SGLANG_USE_HND_KVCACHE keeps K and V by head, which cannot be copied by token: unset it, "
             "or give --dynts-host-memory-gb 0 to keep no copies of retracted requests"

@@ -1,10 +1,10 @@
 """Kernels of SGLang's that are written in Triton alone, in torch, for the host CPU."""
 
+import sglang.srt.layers.logits_processor as logits_processor
 import torch
-from sglang.srt.layers import logits_processor
 from sglang.srt.layers.attention.attention_registry import register_attention_backend
 
-from sglang_dynts.boot.host_cpu_attention import HostCpuAttention
+from sglang_dynts.boot.cpu.attention import HostCpuAttention
 
 TORCH = ("torch_native", "triton")
 """Names of attention that mean torch here: SGLang starts some models with the second alone."""

@@ -1,0 +1,1 @@
+"""The host CPU, in torch: attention and kernels that SGLang has for GPUs alone."""

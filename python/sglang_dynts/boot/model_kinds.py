@@ -1,0 +1,146 @@
+"""Which models are served, and which are refused and why: one list, for refusals and documents alike."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sglang.srt.configs.hybrid_arch import mambaish_config
+from sglang.srt.configs.model_config import (
+    is_deepseek_dsa,
+    is_deepseek_v4,
+    is_minimax_sparse,
+)
+
+
+@dataclass(frozen=True)
+class ServedKind:
+    """A kind of model that is served, as the documents tell it."""
+
+    kind: str
+    models: str
+    kernels: str
+    to_set: str
+    gain: str
+    tested: str
+
+
+@dataclass(frozen=True)
+class RefusedKind:
+    """A kind of model that is not served; ``applies`` is asked of SGLang's configuration of a model."""
+
+    kind: str
+    models: str
+    why: str
+    applies: Callable[[Any], bool]
+
+    def message(self, model_path: str) -> str:
+        """What to tell the operator."""
+        return (
+            f"DynTS does not support --model-path {model_path}: it is a model with {self.kind}: "
+            f"{self.why}; serve it without DynTS"
+        )
+
+
+_ON_CPU = "tokens of Hugging Face, on a CPU"
+
+SERVED_KINDS = (
+    ServedKind(
+        "full attention in every layer, dense or with experts",
+        "R1-Distill, Qwen2, Qwen3, Llama, Mistral, Phi-3, Phi-4",
+        "FlashInfer, fa3, Triton",
+        "",
+        "2.3 to 4.3 times",
+        f"{_ON_CPU}; kernels on an H200",
+    ),
+    ServedKind(
+        "sliding and full layers in one KV pool",
+        "Gemma 2, Gemma 3, EXAONE-4, Olmo 3",
+        "FlashInfer, fa3, Triton",
+        "a local window that is at least the model's own; the start names it",
+        "less: the budget stands above the model's window",
+        f"{_ON_CPU}; not yet on a GPU",
+    ),
+    ServedKind(
+        "latent attention (MLA), dense or with experts",
+        "DeepSeek R1, V3 and V3.1, Kimi-K2, GLM-4.7-Flash",
+        "FlashInfer MLA, fa3, Triton",
+        "",
+        "2.3 to 4.3 times",
+        f"{_ON_CPU}; not yet on a GPU",
+    ),
+    ServedKind(
+        "as its language model; positions in three parts (mrope) or one",
+        "Qwen3-VL and other models with images, for text alone",
+        "FlashInfer, fa3, Triton",
+        "a request with an image gets HTTP 400",
+        "2.3 to 4.3 times",
+        f"{_ON_CPU}; not yet on a GPU",
+    ),
+)
+
+
+def _chooses_tokens(model) -> bool:
+    config = model.hf_config
+    return is_deepseek_dsa(config) or is_deepseek_v4(config) or is_minimax_sparse(config)
+
+
+REFUSED_KINDS = (
+    RefusedKind(
+        "attention that chooses its tokens itself",
+        "DeepSeek V3.2 and V4, GLM-5, MiniMax-M3",
+        "two methods cannot both choose, and its index has no place for dropped tokens",
+        _chooses_tokens,
+    ),
+    RefusedKind(
+        "chunked local attention",
+        "Llama 4",
+        "its chunks are counted in columns, which a compaction moves",
+        lambda model: model.attention_chunk_size is not None,
+    ),
+    RefusedKind(
+        "sliding layers in a KV pool of their own",
+        "gpt-oss, MiMo-V2, Step-3.5, Gemma 4",
+        "a compaction frees slots of one pool alone",
+        lambda model: model.is_hybrid_swa,
+    ),
+    RefusedKind(
+        "Mamba or linear attention",
+        "Qwen3-Next, Qwen3.5, Kimi-Linear, Kimi-K3, Nemotron-H, Granite 4, Falcon-H1",
+        "its recurrent states are of all tokens",
+        lambda model: mambaish_config(model) is not None,
+    ),
+    RefusedKind(
+        "an encoder", "Whisper", "its keys are no tokens", lambda model: model.is_encoder_decoder
+    ),
+    RefusedKind(
+        "no text generation",
+        "embedding and reward models",
+        "there is no thinking to select from",
+        lambda model: not model.is_generation,
+    ),
+)
+
+
+def served_as_markdown() -> str:
+    """Return a table of the kinds of models that are served."""
+    columns = (
+        "models",
+        "attention",
+        "kernels on CUDA",
+        "to set",
+        "requests at once, 16k / 32k",
+        "tested",
+    )
+    return _table(
+        columns, [(k.models, k.kind, k.kernels, k.to_set, k.gain, k.tested) for k in SERVED_KINDS]
+    )
+
+
+def refused_as_markdown() -> str:
+    """Return a table of the kinds of models that are refused."""
+    return _table(("models", "refused for", "why"), [(k.models, k.kind, k.why) for k in REFUSED_KINDS])
+
+
+def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    head, *body = ("|" + "|".join(f" {cell} " for cell in row) + "|" for row in (columns, *rows))
+    return "\n".join([head, "|" + len(columns) * "---|", *body])

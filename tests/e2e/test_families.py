@@ -1,0 +1,134 @@
+"""Models with other attention than full attention: tokens of Hugging Face, however they are scheduled."""
+
+from base64 import b64encode
+from io import BytesIO
+
+import pytest
+from PIL import Image
+
+from tests.e2e.conftest import assert_equal, prompt
+from tests.e2e.hf_reference import Windows
+from tests.e2e.models import CONFIGS, IMAGE_WORDS, MODEL_WINDOW, slides
+from tests.e2e.server import Server
+from tests.e2e.servers import SERVERS, served_by
+
+LENGTHS = (5, 12, 20, 31, 40, 47, 60, 75, 90, 110, 130, 150)
+SERVED = (
+    *("gemma2", "gemma3_tensor_parallel", "mistral", "phi3"),
+    *("deepseek", "deepseek_tensor_parallel", "qwen3_vl"),
+)
+RETRACTING = ("olmo3_retracting", "deepseek_dense_retracting", "qwen3_vl_retracting")
+WITHOUT_COPIES = ("exaone4_without_copies", "glm_without_copies")
+SLIDING = ("gemma2", "gemma3_tensor_parallel", "olmo3_retracting", "exaone4_without_copies")
+
+
+@pytest.fixture
+def kind(request) -> str:
+    return SERVERS[request.node.callspec.params["server"]].model
+
+
+@pytest.fixture
+def windows(kind) -> Windows:
+    """What the predictor of this kind of model recommends."""
+    return Windows(96, MODEL_WINDOW if slides(CONFIGS[kind].get_text_config()) else 16, 0.4)
+
+
+def jobs(length: int = 200, first_seed: int = 0) -> list[dict]:
+    return [{"prompt": prompt(n, first_seed + n), "length": length} for n in LENGTHS]
+
+
+@served_by(*SERVED)
+def test_twelve_requests_compacted_several_times(server, kind, windows, reference_of):
+    for job, reply in zip(jobs(), server.generate_all(jobs()), strict=True):
+        assert assert_equal(reply, reference_of(kind), job, windows).num_compactions >= 2
+
+
+@served_by(*SERVED)
+def test_a_second_round_hits_the_prompts_and_gives_the_tokens(server, kind, windows, reference_of):
+    server.generate_all(jobs(length=120))
+    for job, reply in zip(jobs(120), server.generate_all(jobs(120)), strict=True):
+        assert_equal(reply, reference_of(kind), job, windows)
+        assert reply["meta_info"]["cached_tokens"] in hits(server, len(job["prompt"]))
+
+
+def hits(server: Server, prompt_len: int) -> range:
+    """Prompt tokens that a second round may find: all but the last, where there is room for all."""
+    if "--disable-radix-cache" in server.command:
+        return range(1)
+    if "900" in server.command:
+        return range(prompt_len)
+    return range(prompt_len - 1, prompt_len)
+
+
+@served_by(*RETRACTING)
+def test_forced_retractions_change_no_token(server, kind, windows, reference_of):
+    replies = server.generate_all(jobs(first_seed=700))
+    for job, reply in zip(jobs(first_seed=700), replies, strict=True):
+        assert assert_equal(reply, reference_of(kind), job, windows, late=1).num_compactions >= 2
+    assert sum(reply["meta_info"]["dynts"]["resumptions"] for reply in replies) >= 3
+
+
+@served_by(*WITHOUT_COPIES)
+def test_without_copies_retracted_requests_end_and_others_change_no_token(
+    server, kind, windows, reference_of
+):
+    replies = server.generate_all(jobs(first_seed=700))
+    for job, reply in zip(jobs(first_seed=700), replies, strict=True):
+        assert len(reply["output_ids"]) == job["length"]
+        if not reply["meta_info"]["num_retractions"]:
+            assert_equal(reply, reference_of(kind), job, windows)
+    retracted = [reply for reply in replies if reply["meta_info"]["num_retractions"]]
+    assert 3 <= len(retracted) < len(replies)
+
+
+@served_by(*SLIDING)
+def test_a_request_cannot_ask_for_a_window_that_is_shorter_than_the_models(server):
+    least, tokens = MODEL_WINDOW - 1, [1, 20, 21]
+    short = {"dynts": {"local_window": least - 1}}
+    said = f"local_window={least - 1}: sliding layers of this model see {least} tokens back"
+    bodies = {
+        "/generate": {"input_ids": tokens, "custom_params": short},
+        "/v1/completions": {"model": "m", "prompt": tokens, "custom_params": short},
+    }
+    for path, body in bodies.items():
+        status, text = server.error(path, body)
+        assert (status, said in text) == (400, True)
+    for accepted in ({"local_window": least}, {"local_window": least - 1, "enabled": False}):
+        assert len(server.generate(tokens, 4, accepted)["output_ids"]) == 4
+
+
+@served_by("olmo3_unguarded")
+def test_without_the_guard_a_window_of_one_less_gives_other_tokens(server, reference_of):
+    """The guard is taken out of this server; what it lets pass is right, what it refuses is wrong."""
+    reference, least = reference_of("olmo3"), MODEL_WINDOW - 1
+    right = [job | {"dynts": {"local_window": least}} for job in jobs()]
+    for job, reply in zip(right, server.generate_all(right), strict=True):
+        assert_equal(reply, reference, job, Windows(96, least, 0.4))
+    wrong = [job | {"dynts": {"local_window": least - 1}} for job in jobs()]
+    found = [
+        equals(reply, reference, job)
+        for job, reply in zip(wrong, server.generate_all(wrong), strict=True)
+    ]
+    assert not all(found)
+
+
+def equals(reply: dict, reference, job: dict) -> bool:
+    """Whether a reply holds the tokens of its windows."""
+    at, served = reply["meta_info"]["dynts"]["compacted_at"], reply["output_ids"]
+    windows = Windows(96, job["dynts"]["local_window"], 0.4)
+    return (
+        served
+        == reference.generate(job["prompt"], job["length"], windows, None, at, served=served).tokens
+    )
+
+
+@served_by("qwen3_vl")
+def test_a_request_with_an_image_is_refused_and_text_after_it_is_served(server, reference_of):
+    picture = BytesIO()
+    Image.new("RGB", (64, 64)).save(picture, "PNG")
+    text = f"w20 {''.join(IMAGE_WORDS[i] for i in (246, 244, 247))} w21"
+    asked = {"text": text, "image_data": b64encode(picture.getvalue()).decode()}
+    status, said = server.error("/generate", asked)
+    assert (status, "serves text alone" in said) == (400, True), said
+    job = jobs(40)[0]
+    assert_equal(server.generate(**job), reference_of("qwen3_vl"), job, Windows(96, 16, 0.4))
