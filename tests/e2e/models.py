@@ -130,13 +130,22 @@ CONFIGS = {
     "gemma2": config_of("gemma2", **GEMMA, attn_logit_softcapping=5.0, hidden_act="gelu_pytorch_tanh"),
     "gemma3": config_of("gemma3_text", **GEMMA),
     "olmo3": config_of("olmo3", **SLIDING, rope_parameters=dict.fromkeys(LAYER_TYPES, ROPE)),
-    "exaone4": config_of("exaone4", **SLIDING, sliding_window_pattern="LG"),
+    "exaone4": config_of(
+        "exaone4",
+        **SLIDING,
+        sliding_window_pattern="LG",
+        rope_parameters=ROPE | {"rope_theta": 1000000.0},  # the only one that SGLang 0.5.23 reads
+    ),
     "mistral": config_of("mistral", head_dim=16, sliding_window=MODEL_WINDOW),
     "phi3": config_of("phi3", sliding_window=MODEL_WINDOW, pad_token_id=0),
     "deepseek_v3": config_of("deepseek_v3", **DEEPSEEK, first_k_dense_replace=1),
     "deepseek_v3_dense": config_of("deepseek_v3", **DEEPSEEK, first_k_dense_replace=3),
     "glm4_moe_lite": config_of(
-        "glm4_moe_lite", **LATENT, **ROUTED, mlp_layer_types=["dense", "sparse", "sparse"]
+        "glm4_moe_lite",
+        **LATENT,
+        **ROUTED,
+        mlp_layer_types=["dense", "sparse", "sparse"],
+        first_k_dense_replace=1,
     ),
     "qwen3_vl": config_of("qwen3_vl", text_config={**SIZES, **MROPE}, vision_config=VISION, **IMAGE_IDS),
 }
@@ -231,6 +240,7 @@ def write_predictor(path: Path, hidden_size: int, local_window: int = 16) -> Non
 
 def _processor(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLProcessor:
     """What reads a request's images."""
+    tokenizer.pad_token = tokenizer.unk_token
     return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(),
         tokenizer=tokenizer,
