@@ -213,12 +213,13 @@ def refuse_unknown_policy(name: str | None) -> None:
         raise ValueError(f"--dynts-policy {name} is not known; choose one of {', '.join(policies())}")
 
 
-def refuse_own_flags(cfg, policy: str) -> None:
+def refuse_own_flags(cfg, policy: str, unserved: Mapping[str, str]) -> None:
     """Refuse values of our own flags, the windows aside, that cannot be served.
 
     Args:
         cfg: resolved server arguments.
         policy: the server's.
+        unserved: policies that cannot be served here, and why.
 
     Raises:
         ValueError: naming flag, value and remedy.
@@ -236,7 +237,7 @@ def refuse_own_flags(cfg, policy: str) -> None:
     text = cfg.dynts_calibration_text
     if text is not None and not Path(text).is_file():
         raise ValueError(f"--dynts-calibration-text {text} is no file; name a text file in UTF-8")
-    if policy in (unserved := unserved_policies(cfg, policy)):
+    if policy in unserved:
         chosen = "" if cfg.dynts_policy else ", which is chosen since the model has no predictor,"
         raise ValueError(f"--dynts-policy {policy}{chosen} cannot be served: {unserved[policy]}")
 
@@ -246,18 +247,19 @@ def calibrates(cfg, policy: str) -> bool:
     return policies()[policy].needs_calibration or cfg.dynts_calibration_text is not None
 
 
-def unserved_policies(cfg, own: str) -> dict[str, str]:
+def unserved_policies(cfg, own: str, *, latents: bool) -> dict[str, str]:
     """Return the policies that cannot be served with these arguments, and why; a flag of ours aside.
 
     Args:
         cfg: resolved server arguments.
         own: the server's policy.
+        latents: whether the model keeps one latent of all heads instead of K and V (MLA).
     """
-    reasons = {name: _why_unserved(name, cfg, own) for name in policies()}
+    reasons = {name: _why_unserved(name, cfg, own, latents) for name in policies()}
     return {name: reason for name, reason in reasons.items() if reason}
 
 
-def _why_unserved(name: str, cfg, own: str) -> str:
+def _why_unserved(name: str, cfg, own: str, latents: bool) -> str:
     policy, dtype = policies()[name], str(cfg.kv_cache_dtype)
     several = policy.sets is not Sets.ONE
     reasons = {
@@ -275,6 +277,10 @@ def _why_unserved(name: str, cfg, own: str) -> str:
         ),
         f"it needs a calibration; give --dynts-policy {name} or --dynts-calibration-text FILE": (
             policy.needs_calibration and not calibrates(cfg, own)
+        ),
+        "it reads K and V of each head, and this model keeps latents (MLA); name a predictor with "
+        "--dynts-predictor, or a policy that reads none, such as window": (
+            policy.needs_calibration and latents
         ),
     }
     return "; ".join(reason for reason, applies in reasons.items() if applies)

@@ -12,6 +12,7 @@ from sglang.srt.arg_groups.overrides import (
     model_config_of,
     resolving_view,
 )
+from sglang.srt.configs.model_config import AttentionArch
 from sglang.srt.server_args import ServerArgs
 
 from sgl_dynts.checkpoint import PredictorHeader, PredictorSource
@@ -245,7 +246,9 @@ def resolve_dynts(server_args, previous) -> None:
     refuse_unknown_policy(cfg.dynts_policy)
     source = _find_predictor(cfg, model.hidden_size)
     policy, why = choose_policy(cfg.dynts_policy, source)
-    refuse_own_flags(cfg, policy)
+    latents = model.attention_arch == AttentionArch.MLA
+    unserved = unserved_policies(cfg, policy, latents=latents)
+    refuse_own_flags(cfg, policy, unserved)
     config = resolve_windows(cfg, source and source.header, model.context_len)
     declare_resolution(
         server_args,
@@ -255,7 +258,7 @@ def resolve_dynts(server_args, previous) -> None:
         dynts_policy_why=why,
         dynts_calibrates=calibrates(cfg, policy),
         dynts_predictor_path=source and str(source.path),
-        dynts_unserved_policies=unserved_policies(cfg, policy),
+        dynts_unserved_policies=unserved,
         **{f"dynts_{name}": value for name, value in config.given().items()},
     )
 
