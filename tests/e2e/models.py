@@ -241,6 +241,7 @@ def write_predictor(path: Path, hidden_size: int, local_window: int = 16) -> Non
 def _processor(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLProcessor:
     """What reads a request's images."""
     tokenizer.pad_token = tokenizer.unk_token
+    tokenizer.add_tokens(list(IMAGE_WORDS.values()), special_tokens=True)  # told apart without spaces
     return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(),
         tokenizer=tokenizer,

@@ -27,17 +27,13 @@ class HostCpuAttention(TorchNativeAttnBackend):
             return super().forward_extend(q, k, v, layer, forward_batch, save_kv_cache)
         if save_kv_cache:
             self._store(layer, forward_batch, k, v)
-        parts = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim).split(
-            forward_batch.extend_seq_lens_cpu
-        )
-        if given:
-            keys = k.view(-1, layer.tp_k_head_num, layer.qk_head_dim).split([len(part) for part in parts])
-            values = v.view(-1, layer.tp_v_head_num, layer.v_head_dim).split(
-                [len(part) for part in parts]
-            )
-        else:
+        lens = forward_batch.extend_seq_lens_cpu
+        queries = q.view(-1, layer.tp_q_head_num, layer.qk_head_dim).split(lens)
+        if given is None:
             keys, values = self._held(layer, forward_batch)
-        return _attend_all(parts, keys, values, layer, sinks)
+        else:
+            keys, values = given[0].split(lens), given[1].split(lens)
+        return _attend_all(queries, keys, values, layer, sinks)
 
     def forward_decode(
         self, q, k, v, layer: RadixAttention, forward_batch, save_kv_cache=True, sinks=None, **_kwargs
