@@ -91,7 +91,7 @@ def record_installed() -> dict[str, Any]:
     users: dict[str, set[str]] = {}
     for file, target in [*_imported_names(), *_overridden_methods()]:
         users.setdefault(target, set()).add(file)
-    for target in seams.TARGETS:
+    for target in (*seams.TARGETS, *seams.HOST_CPU_TARGETS):
         users.setdefault(target, set()).add("seams.py")
     targets = {}
     for target, files in sorted(users.items()):

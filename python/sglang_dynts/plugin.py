@@ -12,6 +12,7 @@ from multiprocessing import parent_process
 from sglang.srt.arg_groups.choices import ATTENTION_BACKEND_CHOICES, add_attention_backend_choices
 from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
 from sglang.srt.mem_cache.registry import register_radix_cache_backend, registered_radix_cache_backends
+from sglang.srt.platforms import current_platform
 from sglang.srt.plugins.hook_registry import HookType
 
 from sglang_dynts import seams
@@ -38,6 +39,7 @@ def register(wrap: Callable[[Hook], Hook] = unchanged) -> None:
     if seams.SCHEDULER_MODULE in sys.modules:
         _register_attention_backend()
         seams.put_in_place(Process.SCHEDULER, _wrapped(_scheduler_seams(), wrap))
+    _register_host_cpu()
 
 
 def _launches_servers() -> bool:
@@ -63,6 +65,20 @@ def _register_arguments() -> None:
     register_resolution_hook("handle_cache_compatibility")(server_args.resolve_dynts)
 
 
+def _register_host_cpu() -> None:
+    """Put in place what the host CPU needs beyond its platform's own methods."""
+    from sglang_dynts.boot import host_cpu_platform
+
+    if not isinstance(current_platform, host_cpu_platform.HostCpuPlatform):
+        return
+    table = [Seam(seams.NO_OVERLAP_ON_CPU, host_cpu_platform.keep_overlap, HookType.REPLACE)]
+    if seams.SCHEDULER_MODULE in sys.modules:
+        from sglang_dynts.boot import host_cpu_speculation
+
+        table += host_cpu_speculation.scheduler_seams()
+    seams.put_in_place(Process.HOST_CPU, table)
+
+
 def _launcher_seams() -> list[Seam]:
     from sglang_dynts.entry import carriers, endpoint_refusals, options
     from sglang_dynts.telling import health, reporting
@@ -82,11 +98,12 @@ def _scheduler_seams() -> list[Seam]:
     from sglang_dynts.forward import (
         counted_attention,
         device_state,
+        drafts,
         positions,
         predictor_runner,
         weight_updates,
     )
-    from sglang_dynts.scheduling import admission, resume, round, start
+    from sglang_dynts.scheduling import admission, resume, round, speculation, start
     from sglang_dynts.telling import health, reporting
 
     return [
@@ -96,6 +113,7 @@ def _scheduler_seams() -> list[Seam]:
         Seam(seams.UPDATE_FROM_IPC, weight_updates.settle_shared, HookType.AFTER),
         Seam(seams.END_OF_UPDATE, weight_updates.settle_session, HookType.AFTER),
         Seam(seams.POOLS_READY, device_state.allocate, HookType.AFTER),
+        Seam(seams.POOLS_READY, drafts.join_pools, HookType.AFTER),
         Seam(seams.FORWARD_BATCH, device_state.carry_out_moves, HookType.AFTER),  # before all others
         Seam(seams.FORWARD_BATCH, positions.restore_positions, HookType.AFTER),
         Seam(seams.FORWARD_BATCH, counted_attention.count_attention, HookType.AFTER),
@@ -103,6 +121,8 @@ def _scheduler_seams() -> list[Seam]:
         Seam(seams.INIT_OUTPUT_STREAMER, reporting.start_meter, HookType.AFTER),
         Seam(seams.OUTPUT_STREAMER_CLASS, reporting.choose_streamer, HookType.AFTER),
         Seam(seams.BEFORE_ADMISSION, round.compact_requests, HookType.BEFORE),
+        Seam(seams.VERIFY_DRAFTS, speculation.stop_where_due, HookType.AROUND),
+        Seam(seams.PROCESS_RESULT, speculation.skip_settled, HookType.AROUND),
         Seam(seams.PREFILL_ADDER_CLASS, admission.choose_adder, HookType.AFTER),
         Seam(seams.NEW_GENERATION, arrival.admit_generation, HookType.AROUND),
         Seam(seams.NEW_EMBEDDING, arrival.admit_embedding, HookType.AROUND),

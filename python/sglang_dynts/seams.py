@@ -37,6 +37,8 @@ FORWARD_BATCH = "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_
 INIT_OUTPUT_STREAMER = f"{SCHEDULER}.init_output_streamer"
 OUTPUT_STREAMER_CLASS = f"{SCHEDULER}.get_output_streamer_class"
 BEFORE_ADMISSION = f"{SCHEDULER}._should_defer_prefill"
+VERIFY_DRAFTS = "sglang.srt.speculative.eagle_utils.eagle_sample"
+PROCESS_RESULT = f"{SCHEDULER}.process_batch_result"
 PREFILL_ADDER_CLASS = f"{SCHEDULER}.get_prefill_adder_class"
 NEW_GENERATION = f"{SCHEDULER}.handle_generate_request"
 NEW_EMBEDDING = f"{SCHEDULER}.handle_embedding_request"
@@ -45,11 +47,36 @@ RELEASE_REQ = f"{MANAGERS}.schedule_batch.release_req"
 INTERNAL_STATE = f"{COMPONENTS}.internal_state.SchedulerInternalStateController.get_internal_state"
 POOL_STATS = f"{COMPONENTS}.pool_stats_observer.SchedulerPoolStatsObserver.get_pool_stats"
 
+SPECULATIVE = "sglang.kernels.ops.speculative"
+DRAFT_BACKENDS = "sglang.srt.speculative.draft_utils.DraftBackendFactory"
+NO_OVERLAP_ON_CPU = "sglang.srt.arg_groups.speculative_hook._disable_overlap_schedule_for_cpu"
+TREE_FROM_MASK = f"{SPECULATIVE}.reconstruct_tree.reconstruct_indices_from_tree_mask_func"
+BUILD_TREE = f"{SPECULATIVE}.spec_tree.build_tree_kernel_efficient_func"
+VERIFY_TREE = f"{SPECULATIVE}.spec_tree.verify_tree_greedy_func"
+DRAFT_SLOTS = f"{SPECULATIVE}.cache_locs.assign_draft_cache_locs_contiguous_func"
+FRONT_SLOTS = f"{SPECULATIVE}.cache_locs.fill_front_out_cache_loc_func"
+ACCEPTED_SLOTS = f"{SPECULATIVE}.eagle.fill_accept_out_cache_loc_func"
+NEWEST_TOKENS = f"{SPECULATIVE}.eagle.fill_bonus_tokens_func"
+GATHER_EXTRAS = f"{SPECULATIVE}.gather_spec_extras.gather_spec_extras"
+WRITE_ROWS = "sglang.srt.mem_cache.allocation.assign_req_to_token_pool_func"
+PREPARE_MOVES = "sglang.srt.mem_cache.memory_pool.MHATokenToKVPool._init_kv_copy_and_warmup"
+DRAFT_DECODE_BACKEND = f"{DRAFT_BACKENDS}.create_decode_backend"
+DRAFT_EXTEND_BACKEND = f"{DRAFT_BACKENDS}.create_draft_extend_backend"
+TORCH_EXTEND = "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend.forward_extend"
+
+HOST_CPU_TARGETS = (
+    *(NO_OVERLAP_ON_CPU, TREE_FROM_MASK, BUILD_TREE, VERIFY_TREE, DRAFT_SLOTS, FRONT_SLOTS),
+    *(ACCEPTED_SLOTS, NEWEST_TOKENS, GATHER_EXTRAS, WRITE_ROWS, PREPARE_MOVES),
+    *(DRAFT_DECODE_BACKEND, DRAFT_EXTEND_BACKEND, TORCH_EXTEND),
+)
+"""Functions of SGLang's that are hooked where the host CPU serves, for speculation."""
+
 TARGETS = (
     *(SERVER_ARGS, VERIFY_SAMPLING_PARAMS, UPDATE_META_INFO, TOKENIZER_READY),
     *(LOAD_MODEL, POOLS_READY, FORWARD_BATCH),
     *(UPDATE_FROM_DISK, UPDATE_FROM_IPC, END_OF_UPDATE),
     *(INIT_OUTPUT_STREAMER, OUTPUT_STREAMER_CLASS, BEFORE_ADMISSION, PREFILL_ADDER_CLASS),
+    *(VERIFY_DRAFTS, PROCESS_RESULT),
     *(NEW_GENERATION, NEW_EMBEDDING),
     *(MAX_NEW_TOKENS, RELEASE_REQ, INTERNAL_STATE, POOL_STATS),
 )
@@ -65,6 +92,8 @@ class Process(Enum):
     LAUNCHER = "launcher"
     """Takes requests: a server's front, or a user's own with an Engine."""
     SCHEDULER = "scheduler"
+    HOST_CPU = "host CPU"
+    """A scheduler on the host CPU."""
 
 
 @dataclass(frozen=True)

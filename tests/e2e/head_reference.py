@@ -96,7 +96,7 @@ class HeadReference(Reference):
             dropped += len(held[0][0])
             self.edit(cache, held, received, judged, question, fixed, windows)
             dropped -= len(held[0][0])
-        return Expected(output, compactions, dropped, held[0][0], [])
+        return Expected(output, compactions, dropped, held[0][0], [], [])
 
     def edit(self, cache, held, received, judged, question: int, answers: set[int], windows) -> None:
         """Keep each head's best candidates; answers stay in their columns, others move up in order."""

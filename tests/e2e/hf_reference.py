@@ -37,6 +37,8 @@ class Expected:
     kept: list[int]
     """Positions held at the end."""
     logprobs: list[float]
+    compacted_at: list[int]
+    """Tokens seen at each compaction."""
 
 
 class Reference:
@@ -111,7 +113,7 @@ class Reference:
         received: dict[int, float] = {}
         output: list[int] = []
         logprobs: list[float] = []
-        compactions = dropped = 0
+        compactions, dropped = list[int](), 0
         tokens = prompt + (served or [])[: length - 1]
         while True:
             start = len(scores)
@@ -147,7 +149,7 @@ class Reference:
                 output.append(choice[int(logits[choice.start : choice.stop].argmax())])
                 logprobs.append(float(logits.log_softmax(0)[output[-1]]))
             if len(output) == length:
-                return Expected(output, compactions, dropped, held, logprobs)
+                return Expected(output, len(compactions), dropped, held, logprobs, compactions)
             if served is None:
                 tokens = prompt + output
             if windows is None or not compacts:
@@ -160,7 +162,7 @@ class Reference:
             else:
                 judged = judge(policy, scores, tokens, question)
             kept = keep(held, judged, question, {p for p in answers if p < end}, windows)
-            compactions += 1
+            compactions.append(end)
             dropped += len(held) - len(kept)
             edit_cache(cache, [held.index(position) for position in kept], self.slides)
             held = kept

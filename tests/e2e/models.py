@@ -1,8 +1,11 @@
 """Tiny random models for token-exact tests, each with a random predictor beside it."""
 
+import json
 import random
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
@@ -35,6 +38,8 @@ SEPARATORS = {250: ".", 251: ",", 252: "?", 253: "!", 254: ";", 255: ":"}
 EXPERTS = {"head_dim": 32, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 CHANGES_ITS_MIND = "changes_its_mind"
 """A model that closes and opens its thinking now and then."""
+EAGLE_HEAD = "eagle_head"
+"""A head that drafts for the model "llama" from its hidden states; it never learnt anything."""
 SPELLER = "speller"
 """A model whose tokens are bytes, so that it can spell anything; it closes its thinking now and then."""
 UNTRAINED = "untrained"
@@ -162,6 +167,8 @@ def build_model(kind: str, folder: Path) -> Path:
         write_model(config_of("llama"), 6, folder, tokenizer=unmarked)
         (folder / PREDICTOR_FILE).unlink()
         return folder
+    if kind == EAGLE_HEAD:
+        return write_eagle_head(folder)
     often = (THINK, END_THINK) if kind == CHANGES_ITS_MIND else ()
     return write_model(CONFIGS[kind], list(CONFIGS).index(kind), folder, often)
 
@@ -231,6 +238,26 @@ def write_model(
 def slides(config: PreTrainedConfig) -> bool:
     """Whether a layer is served with a sliding window, whatever the configuration mentions."""
     return "sliding_attention" in (getattr(config, "layer_types", None) or ())
+
+
+def write_eagle_head(folder: Path) -> Path:
+    """Write random weights of a draft head for the llama: one layer, and a projection before it."""
+    config = config_of("llama", num_hidden_layers=1)
+    write_random_weights(folder, config, seed=31, often=())
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if name.startswith("model.layers.0.")}
+    head = {name.removeprefix("model."): tensor for name, tensor in kept.items()}
+    del head["layers.0.input_layernorm.weight"]
+    head |= {
+        "fc.weight": torch.randn(HIDDEN_SIZE, 2 * HIDDEN_SIZE) * 0.2,
+        "fc.bias": torch.zeros(HIDDEN_SIZE),
+    }
+    save_file(head, folder / "model.safetensors")
+    described = json.loads((folder / "config.json").read_text())
+    described["architectures"] = ["LlamaForCausalLMEagle"]
+    (folder / "config.json").write_text(json.dumps(described))
+    word_tokenizer(VOCAB_SIZE, words=SEPARATORS).save_pretrained(folder)
+    return folder
 
 
 def write_predictor(path: Path, hidden_size: int, local_window: int = 16) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from sgl_dynts.harness.server import LAUNCH_SERVER
 from tests.e2e.hf_reference import NUM_QUERIES
-from tests.e2e.models import CHANGES_ITS_MIND, SPELLER, UNTRAINED, WORDS_FILE
+from tests.e2e.models import CHANGES_ITS_MIND, EAGLE_HEAD, SPELLER, UNTRAINED, WORDS_FILE
 from tests.e2e.server import RETRACTING, SGLANG_SERVE, Server
 
 DYNTS = ("--attention-backend", "dynts")
@@ -21,6 +21,12 @@ QUEUE = ("--max-total-tokens", "900")
 SMALL_POOL = ("--max-total-tokens", "700")
 MIXED = ("--enable-mixed-chunk", "--chunked-prefill-size", "32")
 CALIBRATED = ("--dynts-calibration-text", "{model}/" + WORDS_FILE)
+EXACT = "--dynts-disable-elastic"
+"""Compact where the budget is reached and nowhere else."""
+NGRAM = ("--speculative-algorithm", "NGRAM", "--speculative-num-draft-tokens", "6")
+STEPS = ("--speculative-num-steps", "3", "--speculative-eagle-topk", "1")
+STANDALONE = ("--speculative-algorithm", "STANDALONE", *STEPS, "--speculative-num-draft-tokens", "4")
+EAGLE = ("--speculative-algorithm", "EAGLE", *STEPS, "--speculative-num-draft-tokens", "4")
 TWO_CORES = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
 
 
@@ -35,6 +41,8 @@ class Spec:
     flags: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     command: Sequence[str] = LAUNCH_SERVER
+    draft: str | None = None
+    """The kind of model that drafts for it."""
 
 
 SERVERS = {
@@ -71,6 +79,13 @@ SERVERS = {
     ),
     "retracting": Spec("qwen3", (*MIXED, *SMALL_POOL, *CALIBRATED), RETRACTING),
     "untrained": Spec(UNTRAINED, ("--enable-metrics",)),
+    "ngram": Spec("qwen3", (*NGRAM, EXACT)),
+    "ngram_queue": Spec("qwen3", (*NGRAM, *QUEUE, "--chunked-prefill-size", "32")),
+    "ngram_no_overlap": Spec(CHANGES_ITS_MIND, (*NGRAM, EXACT, "--disable-overlap-schedule")),
+    "standalone": Spec("llama", (*STANDALONE, EXACT), draft="llama"),
+    "demo_standalone": Spec(DEMO, (*DEMO_POOL, *STANDALONE), draft=DEMO),
+    "standalone_retracting": Spec("qwen3", (*STANDALONE, *SMALL_POOL), RETRACTING, draft="qwen3"),
+    "eagle": Spec("llama", (*EAGLE, EXACT), draft=EAGLE_HEAD),
     "retracting_no_overlap": Spec("qwen3", (*SMALL_POOL, "--disable-overlap-schedule"), RETRACTING),
     "gemma2": Spec("gemma2", (*MIXED, *QUEUE)),
     "gemma3_tensor_parallel": Spec("gemma3", ("--tp-size", "2"), TWO_CORES),
@@ -120,4 +135,6 @@ class SharedServers:
         log = self._logs / f"{name}.log"
         model = self._models(spec.model)
         flags = [flag.replace("{model}", str(model)) for flag in (*DYNTS, *spec.flags)]
+        if spec.draft is not None:
+            flags += ("--speculative-draft-model-path", str(self._models(spec.draft)))
         return Server(model, log, *flags, command=spec.command, **spec.environment)

@@ -23,7 +23,7 @@ from sglang_dynts.entry.governed_request import GovernedRequest
 from sglang_dynts.entry.host_copies import HostCopies
 from sglang_dynts.forward.device_state import DeviceState, on_runner
 from sglang_dynts.forward.head_moves import PendingMoves, movable_tensors
-from sglang_dynts.scheduling.capacity_state import CapacityState
+from sglang_dynts.scheduling.capacity_state import ONE_TOKEN, CapacityState, DecodeStep
 from sglang_dynts.scheduling.governor import Governor
 from sglang_dynts.scheduling.prefix_cache import DynTSRadixCache
 from sglang_dynts.scheduling.round import compact_requests
@@ -42,7 +42,9 @@ class Runner:
 class Engine:
     """A scheduler's books for one request at a time: prefill, decode, compact, release."""
 
-    def __init__(self, cache_class=DynTSRadixCache, disable: bool = False) -> None:
+    def __init__(
+        self, cache_class=DynTSRadixCache, disable: bool = False, step: DecodeStep = ONE_TOKEN
+    ) -> None:
         self.rows = ReqToTokenPool(NUM_ROWS, MAX_LEN, "cpu", enable_memory_saver=False)
         self.kv = MHATokenToKVPool(
             NUM_SLOTS,
@@ -71,7 +73,7 @@ class Engine:
         self.device.moves = PendingMoves(HeadBuffers.of(movable))
         self.rows.register_on_alloc_rows(self.device.reset_rows)
         on_runner(runner).state = self.device
-        self.capacity = CapacityState(NUM_SLOTS, AnswerReserve(CONFIG.period // 2))
+        self.capacity = CapacityState(NUM_SLOTS, AnswerReserve(CONFIG.period // 2), step=step)
         policies = build_policies(ModelFacts(frozenset({5}), num_layers=2, num_kv_heads=2))
         copies = HostCopies(1 << 20)
         self.governor = Governor(
@@ -86,6 +88,7 @@ class Engine:
             chunked_req=None,
             waiting_queue=[],
             max_running_requests=NUM_ROWS,
+            enable_overlap=False,
         )
 
     def prefill(self, tokens: list[int], custom: dict | None = None, chunk: int = MAX_LEN) -> Req:
@@ -121,11 +124,24 @@ class Engine:
             req.decode_batch_idx += 1
             self.compact(req)
 
+    def speculate(self, req: Req, tokens: list[int]) -> None:
+        """Hold slots ready for drafts, and accept these tokens of them."""
+        self.hold_ready(req)
+        accept(req, tokens)
+        self.compact(req)
+
+    def hold_ready(self, req: Req) -> None:
+        end, wanted = req.kv.kv_allocated_len, req.kv.kv_committed_len + self.capacity.step.spare_slots
+        if wanted > end:
+            self.rows.req_to_token[req.kv.req_pool_idx, end:wanted] = self.alloc(wanted - end)
+            req.kv.kv_allocated_len = wanted
+        req.decode_batch_idx += 1
+
     def compact(self, *reqs: Req) -> SimpleNamespace:
         """One round over these running requests; the batch as it left it."""
         batch = batch_of(*reqs)
         compact_requests(self.scheduler, batch)
-        lens = [req.kv.kv_allocated_len for req in reqs]
+        lens = [req.kv.kv_committed_len for req in reqs]
         assert batch.seq_lens.tolist() == batch.seq_lens_cpu.tolist() == lens
         return batch
 
@@ -182,7 +198,7 @@ def request(tokens: list[int], custom: dict | None = None, length: int = 128) ->
 
 def batch_of(*reqs: Req) -> SimpleNamespace:
     """What a round reads of a running batch."""
-    seq_lens = torch.tensor([req.kv.kv_allocated_len for req in reqs])
+    seq_lens = torch.tensor([req.kv.kv_committed_len for req in reqs])
     return SimpleNamespace(
         reqs=list(reqs),
         req_pool_indices_cpu=torch.tensor([req.kv.req_pool_idx for req in reqs]),
@@ -190,7 +206,14 @@ def batch_of(*reqs: Req) -> SimpleNamespace:
         seq_lens=seq_lens.clone(),
         seq_lens_sum=int(seq_lens.sum()),
         batch_is_full=True,
+        new_tokens_required_next_decode=lambda: 0,
     )
+
+
+def accept(req: Req, tokens: list[int]) -> None:
+    """Commit what a verification accepted."""
+    req.kv.kv_committed_len += len(tokens)
+    req.output_ids.extend(tokens)
 
 
 def thoughts(first: int, count: int) -> list[int]:

@@ -77,7 +77,7 @@ def test_the_operators_number_of_threads_is_left_as_it_is(monkeypatch):
 
 
 def test_the_platform_answers_whatever_sglang_may_ask_a_device():
-    """All but what speculation alone asks, which the platform says it does not have."""
+    """All but what one way to draft alone asks, which the platform says it does not have."""
     unanswered = [
         name
         for name in dir(HostCpuPlatform)
@@ -86,7 +86,8 @@ def test_the_platform_answers_whatever_sglang_may_ask_a_device():
         and "raise NotImplementedError" in inspect.getsource(getattr(HostCpuPlatform, name))
     ]
     assert unanswered == ["get_default_speculative_draft_attention_backend"]
-    assert not platform().supports_speculative_algorithm("EAGLE")
+    assert not platform().supports_speculative_algorithm("DFLASH")
+    assert platform().supports_speculative_algorithm("EAGLE")
 
 
 def platform() -> HostCpuPlatform:

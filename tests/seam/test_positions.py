@@ -13,6 +13,8 @@ from sglang_dynts.forward.positions import restore_positions
 class Runner:
     """What the runtime's table of model runners is keyed by."""
 
+    is_draft_worker = False
+
 
 @pytest.fixture
 def runner() -> Runner:
@@ -60,6 +62,16 @@ def test_extend_and_mixed_add_it_to_every_token_of_the_request(runner, mode):
 def test_positions_in_three_parts_move_alike(runner, mode):
     lens = [1, 1, 1] if mode is ForwardMode.MIXED else None
     assert positions(runner, mode, [3, 1, 2], [12, 5, 40], lens, mrope=True) == [112, 5, 47]
+
+
+@pytest.mark.parametrize("mode", [ForwardMode.TARGET_VERIFY, ForwardMode.DRAFT_EXTEND_V2])
+def test_every_draft_of_a_request_gets_what_it_dropped(runner, mode):
+    assert positions(runner, mode, [3, 2], [12, 13, 13, 40, 41, 41]) == [112, 113, 113, 47, 48, 48]
+
+
+def test_a_drafts_steps_keep_positions_that_its_attention_reads_rows_by(runner):
+    runner.is_draft_worker = True
+    assert positions(runner, ForwardMode.DECODE, [3, 1, 2], [12, 5, 40]) == [12, 5, 40]
 
 
 def test_an_idle_batch_is_left_alone(runner):

@@ -12,6 +12,8 @@ from sglang_dynts.boot.model_kinds import REFUSED_KINDS
 from sglang_dynts.boot.refusals import (
     ENVIRONMENT_REFUSALS,
     FLAG_REFUSALS,
+    SPECULATIVE_ALGORITHMS,
+    refuse_speculation,
     refuse_unsupported,
 )
 
@@ -22,12 +24,6 @@ SHARE = "a rank holds only its share of a row; drop the flag"
 
 # field, value, what stands behind "DynTS does not support"
 FLAG_CASES = [
-    (
-        "speculative_algorithm",
-        "NGRAM",
-        "--speculative-algorithm NGRAM: drafting owns the lengths that a compaction rewrites; drop "
-        "the flag",
-    ),
     ("pp_size", 2, "--pp-size 2: scores exist on the last pipeline rank alone; use --tp-size"),
     (
         "disaggregation_mode",
@@ -127,7 +123,6 @@ FLAG_CASES = [
 
 # As typed. The other flags are refused by SGLang itself on this model, or need a flag beside them.
 AS_TYPED = [
-    (["--speculative-algorithm", "NGRAM"], "--speculative-algorithm NGRAM"),
     (["--pp-size", "2"], "--pp-size 2"),
     (["--smg-grpc-mode"], "--smg-grpc-mode"),
     (["--grpc-mode"], "--smg-grpc-mode"),
@@ -198,6 +193,86 @@ def changed(cfg: Namespace, **fields) -> Namespace:
 
 def refuses(rest: str):
     return pytest.raises(ValueError, match=f"^{re.escape('DynTS does not support ' + rest)}$")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "why"),
+    [
+        ("DFLASH", "its draft keeps a cache of its own by position, which a compaction does not reach"),
+        ("DSPARK", "its draft keeps a cache of its own by position, which a compaction does not reach"),
+        ("FROZEN_KV_MTP", "its draft reads the target's K and V by position, which a compaction changes"),
+        ("UNO", "its root is computed outside the window, at a position that a compaction changes"),
+        ("MY_OWN", "it has not been tested yet"),
+    ],
+)
+def test_other_ways_to_draft_are_refused_with_the_reason(cfg, model_config, algorithm, why):
+    served = "use one of NGRAM, STANDALONE, EAGLE, EAGLE3, NEXTN"
+    with refuses(f"--speculative-algorithm {algorithm}: {why}; {served}"):
+        refuse_unsupported(changed(cfg, speculative_algorithm=algorithm), model_config)
+
+
+BESIDE_DRAFTS = [
+    (
+        "enable_multi_layer_eagle",
+        True,
+        "--enable-multi-layer-eagle: each of its heads counts positions anew",
+    ),
+    (
+        "speculative_adaptive",
+        True,
+        "--speculative-adaptive: the number of drafts bounds a step, and it would change",
+    ),
+    (
+        "enable_mixed_chunk",
+        True,
+        "--enable-mixed-chunk: a mixed step takes lengths of before a compaction",
+    ),
+    (
+        "speculative_draft_window_size",
+        64,
+        "--speculative-draft-window-size 64: it reads a request's row by token position, which a "
+        "compaction changes",
+    ),
+    (
+        "enable_watermark",
+        True,
+        "--enable-watermark: it marks drafts that a compaction does not let through",
+    ),
+    (
+        "enable_hierarchical_cache",
+        True,
+        "--enable-hierarchical-cache: drafts beside host prefixes have not been tested yet",
+    ),
+    (
+        "dynts_observe_queries",
+        8,
+        "--dynts-observe-queries 8: drafts that are rejected would be counted",
+    ),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "message"), BESIDE_DRAFTS)
+def test_what_does_not_go_together_with_drafts_is_refused(cfg, model_config, field, value, message):
+    drafting = {"speculative_algorithm": "EAGLE3", field: value}
+    cfg = changed(cfg, **{"enable_hierarchical_cache": False} | drafting)
+    with refuses(f"{message}; drop the flag, or --speculative-algorithm EAGLE3"):
+        refuse_speculation(cfg)
+
+
+def test_a_stream_of_its_own_for_drafts_plans_is_refused(cfg):
+    with (
+        envs.SGLANG_ENABLE_OVERLAP_PLAN_STREAM.override(True),
+        refuses(
+            "SGLANG_ENABLE_OVERLAP_PLAN_STREAM=1 with --speculative-algorithm EAGLE: positions are read "
+            "there on a stream that no compaction waits for; unset it"
+        ),
+    ):
+        refuse_speculation(changed(cfg, speculative_algorithm="EAGLE"))
+
+
+@pytest.mark.parametrize("algorithm", SPECULATIVE_ALGORITHMS)
+def test_drafts_are_served(cfg, model_config, algorithm):
+    refuse_unsupported(changed(cfg, speculative_algorithm=algorithm), model_config)
 
 
 def test_a_plain_server_is_not_refused(cfg, model_config):

@@ -2,13 +2,16 @@
 
 import logging
 import os
+from collections.abc import Callable
 
+import torch
 from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.interface import PlatformEnum, SRTPlatform
 from torch.profiler import ProfilerActivity
 
 logger = logging.getLogger(__name__)
 THREADS = "OMP_NUM_THREADS"
+SPECULATIVE_ALGORITHMS = ("NGRAM", "STANDALONE", "EAGLE", "EAGLE3")
 
 
 class HostCpuPlatform(CpuDeviceMixin, SRTPlatform):
@@ -42,6 +45,16 @@ class HostCpuPlatform(CpuDeviceMixin, SRTPlatform):
         from sglang_dynts.boot.cpu import kernels
 
         kernels.put_in_place()
+
+    def supports_speculative_algorithm(self, algorithm: str) -> bool:
+        """Whether drafts of this kind run here; on plain torch operators, to be tried and tested."""
+        return algorithm in SPECULATIVE_ALGORITHMS
+
+    def get_speculative_cache_locs_fn(self) -> Callable[..., torch.Tensor]:
+        """Return the function that reads the slots of the tokens to verify."""
+        from sglang_dynts.boot.host_cpu_speculation import slots_to_write  # only where drafts are used
+
+        return slots_to_write
 
     def apply_server_args_defaults(self, server_args) -> None:
         """Default to torch attention, a communicator that needs no GPU, and half of the cores.
@@ -86,3 +99,7 @@ def choose_threads(num_ranks: int) -> None:
     threads = max(1, len(os.sched_getaffinity(0)) // (2 * num_ranks))
     os.environ[THREADS] = str(threads)
     logger.info("CPU: %s=%d, half of the usable cores; set it yourself to choose", THREADS, threads)
+
+
+def keep_overlap(_server_args) -> None:
+    """REPLACE speculative_hook._disable_overlap_schedule_for_cpu: it overlaps here."""

@@ -43,7 +43,6 @@ _ROWS = "it reads a request's row by token position, which a compaction changes"
 _OTHER_CACHE = "only the DynTS radix cache keeps compacted rows out of the prefix tree"
 
 FLAG_REFUSALS = (
-    FlagRefusal("speculative_algorithm", "drafting owns the lengths that a compaction rewrites", None),
     FlagRefusal("pp_size", "scores exist on the last pipeline rank alone", 1, "use --tp-size"),
     FlagRefusal("disaggregation_mode", "the decode side schedules elsewhere", "null"),
     FlagRefusal("disaggregation_decode_enable_offload_kvcache", _ROWS),
@@ -82,6 +81,28 @@ FLAG_REFUSALS = (
 )
 
 
+SPECULATIVE_ALGORITHMS = ("NGRAM", "STANDALONE", "EAGLE", "EAGLE3", "NEXTN")
+"""Ways to draft that are served; SGLang resolves multi-token heads (NEXTN) to EAGLE."""
+
+DRAFT_REFUSALS = {
+    "DFLASH": "its draft keeps a cache of its own by position, which a compaction does not reach",
+    "DSPARK": "its draft keeps a cache of its own by position, which a compaction does not reach",
+    "FROZEN_KV_MTP": "its draft reads the target's K and V by position, which a compaction changes",
+    "UNO": "its root is computed outside the window, at a position that a compaction changes",
+}
+"""Ways to draft that are not served, and why."""
+
+SPECULATIVE_REFUSALS = (
+    FlagRefusal("enable_multi_layer_eagle", "each of its heads counts positions anew"),
+    FlagRefusal("speculative_adaptive", "the number of drafts bounds a step, and it would change"),
+    FlagRefusal("enable_mixed_chunk", "a mixed step takes lengths of before a compaction"),
+    FlagRefusal("speculative_draft_window_size", _ROWS, None),
+    FlagRefusal("enable_watermark", "it marks drafts that a compaction does not let through"),
+    FlagRefusal("enable_hierarchical_cache", "drafts beside host prefixes have not been tested yet"),
+    FlagRefusal("dynts_observe_queries", "drafts that are rejected would be counted", 0),
+)
+"""Flags that must keep their values beside speculation."""
+
 ENVIRONMENT_REFUSALS = (
     ("SGLANG_ENABLE_POST_CAPTURE_KV_SIZING", "the KV pool grows after the scores are allocated"),
     ("SGLANG_RUST_SERVER", "it checks no request and reports no DynTS numbers"),
@@ -102,6 +123,8 @@ def refuse_unsupported(cfg, model_config) -> None:
         value = getattr(cfg, refusal.field)
         if value != refusal.neutral:
             raise ValueError(refusal.message(value))
+    if cfg.speculative_algorithm is not None:
+        refuse_speculation(cfg)
     _refuse_platform()
     _refuse_kernels(cfg)  # before the cache: kernels may set a page size that nobody named
     _refuse_cache(cfg)
@@ -112,6 +135,29 @@ def refuse_unsupported(cfg, model_config) -> None:
     for variable, why in ENVIRONMENT_REFUSALS:
         if getattr(envs, variable).get():
             raise ValueError(f"DynTS does not support {variable}=1: {why}; unset it")
+
+
+def refuse_speculation(cfg) -> None:
+    """Refuse ways to draft, and what does not go together with drafts.
+
+    Raises:
+        ValueError: naming flag, value, reason and remedy.
+    """
+    asked = f"--speculative-algorithm {cfg.speculative_algorithm}"
+    if cfg.speculative_algorithm not in SPECULATIVE_ALGORITHMS:
+        why = DRAFT_REFUSALS.get(cfg.speculative_algorithm, "it has not been tested yet")
+        raise ValueError(
+            f"DynTS does not support {asked}: {why}; use one of {', '.join(SPECULATIVE_ALGORITHMS)}"
+        )
+    for refusal in SPECULATIVE_REFUSALS:
+        value = getattr(cfg, refusal.field)
+        if value != refusal.neutral:
+            raise ValueError(f"{refusal.message(value)}, or {asked}")
+    if envs.SGLANG_ENABLE_OVERLAP_PLAN_STREAM.get():
+        raise ValueError(
+            f"DynTS does not support SGLANG_ENABLE_OVERLAP_PLAN_STREAM=1 with {asked}: positions are "
+            "read there on a stream that no compaction waits for; unset it"
+        )
 
 
 def _refuse_head_size(cfg, config) -> None:

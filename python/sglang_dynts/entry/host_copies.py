@@ -22,6 +22,8 @@ class HostCopy:
     scores: torch.Tensor
     num_bytes: int
     head_scores: torch.Tensor | None = None
+    draft_kv: Any = None
+    """What the pool of a draft gave for the same slots, None without one."""
 
     @property
     def num_tokens(self) -> int:
@@ -66,21 +68,27 @@ class HostCopies:
 
 
 def read_copy(
-    allocator, table_row: torch.Tensor, scores: torch.Tensor, head_scores: HeadScores | None = None
+    allocator,
+    slots: torch.Tensor,
+    scores: torch.Tensor,
+    head_scores: HeadScores | None = None,
+    draft_pool: Any = None,
 ) -> HostCopy:
-    """Copy a window's KV and scores to the host; waits for the device.
+    """Copy slots to the host; waits for the device.
 
     Args:
-        allocator: SGLang's slot allocator, which knows the KV pool.
-        table_row: [num_tokens] slots in window order.
-        scores: the score of every slot.
+        allocator: SGLang's of the KV slots.
+        slots: [num_tokens] int, in window order.
+        scores: [num_slots] float32, of every slot.
         head_scores: of every slot by head, where the server keeps them.
+        draft_pool: where a draft keeps its own K and V of the same slots, if it does.
     """
-    slots = table_row.long()
+    slots = slots.long()
     kv = allocator.get_cpu_copy(slots)
     by_head = None if head_scores is None else head_scores.read(slots).cpu()
-    num_bytes = len(slots) * bytes_per_token(allocator, head_scores)
-    return HostCopy(kv, scores[slots].cpu(), num_bytes, by_head)
+    draft_kv = None if draft_pool is None else draft_pool.get_cpu_copy(slots)
+    num_bytes = len(slots) * bytes_per_token(allocator, head_scores, draft_pool)
+    return HostCopy(kv, scores[slots].cpu(), num_bytes, by_head, draft_kv)
 
 
 def write_copy(
@@ -89,19 +97,26 @@ def write_copy(
     slots: torch.Tensor,
     scores: torch.Tensor,
     head_scores: HeadScores | None = None,
+    draft_pool: Any = None,
 ) -> None:
     """Write a copy into newly allocated slots: [copy.num_tokens] int64."""
     allocator.load_cpu_copy(copy.kv, slots)
+    if copy.draft_kv is not None:
+        draft_pool.load_cpu_copy(copy.draft_kv, slots)
     scores[slots] = copy.scores.to(scores.device)
     if head_scores is not None:
         assert copy.head_scores is not None, "one server keeps scores by head of all requests or of none"
         head_scores.write(slots, copy.head_scores)
 
 
-def bytes_per_token(allocator, head_scores: HeadScores | None = None) -> int:
-    """Bytes of one token's K, V and scores on this rank."""
-    pool = allocator.get_kvcache()
+def bytes_per_token(allocator, head_scores: HeadScores | None = None, draft_pool: Any = None) -> int:
+    """Bytes of one token's K, V and scores on this rank, a draft's K and V included."""
+    pools = [allocator.get_kvcache(), *([] if draft_pool is None else [draft_pool])]
     more = 0 if head_scores is None else head_scores.bytes_per_token
+    return sum(_bytes_per_token(pool) for pool in pools) + 4 + more
+
+
+def _bytes_per_token(pool) -> int:
     sizes = pool.get_kv_size_bytes()  # of K and of V; of both in one where the pool keeps latents
     total = sum(sizes) if isinstance(sizes, tuple) else int(sizes)
-    return total // (pool.size + pool.page_size) + 4 + more
+    return total // (pool.size + pool.page_size)

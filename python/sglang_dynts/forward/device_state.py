@@ -67,6 +67,8 @@ class DeviceState:
         self.resumed: dict[object, int] = {}
         self.question_lens: WeakKeyDictionary[object, int] = WeakKeyDictionary()
         self.hears_of_new_rows: list[Callable[[list[int]], None]] = []
+        self.draft_pool: Any = None
+        """SGLang's pool of a draft's own K and V, by the same slots."""
         self.recorder: QueryRecorder | None = None
         """The newest queries, where the server records them."""
         self.received: ReceivedAttention | None = None
@@ -186,6 +188,9 @@ def allocate(_result, model_runner) -> None:
     check(Process.SCHEDULER)
     refuse_unknown_pool(model_runner.token_to_kv_pool)
     rows = model_runner.req_to_token_pool
+    if model_runner.is_draft_worker:
+        on_runner(model_runner).state = _state_of_rows(rows)
+        return
     num_slots = model_runner.token_to_kv_pool_allocator.size + 1
     state = DeviceState(num_slots, rows.req_to_token)
     state.attention = attention_layers(model_runner)
@@ -207,6 +212,12 @@ def allocate(_result, model_runner) -> None:
     rows.register_on_alloc_rows(state.reset_rows)
     warm_up(model_runner.device)
     on_runner(model_runner).state = state
+
+
+def _state_of_rows(rows) -> DeviceState:
+    """Return the state of the runner that a draft drafts for: they have rows and slots in common."""
+    states = (ours.state for ours in _RUNNERS.values() if ours.state is not None)
+    return next(state for state in states if state.table is rows.req_to_token)
 
 
 def carry_out_moves(_forward_batch, cls, batch, model_runner, **_kwargs) -> None:

@@ -3,6 +3,7 @@
 import torch
 
 from sglang_dynts.forward.device_state import state_of
+from sglang_dynts.forward.drafts import by_token
 
 
 def restore_positions(forward_batch, cls, batch, model_runner, **_kwargs):
@@ -10,12 +11,15 @@ def restore_positions(forward_batch, cls, batch, model_runner, **_kwargs):
     state = state_of(model_runner)
     if state is None or forward_batch.positions is None or forward_batch.forward_mode.is_idle():
         return
-    if state.resumed and not forward_batch.forward_mode.is_decode():
+    mode = forward_batch.forward_mode
+    if state.resumed and not mode.is_decode():
         state.resume_rows(batch.reqs)
-    if not state.rows_with_drops:
-        return
+    if not state.rows_with_drops or (model_runner.is_draft_worker and mode.is_decode()):
+        return  # a draft's steps have them added where its model is entered
     shift = state.dropped_of(forward_batch.req_pool_indices)
-    if not forward_batch.forward_mode.is_decode():
+    if mode.is_target_verify() or mode.is_draft_extend_v2():
+        shift = by_token(shift, len(forward_batch.positions))
+    elif not mode.is_decode():
         shift = torch.repeat_interleave(
             shift, forward_batch.extend_seq_lens, output_size=forward_batch.extend_num_tokens
         )

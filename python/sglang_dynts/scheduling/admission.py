@@ -13,6 +13,7 @@ from sglang.srt.managers.schedule_policy import (
 from sgl_dynts.due import NEVER
 from sgl_dynts.window import RequestWindow
 from sglang_dynts.scheduling.governor import governor_of
+from sglang_dynts.scheduling.speculation import committed_lens
 
 
 def choose_adder(adder_class, scheduler):
@@ -35,9 +36,11 @@ class DynTSPrefillAdder(PrefillAdder):
         self.governor, self.capacity = governor, governor.capacity
         self.capacity.wanted = 0
         self.running_batch = running_batch
-        self.num_running = 0
+        self.num_running = self.next_step = 0
         if running_batch is not None and running_batch.reqs:
-            self.num_running = len(running_batch.reqs)
+            self.num_running = self.next_step = len(running_batch.reqs)
+            if self.capacity.step.is_speculative:
+                self.next_step = running_batch.new_tokens_required_next_decode()
             self.memory_budget.total_offset += self._growth_of_batch(running_batch)
 
     def add_one_req_ignore_eos(self, req):
@@ -77,8 +80,8 @@ class DynTSPrefillAdder(PrefillAdder):
         admission = super()._select_prefill_admission(req, total_tokens=total_tokens, **kwargs)
         if isinstance(admission, AddReqResult):
             return admission
-        needed = fill_len - cached + self.per_req_token_overhead
-        if needed + self.num_running > self.cur_rem_tokens:
+        needed = fill_len - cached + self.per_req_token_overhead + self.capacity.step.spare_slots
+        if needed + self.next_step > self.cur_rem_tokens:
             self.capacity.wanted = needed
             return AddReqResult.NO_TOKEN
         if window is None or admission.is_chunked:
@@ -97,14 +100,15 @@ class DynTSPrefillAdder(PrefillAdder):
         row = req.kv.req_pool_idx
         if table.due[row] == NEVER:
             return super()._get_running_request_total_token_offset(req)
-        return int(self._growth(np.array([row]), np.array([req.kv.kv_allocated_len]))[0])
+        return int(self._growth(np.array([row]), np.array([req.kv.kv_committed_len]))[0])
 
     def _growth_of_batch(self, batch) -> int:
         """Slots that all running requests are still expected to take; less than 0 if they will give."""
         num = len(batch.reqs)
         rows = batch.req_pool_indices_cpu.numpy()[:num]
         governed = self.governor.table.due[rows] != NEVER
-        growth = self._growth(rows[governed], batch.seq_lens_cpu.numpy()[:num][governed]).sum()
+        lens = committed_lens(batch) if self.capacity.step.is_speculative else batch.seq_lens_cpu.numpy()
+        growth = self._growth(rows[governed], lens[:num][governed]).sum()
         others = np.flatnonzero(~governed)
         stock = super()._get_running_request_total_token_offset
         return int(growth) + sum(stock(batch.reqs[index]) for index in others)
@@ -119,7 +123,7 @@ class DynTSPrefillAdder(PrefillAdder):
         """Slots to reserve for a waiting request; no more than an empty pool has."""
         end = len(req.origin_input_ids) + req.sampling_params.max_new_tokens - window.dropped
         numbers = window.retained_len, window.config.period, window.tracker.answer_len
-        bound = min(int(self.capacity.reserved_len(*numbers)), end)
+        bound = min(int(self.capacity.reserved_len(*numbers)), end) + self.capacity.step.spare_slots
         most = self.capacity.pool_len - self.per_req_token_overhead - 1
         return min(max(bound, len(req.full_untruncated_fill_ids)), most)
 

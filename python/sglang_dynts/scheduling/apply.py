@@ -1,6 +1,6 @@
 """A compaction, carried out: the one place that writes SGLang's rows, lengths and free slots for it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -9,6 +9,7 @@ from sgl_dynts.window import Cut
 from sglang_dynts.entry.token_log import note_compaction, note_moves, read_window
 from sglang_dynts.scheduling.governor import Compaction, Governor
 from sglang_dynts.scheduling.policy_scores import let_policies_score
+from sglang_dynts.scheduling.speculation import shorten_published
 
 
 @dataclass(frozen=True)
@@ -20,23 +21,29 @@ class Chosen:
     early: bool
 
 
-def compact(governor: Governor, batch, chosen: list[Chosen]) -> None:
+def compact(governor: Governor, scheduler, batch, chosen: list[Chosen]) -> None:
     """Compact requests of the running batch, all together.
 
     Args:
         governor: of the scheduler.
+        scheduler: SGLang's.
         batch: SGLang's running batch; its lengths are rebound.
         chosen: at least one.
     """
     reqs = [batch.reqs[one.index] for one in chosen]
-    plan = plan_compaction([req.kv.req_pool_idx for req in reqs], [one.cut for one in chosen])
+    cuts = [one.cut for one in chosen]
+    with_spares = [_with_spares(req, cut) for req, cut in zip(reqs, cuts, strict=True)]
+    plan = plan_compaction([req.kv.req_pool_idx for req in reqs], with_spares)
     device, work = governor.device, governor.device_work
     before = work.run(slots_of, device.table, plan)
-    let_policies_score(governor, reqs, plan.cuts, before)
-    _read_scores(governor, reqs, plan, before)
+    let_policies_score(governor, reqs, cuts, before)
+    _read_scores(governor, reqs, cuts, before)
     freed = work.run(apply_compaction, plan, device.table, device.scores, device.dropped)
     device.note_drops(plan.rows)
-    _shorten_batch(batch, chosen)
+    if governor.capacity.step.is_speculative and scheduler.enable_overlap:
+        shorten_published(scheduler, list(plan.rows), [cut.num_dropped for cut in cuts])
+    else:
+        _shorten_batch(batch, chosen)
     for req, one, slots in zip(reqs, chosen, before, strict=True):
         _shorten_request(req, one.cut)
         done = Compaction(one.cut, one.early, slots[: one.cut.window_len])
@@ -49,6 +56,12 @@ def slots_of(table: torch.Tensor, plan: CompactionPlan) -> torch.Tensor:
     """[num_requests, width] the rows of a plan as they are before it."""
     width = max(cut.window_len for cut in plan.cuts)
     return table[:, :width].index_select(0, to_device(torch.tensor(plan.rows), table.device))
+
+
+def _with_spares(req, cut: Cut) -> Cut:
+    """Let slots that are held ready for drafts move along with the local window."""
+    spares = req.kv.kv_allocated_len - req.kv.kv_committed_len
+    return replace(cut, local_window=cut.local_window + spares) if spares else cut
 
 
 def _shorten_batch(batch, chosen: list[Chosen]) -> None:
@@ -64,12 +77,12 @@ def _shorten_batch(batch, chosen: list[Chosen]) -> None:
 
 def _shorten_request(req, cut: Cut) -> None:
     assert req.kv.cache_protected_len <= cut.first, f"{req.kv.cache_protected_len=} {cut.first=}"
-    assert req.kv.kv_allocated_len == cut.window_len, f"{req.kv.kv_allocated_len=} {cut=}"
+    assert req.kv.kv_committed_len == cut.window_len, f"{req.kv.kv_committed_len=} {cut=}"
     req.kv.kv_allocated_len -= cut.num_dropped
     req.kv.kv_committed_len -= cut.num_dropped
 
 
-def _read_scores(governor: Governor, reqs: list, plan: CompactionPlan, before: torch.Tensor) -> None:
+def _read_scores(governor: Governor, reqs: list, cuts: list[Cut], before: torch.Tensor) -> None:
     """Let requests that asked for it know the scores they are judged by, before answers are marked.
 
     With a set per head the pool does not hold them, and they are known already.
@@ -78,7 +91,7 @@ def _read_scores(governor: Governor, reqs: list, plan: CompactionPlan, before: t
     for index, req in enumerate(reqs):
         governed = governor.governed(req)
         if governed.tokens is not None and governor.device.moves_of(req) is None:
-            slots = before[index, : plan.cuts[index].window_len]
+            slots = before[index, : cuts[index].window_len]
             read_window(governed.tokens, slots, scores, governed.dropped)
 
 
@@ -92,5 +105,5 @@ def _log_drops(governor: Governor, req, done: Compaction) -> None:
     if moves is not None:
         note_moves(governed.tokens, moves, window_len, done.cut.first, governed.dropped, seq_len)
     else:
-        row = governor.device.table[req.kv.req_pool_idx, : req.kv.kv_allocated_len]
+        row = governor.device.table[req.kv.req_pool_idx, : req.kv.kv_committed_len]
         note_compaction(governed.tokens, done.slots, row, governed.dropped, seq_len)

@@ -52,8 +52,8 @@ class Governor:
     ``config`` are the windows of requests that name none. ``device`` is what forwards share with it,
     ``allocator`` SGLang's of the KV slots. ``table`` has a line of lengths for each running request.
     ``lost`` holds retracted requests that can be neither resumed nor computed again; ``compacted_now``
-    the requests that this iteration's round compacted. ``running_reqs`` returns those of the running
-    batch.
+    the requests that this iteration's round compacted, and ``settled`` the result that it processed
+    before SGLang would. ``running_reqs`` returns those of the running batch.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class Governor:
         self.running_reqs: Callable[[], Sequence[Any]] = list
         self.lost: list[Any] = []
         self.compacted_now: dict[Any, Compaction] = {}
+        self.settled: Any = None
         self._governed: WeakKeyDictionary[Any, GovernedRequest] = WeakKeyDictionary()
 
     def governed(self, req) -> GovernedRequest:
@@ -127,7 +128,7 @@ class Governor:
         governed = self.governed(req)
         if governed.tokens is None or req.beam_group is not None:
             return
-        seq_len = min(seen_len(req) - 1, req.kv.kv_allocated_len + governed.dropped)
+        seq_len = min(seen_len(req) - 1, req.kv.kv_committed_len + governed.dropped)
         row = self.device.table[req.kv.req_pool_idx]
         read_new(governed.tokens, row, self.device.scores.scores, governed.dropped, seq_len)
 
@@ -137,7 +138,7 @@ class Governor:
         for req in self.running_reqs():
             window = self.window_of(req) if req.kv.holds_kv else None
             if window is not None:
-                held += req.kv.kv_allocated_len
+                held += req.kv.kv_committed_len
                 saved += window.dropped
         self.tally.meter.observe_pool(held, saved, self.copies.num_bytes)
 

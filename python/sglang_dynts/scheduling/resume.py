@@ -70,7 +70,8 @@ def _is_bounded(governor: Governor, window: RequestWindow) -> bool:
     """Whether the pool holds the request's window whatever its length, and copies are kept."""
     period = window.config.period
     most = window.retained_len + room_beyond_retained(period, 0, governor.capacity.elastic)
-    return int(most) < governor.capacity.pool_len and keeps_copies(governor)
+    most = int(most) + governor.capacity.step.spare_slots
+    return most < governor.capacity.pool_len and keeps_copies(governor)
 
 
 def _longest_output(scheduler, req) -> int:

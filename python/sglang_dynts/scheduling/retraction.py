@@ -36,7 +36,8 @@ def copy_to_host(governor: Governor, req) -> bool:
     """
     governed = governor.governed(req)
     window = governed.window
-    row = governor.device.table[req.kv.req_pool_idx]
+    device = governor.device
+    row = device.table[req.kv.req_pool_idx]
     undone = governor.compacted_now.pop(req, None)
     if undone is not None and _can_be_undone(governor, req, governed):
         row = undone.slots
@@ -46,11 +47,11 @@ def copy_to_host(governor: Governor, req) -> bool:
     if window is None or not may_be_copied(governor, req) or _can_be_recomputed(governor, req, window):
         return False
     num_tokens = _held_len(req, window) - 1
-    device = governor.device
-    if not _make_room(governor, num_tokens * bytes_per_token(governor.allocator, device.head_scores)):
+    extras = device.head_scores, device.draft_pool
+    if not _make_room(governor, num_tokens * bytes_per_token(governor.allocator, *extras)):
         return False
     device.settle_moves()
-    copy = read_copy(governor.allocator, row[:num_tokens], device.scores.scores, device.head_scores)
+    copy = read_copy(governor.allocator, row[:num_tokens], device.scores.scores, *extras)
     governor.copies.give(governed, copy)
     return True
 
@@ -74,10 +75,11 @@ def bring_back(governor: Governor, req, slots: torch.Tensor) -> None:
     """
     governed = governor.governed(req)
     copy = governor.copies.take(governed)
-    governor.device.settle_moves()  # the new slots may be ones that pending moves still read
     device = governor.device
-    write_copy(governor.allocator, copy, slots, device.scores.scores, device.head_scores)
-    governor.device.resumed[req] = governed.own_window.dropped
+    device.settle_moves()  # the new slots may be ones that pending moves still read
+    extras = device.head_scores, device.draft_pool
+    write_copy(governor.allocator, copy, slots, device.scores.scores, *extras)
+    device.resumed[req] = governed.own_window.dropped
     governed.num_resumptions += 1
     governor.tally.resumed()
 
@@ -114,7 +116,8 @@ def _can_be_undone(governor: Governor, req, governed: GovernedRequest) -> bool:
     """Whether the forward in flight did not see this iteration's compaction, and nothing moved for it."""
     one_set = governor.policies[governed.policy].sets is Sets.ONE
     moved = not one_set and governor.device.moves_of(req) is None
-    return _is_in_flight(req, governed.own_window) and not moved
+    waited = governor.capacity.step.is_speculative  # for what was in flight, before it was compacted
+    return _is_in_flight(req, governed.own_window) and not moved and not waited
 
 
 def _is_in_flight(req, window: RequestWindow) -> bool:

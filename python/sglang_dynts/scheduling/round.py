@@ -19,6 +19,7 @@ from sglang_dynts.scheduling.apply import Chosen, compact
 from sglang_dynts.scheduling.capacity_state import CapacityState
 from sglang_dynts.scheduling.governor import Governor, governor_of
 from sglang_dynts.scheduling.resume import abort_lost
+from sglang_dynts.scheduling.speculation import committed_lens, settle, tokens_in_flight
 
 
 def compact_requests(scheduler, running_batch) -> None:
@@ -41,14 +42,21 @@ def compact_requests(scheduler, running_batch) -> None:
     if calm and not demand.is_tight:
         _reopen_admission(capacity, running_batch, demand.free)
         return
-    Round(scheduler, governor, running_batch).run(demand)
+    look = Round(scheduler, governor, running_batch)
+    if look.in_flight and look.may_compact(demand):
+        settle(scheduler, governor, running_batch)
+        if not running_batch.reqs:
+            return
+        demand = _demand(scheduler, capacity, running_batch)
+        look = Round(scheduler, governor, running_batch, in_flight=0)
+    look.run(demand)
 
 
 def _demand(scheduler, capacity: CapacityState, batch) -> Demand:
     """What the next step takes, in slots; the prefix cache is only asked when it matters."""
-    step = len(batch.reqs)
+    step = _step_len(capacity, batch)
     waiting = batch.batch_is_full and len(scheduler.waiting_queue) > 0
-    waiting = waiting and capacity.elastic and step < scheduler.max_running_requests
+    waiting = waiting and capacity.elastic and len(batch.reqs) < scheduler.max_running_requests
     chunked = scheduler.chunked_req
     if chunked is not None:
         step += len(chunked.full_untruncated_fill_ids) - chunked.extend_end
@@ -59,17 +67,28 @@ def _demand(scheduler, capacity: CapacityState, batch) -> Demand:
     return Demand(free, step, wanted, waiting)
 
 
+def _step_len(capacity: CapacityState, batch) -> int:
+    """Slots that the next decode step of the running requests takes."""
+    if capacity.step.is_speculative:
+        return batch.new_tokens_required_next_decode()
+    return len(batch.reqs)
+
+
 def _reopen_admission(capacity: CapacityState, batch, free: int) -> None:
     """Let a waiting request try again once what it lacked is free."""
-    if capacity.wanted and free >= len(batch.reqs) + capacity.wanted:
+    if capacity.wanted and free >= _step_len(capacity, batch) + capacity.wanted:
         capacity.wanted = 0
         batch.batch_is_full = False
 
 
 class Round:
-    """One look at all running requests: who is compacted now, due or early."""
+    """One look at all running requests: who is compacted now, due or early.
 
-    def __init__(self, scheduler, governor: Governor, batch) -> None:
+    ``in_flight`` counts the tokens by which their windows may be longer than the host knows; a round
+    that compacts has none.
+    """
+
+    def __init__(self, scheduler, governor: Governor, batch, in_flight: int | None = None) -> None:
         self.scheduler = scheduler
         self.governor = governor
         self.capacity = governor.capacity
@@ -77,12 +96,18 @@ class Round:
         self.batch = batch
         num = len(batch.reqs)  # beam members have rows but are no requests
         self.rows = batch.req_pool_indices_cpu.numpy()[:num]
-        self.lens = batch.seq_lens_cpu.numpy()[:num]
+        self.in_flight = tokens_in_flight(scheduler, governor) if in_flight is None else in_flight
+        self.lens = self._window_lens() + self.in_flight
+
+    def may_compact(self, demand: Demand) -> bool:
+        """Whether something may have to be compacted now, if windows are as long as they may be."""
+        self._meet_batch()
+        _, presses = self._outlook(self._remaining(), demand.waiting)
+        return demand.is_tight or presses
 
     def run(self, demand: Demand) -> None:
         """Compact what must be, or find out for how many rounds nothing will have to be."""
-        if not self.capacity.knows(self.batch.req_pool_indices_cpu):
-            self._meet_batch()
+        self._meet_batch()
         remaining = self._remaining()
         calm, presses = self._outlook(remaining, demand.waiting)
         freed = 0
@@ -94,6 +119,12 @@ class Round:
         _reopen_admission(self.capacity, self.batch, demand.free + freed)
         if demand.is_tight:
             self._finish_what_cannot_grow(demand.free + freed)
+
+    def _window_lens(self) -> np.ndarray:
+        """[n] int64, what each request holds as far as the host knows."""
+        if self.capacity.step.is_speculative:
+            return committed_lens(self.batch)
+        return self.batch.seq_lens_cpu.numpy()[: len(self.rows)]
 
     def _remaining(self) -> np.ndarray:
         """[n] int64, tokens until each request is due."""
@@ -118,13 +149,15 @@ class Round:
             return 0
         meter = self.governor.tally.meter
         with meter.on_device():
-            compact(self.governor, self.batch, chosen)
+            compact(self.governor, self.scheduler, self.batch, chosen)
         meter.round_took(time.perf_counter() - began)
-        self.lens = self.batch.seq_lens_cpu.numpy()[: len(self.rows)]
+        self.lens = self._window_lens()
         return sum(one.cut.num_dropped for one in chosen)
 
     def _meet_batch(self) -> None:
         """Look at requests that joined the batch, and set the pace that their number asks for."""
+        if self.capacity.knows(self.batch.req_pool_indices_cpu):
+            return
         for index in np.flatnonzero(self.table.due[self.rows] == UNKNOWN):
             self.governor.note_lengths(self.batch.reqs[index])
         elastic = self.capacity.elastic
@@ -181,7 +214,9 @@ class Round:
 
     def _finish_what_cannot_grow(self, free: int) -> None:
         """End a request that alone fills the pool, by its length, as SGLang ends any at that size."""
-        if len(self.batch.reqs) > 1 or self.scheduler.chunked_req is not None or free > 1:
+        if len(self.batch.reqs) > 1 or self.scheduler.chunked_req is not None:
+            return
+        if free > _step_len(self.capacity, self.batch):
             return
         req = self.batch.reqs[0]
         if self.table.due[self.rows[0]] != NEVER and req.to_finish is None:

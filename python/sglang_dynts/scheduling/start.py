@@ -3,7 +3,8 @@
 import logging
 
 from sglang.srt.configs.model_config import AttentionArch
-from sglang.srt.runtime_context import get_parallel, get_serving
+from sglang.srt.mem_cache.allocation_sizing import get_alloc_reserve_per_decode
+from sglang.srt.runtime_context import get_parallel, get_serving, get_spec
 from sglang.srt.utils.hf_transformers_utils import get_tokenizer
 
 from sgl_dynts.capacity import AnswerReserve
@@ -16,7 +17,7 @@ from sglang_dynts.entry.host_copies import HostCopies, bytes_per_token
 from sglang_dynts.forward.device_state import DeviceState, state_of
 from sglang_dynts.forward.kv_pools import keeps_by_head
 from sglang_dynts.forward.queries.known import know_queries
-from sglang_dynts.scheduling.capacity_state import CapacityState
+from sglang_dynts.scheduling.capacity_state import CapacityState, DecodeStep
 from sglang_dynts.scheduling.governor import Governor
 from sglang_dynts.scheduling.prefix_cache import DynTSRadixCache
 
@@ -63,11 +64,18 @@ def _new_governor(scheduler, tokenizer) -> Governor:
         {},
         device,
         allocator,
-        CapacityState(allocator.size, answers, not arguments().dynts_disable_elastic),
+        CapacityState(allocator.size, answers, not arguments().dynts_disable_elastic, _decode_step()),
         _new_copies(allocator, config, device),
     )
     governor.running_reqs = lambda: scheduler.running_batch.reqs
     return governor
+
+
+def _decode_step() -> DecodeStep:
+    """Say what a decode step does to a request on this server."""
+    if get_spec().speculative_algorithm is None:
+        return DecodeStep()
+    return DecodeStep(get_spec().speculative_num_draft_tokens, get_alloc_reserve_per_decode())
 
 
 def _facts(scheduler, governor: Governor, tokenizer) -> ModelFacts:
@@ -101,7 +109,7 @@ def _new_copies(allocator, config: DynTSConfig, device: DeviceState) -> HostCopi
     copies = HostCopies(int(arguments().dynts_host_memory_gb * (1 << 30)))
     if not copies.max_bytes:
         return copies
-    needed = config.budget * bytes_per_token(allocator, device.head_scores)
+    needed = config.budget * bytes_per_token(allocator, device.head_scores, device.draft_pool)
     if copies.max_bytes < needed:
         raise ValueError(
             f"--dynts-host-memory-gb {copies.max_bytes / (1 << 30):g} does not hold one window of "
