@@ -6,6 +6,7 @@ import pytest
 import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 
+from sgl_dynts.due import NEVER
 from sglang_dynts.forward.device_state import DeviceState
 from sglang_dynts.forward.drafts import add_positions_at_the_door, move_scores_along
 from sglang_dynts.scheduling.capacity_state import DecodeStep
@@ -130,11 +131,11 @@ def test_a_batch_that_computes_prompts_adds_to_no_window(engine):
 
 
 def test_accepted_tokens_are_cut_to_the_room_and_never_to_nothing():
-    lens = torch.tensor([3, 3, 2, 1], dtype=torch.int32)
-    index = torch.tensor([[0, 2, 3], [4, 5, 7], [8, 9, -1], [12, -1, -1]], dtype=torch.int32)
-    found = clip(lens, index, torch.tensor([5, 2, 0, -9]))
-    assert found[0].tolist() == [3, 2, 1, 1]
-    assert found[1].tolist() == [[0, 2, 3], [4, 5, -1], [8, -1, -1], [12, -1, -1]]
+    lens = torch.tensor([3, 3, 2, 1, 3], dtype=torch.int32)
+    index = torch.tensor([[0, 2, 3], [4, 5, 7], [8, 9, -1], [12, -1, -1], [16, 17, 19]])
+    found = clip(lens, index.int(), torch.tensor([5, 2, 0, -9, NEVER]))
+    assert found[0].tolist() == [3, 2, 1, 1, 3]
+    assert found[1].tolist() == [[0, 2, 3], [4, 5, -1], [8, -1, -1], [12, -1, -1], [16, 17, 19]]
     assert (found[0].dtype, found[1].dtype) == (torch.int32, torch.int32)
 
 

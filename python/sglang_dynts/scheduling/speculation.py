@@ -45,8 +45,9 @@ def clip(accept_lens, accept_index, room) -> tuple[torch.Tensor, torch.Tensor]:
     Returns:
         Both, in new tensors.
     """
-    lens = torch.minimum(accept_lens, room.clamp(min=1).to(accept_lens.dtype))
-    columns = torch.arange(accept_index.shape[1], device=accept_index.device)
+    most = accept_index.shape[1]  # one without a window has room for more than an int32 can tell
+    lens = torch.minimum(accept_lens, room.clamp(1, most).to(accept_lens.dtype))
+    columns = torch.arange(most, device=accept_index.device)
     return lens, torch.where(columns < lens[:, None], accept_index, -1)
 
 
