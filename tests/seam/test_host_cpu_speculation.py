@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from sglang_dynts.boot import host_cpu_speculation as ours
+from sglang_dynts.boot.cpu import speculation as ours
 
 # 0 ─┬─ 1 ─┬─ 3
 #    │     └─ 4 ── 6

@@ -14,8 +14,8 @@ from sglang.srt.managers.scheduler_components.pool_stats_observer import PoolSta
 from sglang.srt.observability.metrics_collector import SchedulerStats
 
 import sglang_dynts
+from sglang_dynts.entry.tally import Meter
 from sglang_dynts.forward.device_state import OnRunner
-from sglang_dynts.scheduling.tally import Meter
 from sglang_dynts.telling import metrics
 from sglang_dynts.telling.metrics import METRICS, DeviceTimes, PrometheusMeter
 from sglang_dynts.telling.reporting import add_totals, new_meter

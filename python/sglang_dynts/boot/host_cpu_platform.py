@@ -52,7 +52,7 @@ class HostCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
     def get_speculative_cache_locs_fn(self) -> Callable[..., torch.Tensor]:
         """Return the function that reads the slots of the tokens to verify."""
-        from sglang_dynts.boot.host_cpu_speculation import slots_to_write  # only where drafts are used
+        from sglang_dynts.boot.cpu.speculation import slots_to_write  # only where drafts are used
 
         return slots_to_write
 

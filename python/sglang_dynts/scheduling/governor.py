@@ -22,11 +22,11 @@ from sglang_dynts.entry.options import (
     wants_compactions,
     wants_tokens,
 )
+from sglang_dynts.entry.tally import Tally
 from sglang_dynts.entry.token_log import TokenLog, read_new
 from sglang_dynts.forward.device_state import DeviceState
 from sglang_dynts.forward.queries.known import KnownQueries
 from sglang_dynts.scheduling.capacity_state import CapacityState
-from sglang_dynts.scheduling.tally import Tally
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from sglang_dynts.scheduling.tally import Meter
+from sglang_dynts.entry.tally import Meter
 
 Identity = tuple[dict[str, str] | None, bool]
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"

@@ -9,10 +9,10 @@ from sglang.srt.managers.scheduler_components.pool_stats_observer import PoolSta
 
 from sglang_dynts.boot.configuration import arguments, is_enabled
 from sglang_dynts.entry.governed_request import Numbers
+from sglang_dynts.entry.tally import Meter
 from sglang_dynts.forward.device_state import LoadedPredictor, OnRunner, on_runner
 from sglang_dynts.names import BACKEND_NAME
 from sglang_dynts.scheduling.governor import Governor, governor_of
-from sglang_dynts.scheduling.tally import Meter
 from sglang_dynts.telling.metrics import PREDICTOR, Identity, PrometheusMeter, time_calls
 
 SCORED_BATCH_SIZES = (1, 8, 64, 256)
