@@ -305,3 +305,43 @@ def draw_target_memory(path: Path, results: list[dict[str, Any]]) -> None:
     shape = f"{results[0]['num_layers']} layers, {results[0]['num_heads']} heads"
     figure.suptitle(f"Memory to compute a training target ({shape}, float32)", fontsize=12)
     save(figure, path)
+
+
+def draw_likelihood(path: Path, results: list[dict[str, Any]]) -> None:
+    """Draw KL against the budget, a panel for each kind of text and a line for each policy.
+
+    Args:
+        path: of the PNG.
+        results: the cells' objects, of one model and one set of texts.
+    """
+    dropping = [cell for cell in results if cell["policy"] != FULL]
+    kinds = list(dict.fromkeys(cell["kind"] for cell in dropping))
+    columns = min(len(kinds), PANELS_IN_A_ROW)
+    rows = math.ceil(len(kinds) / columns)
+    size = (4.2 * columns, 3.6 * rows + 1)
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for axis in axes.flat[len(kinds) :]:
+        axis.set_axis_off()
+    for axis, kind in zip(axes.flat, kinds, strict=False):
+        own = [cell for cell in dropping if cell["kind"] == kind]
+        draw_kls(axis, own)
+        axis.set_title(f"{kind}, n = {own[0]['n']}", fontsize=10)
+    lines = {}
+    for axis in axes.flat:
+        handles, labels = axis.get_legend_handles_labels()
+        lines |= dict(zip(labels, handles, strict=True))
+    figure.legend(lines.values(), lines, frameon=False, loc="outside lower center", ncols=4)
+    figure.suptitle(f"What dropping costs in likelihood, {results[0]['model']}", fontsize=12)
+    save(figure, path)
+
+
+def draw_kls(axis, cells: list[dict[str, Any]]) -> None:
+    """Draw one panel: KL of each policy by budget."""
+    for number, (name, policy) in enumerate(policies().items()):
+        points = sorted((cell["budget"], cell["kl"]) for cell in of_policy(cells, name))
+        if points:
+            style = {"color": policy.color, "marker": MARKS[number % len(MARKS)], "markersize": 5}
+            axis.plot(*zip(*points, strict=True), linewidth=1.2, label=name, **style)
+    tidy(axis, "KL to the full cache, nats per token", "{:.2f}")
+    axis.set_xticks(sorted({cell["budget"] for cell in cells}))
+    axis.set_xlabel("budget, KV tokens")

