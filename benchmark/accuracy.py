@@ -9,6 +9,7 @@ A cell that is in the results already is not run again.
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +26,8 @@ from benchmark.harness.presets import LLAMA, QWEN
 from benchmark.harness.provenance import RESULTS, keep, parser_of, provenance
 from benchmark.harness.tables import answers
 from sgl_dynts import demo_model_path
-from sgl_dynts.checkpoint import PredictorHeader, find_predictor
-from sgl_dynts.config import DynTSConfig
+from sgl_dynts.checkpoint import find_predictor_if_any
+from sgl_dynts.config import PAPER_CONFIG, DynTSConfig
 from sgl_dynts.harness.client import Client
 from sgl_dynts.harness.server import ServerError, served, unwind_on_sigterm
 from sgl_dynts.policies import FULL, needing, policies
@@ -54,9 +55,43 @@ class Cell:
     budget_fraction: float
 
 
-def proportions_of(args: argparse.Namespace, header: PredictorHeader, cell: Cell) -> DynTSConfig:
+@dataclass(frozen=True)
+class Subject:
+    """The model that is asked: its name, and what its predictor says of itself, if it has one."""
+
+    name: str
+    target: str | None
+    windows: DynTSConfig
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "Subject":
+        """Find the model's predictor, or the named one.
+
+        Raises:
+            ValueError: a predictor is not usable, or a policy needs one and there is none.
+        """
+        source = find_predictor_if_any(args.model, args.predictor)
+        if source is not None:
+            header = source.header
+            return cls(header.base_model, header.target, header.windows)
+        needy = set(args.policies or ()) & set(needing("predictor"))
+        if needy:
+            raise ValueError(
+                f"--policies {' '.join(sorted(needy))}: {args.model} has no predictor; name one with "
+                "--predictor, or leave these policies out"
+            )
+        return cls(args.model.resolve().name, None, PAPER_CONFIG)
+
+
+def policies_of(args: argparse.Namespace, subject: Subject) -> list[str]:
+    """Return the policies that were asked for, by default all that the model can be served with."""
+    without = () if subject.target is not None else needing("predictor")
+    return args.policies or [name for name in policies() if name not in without]
+
+
+def proportions_of(args: argparse.Namespace, subject: Subject, cell: Cell) -> DynTSConfig:
     """Return what a cell's windows are scaled from: the predictor's own, but for what was asked."""
-    config = header.windows
+    config = subject.windows
     if cell.task.windows is not None:
         return cell.task.windows
     if cell.policy == FULL:
@@ -75,11 +110,11 @@ def check_windows(args: argparse.Namespace, tasks: list[Task]) -> None:
     Raises:
         ValueError: no windows can be made of a budget and these proportions.
     """
-    header = find_predictor(args.model).header
+    subject = Subject.of(args)
     for cell in cells(args, tasks):
         if cell.task.by_reference:
             try:
-                cell.task.windows_of(cell.budget_fraction, proportions_of(args, header, cell), None)
+                cell.task.windows_of(cell.budget_fraction, proportions_of(args, subject, cell), None)
             except ValueError as error:
                 raise ValueError(
                     f"{cell.task.name}, --budget-fraction {cell.budget_fraction:g}: {error}"
@@ -93,7 +128,7 @@ class Run:
         self.args = args
         self.client = client
         self.language = language
-        self.header: PredictorHeader = find_predictor(args.model).header
+        self.subject = Subject.of(args)
         self.device = device_of(client.call("/server_info")["device"])
 
     def measure(self, cell: Cell) -> dict[str, Any]:
@@ -101,7 +136,7 @@ class Run:
         jobs = [problem for problem in cell.task.problems for _ in range(cell.task.samples)]
         full = None if cell.policy == FULL else self.find(Cell(cell.task, FULL, 1.0))
         full_len = None if full is None else full["mean_output_len"]
-        proportions = proportions_of(self.args, self.header, cell)
+        proportions = proportions_of(self.args, self.subject, cell)
         windows = cell.task.windows_of(cell.budget_fraction, proportions, full_len)
         pool = ThreadPoolExecutor(self.args.concurrency)
         try:
@@ -127,13 +162,13 @@ class Run:
         return next((old for old in results if wanted.items() <= old.items()), None)
 
     def _settings(self, cell: Cell) -> dict[str, Any]:
-        proportions = proportions_of(self.args, self.header, cell)
+        proportions = proportions_of(self.args, self.subject, cell)
         return {
             "task": cell.task.name,
-            "model": self.header.base_model,
+            "model": self.subject.name,
             "seed": self.args.seed,
             "policy": cell.policy,
-            "target": self.header.target if cell.policy in needing("predictor") else None,
+            "target": self.subject.target if cell.policy in needing("predictor") else None,
             "budget_fraction": cell.budget_fraction,
             "local_share": round(proportions.local_window / proportions.budget, 3),
             "keep_ratio": proportions.keep_ratio,
@@ -186,14 +221,14 @@ def main() -> None:
     try:
         tasks = choose_tasks(args)
         check_windows(args, tasks)
-        language = Language(str(args.model))
+        language = Language(str(args.model), args.think_start, args.think_end)
         check_words(tasks, language)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     unwind_on_sigterm()
     print(*answers([], *BESIDE), sep="\n", flush=True)
     try:
-        with served(args.url, args.model, args.server_args) as client:
+        with served(args.url, args.model, server_words(args)) as client:
             run_cells(Run(args, client, language), tasks)
     except ServerError as error:
         sys.exit(f"error: {error}")
@@ -215,12 +250,21 @@ def device_of(kind: str) -> str:
     return torch.cuda.get_device_name() if kind == "cuda" and torch.cuda.is_available() else kind
 
 
+def server_words(args: argparse.Namespace) -> str:
+    """Return the arguments of a server of our own, beside its model."""
+    words = ["--dynts-think-start", args.think_start, "--dynts-think-end", args.think_end]
+    if args.predictor is not None:
+        words += ["--dynts-predictor", str(args.predictor)]
+    return f"{shlex.join(words)} {args.server_args}".strip()
+
+
 def cells(args: argparse.Namespace, tasks: list[Task]) -> Iterator[Cell]:
     """Yield the cells in order, the full cache first: the others' lengths are compared with its."""
+    names = policies_of(args, Subject.of(args))
     for task in tasks:
         yield Cell(task, FULL, 1.0)
         for fraction in task.fractions(args.budget_fraction):
-            for policy in args.policies:
+            for policy in names:
                 if policy != FULL:
                     yield Cell(task, policy, fraction)
 
@@ -230,7 +274,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = parser_of("accuracy", __doc__)
     add = parser.add_argument
     add("--url", help="of a running server with DynTS that serves --model; default: start one")
-    add("--model", type=Path, default=demo_model_path(), help="folder of the model, predictor in it")
+    add("--model", type=Path, default=demo_model_path(), help="folder of the model")
+    add("--predictor", type=Path, help=PREDICTOR_HELP)
+    add("--think-start", default="<think>", help="text that opens thinking; need not ever come")
+    add("--think-end", default="</think>", help="text that closes it; without one all is thinking")
     add("--seed", type=int, default=1, help="the model was trained with; recorded, nothing else")
     add("--server-args", default="", help="more arguments for a server of our own")
     add("--steps", nargs="+", type=int, default=[10, 14], help="ledger entries, a task for each")
@@ -239,7 +286,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--family", choices=(QWEN, LLAMA), default=QWEN, help="whose windows a preset takes")
     add("--grader", choices=GRADERS, help="of --problems that name none; default: exact")
     add("--run-programs", action="store_true", help=RUN_PROGRAMS_HELP)
-    add("--policies", nargs="+", default=list(policies()), choices=list(policies()))
+    add("--policies", nargs="+", choices=list(policies()), help="default: all that can be served")
     add("--budget-fraction", nargs="+", type=float, default=[0.3, 0.4, 0.5, 0.7], help=FRACTION_HELP)
     add("--local-share", type=float, help=f"local window over budget; {PROPORTIONS_HELP}")
     add("--keep-ratio", type=float, help=PROPORTIONS_HELP)
@@ -263,7 +310,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 FRACTION_HELP = (
     "budgets, as shares of a trace's tokens, the question counted in; a preset has its own budget"
 )
-PROPORTIONS_HELP = "of ledgers and files; default: as the predictor recommends"
+PROPORTIONS_HELP = "of ledgers and files; default: as the predictor recommends, else the paper's"
+PREDICTOR_HELP = "file or folder; default: the model's own. Policies that need none run without one"
 PRESET_HELP = "benchmarks with the paper's settings, problems from files"
 
 if __name__ == "__main__":

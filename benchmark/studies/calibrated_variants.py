@@ -189,10 +189,9 @@ def main(arguments: list[str] | None = None) -> None:
     for text in read_texts(args.texts, args.model, args.tokens, args.question_len):
         measure(served, text, groups, measured)
         print(f"{len(measured.texts)} of {len(args.texts)}", file=sys.stderr, flush=True)
-        if len(measured.texts) % 4 == 0:
-            show(args, measured, groups)
-    for cell in show(args, measured, groups):
-        keep(OUT, cell, SETTINGS)
+        if len(measured.texts) % 4 == 0 or len(measured.texts) == len(args.texts):
+            for cell in show(args, measured, groups):
+                keep(OUT, cell, SETTINGS)
 
 
 def show(

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import threading
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from sgl_dynts.config import DynTSConfig
 from sgl_dynts.demo.ledger import MAX_STEPS, Vocabulary, make_problem, vocabulary
 from sgl_dynts.harness.client import Client
 from sgl_dynts.harness.server import ServerError
-from sgl_dynts.policies import FULL
+from sgl_dynts.policies import FULL, needing, policies
 from sgl_dynts.tasks.problems import SPLITS
 from sgl_dynts.training.language import Language
 
@@ -265,3 +266,40 @@ def test_programs_run_only_if_that_is_allowed(args, tmp_path):
     with pytest.raises(ValueError, match="--run-programs"):
         choose_tasks(args(*words))
     assert choose_tasks(args(*words, "--run-programs"))[0].name == "humaneval"
+
+
+@pytest.fixture
+def bare(tmp_path):
+    """The demo's model without its predictor."""
+    folder = tmp_path / "bare"
+    shutil.copytree(demo_model_path(), folder, ignore=shutil.ignore_patterns("dynts"))
+    return folder
+
+
+def test_policies_that_need_no_predictor_run_without_one(args, bare):
+    options = args("--model", str(bare), "--steps", "10", "--num-problems", "2", "--local-share", "0.25")
+    tasks = choose_tasks(options)
+    accuracy.check_windows(options, tasks)
+    asked = {cell.policy for cell in cells(options, tasks)}
+    assert asked == set(policies()) - set(needing("predictor"))
+    result = Run(options, FakeClient(10, 2), LANGUAGE).measure(Cell(tasks[0], "window", 0.5))
+    assert (result["model"], result["target"], result["policy"]) == ("bare", None, "window")
+    assert result["local_window"] == round(0.25 * result["budget"])
+
+
+def test_a_policy_that_needs_a_predictor_is_refused_without_one(args, bare):
+    options = args("--model", str(bare), "--policies", "window", "predictor")
+    with pytest.raises(ValueError, match=r"--policies predictor: .* has no predictor; name one with"):
+        accuracy.check_windows(options, choose_tasks(options))
+
+
+def test_a_predictor_of_another_folder_may_be_named(args, bare):
+    options = args("--model", str(bare), "--predictor", str(demo_model_path()))
+    assert accuracy.Subject.of(options) == accuracy.Subject.of(args())
+    assert accuracy.server_words(options).endswith(f"--dynts-predictor {demo_model_path()}")
+
+
+def test_markers_go_to_the_server(args):
+    options = args("--think-start", "<r>", "--think-end", "</r>", "--server-args", "--tp-size 2")
+    words = accuracy.server_words(options)
+    assert words == "--dynts-think-start '<r>' --dynts-think-end '</r>' --tp-size 2"
