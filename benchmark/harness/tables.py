@@ -401,13 +401,16 @@ def calibrated_variants() -> list[str]:
     lines = []
     for (texts, budget), own in grouped(cells, "texts", "budget"):
         window = {row["kind"]: row["kl"] for row in pick(own, policy="window")}
-        for row in sorted(pick(own, kind="all"), key=lambda row: row["kl"]):
+        found = []
+        for row in pick(own, kind="all"):
             by_kind = {one["kind"]: one["kl"] for one in pick(own, policy=row["policy"])}
             shares = [by_kind[kind] / window[kind] for kind in kinds]
-            mean = sum(shares) / len(shares)
+            found.append((sum(shares) / len(shares), shares, row))
+        for mean, shares, row in sorted(found, key=lambda each: each[0]):
+            variant = row["policy"].replace("|", "\\|")  # a bar would end the cell
             error = f"{row['delta_nll']:+.3f} ± {row['delta_nll_se']:.3f}"
             numbers = (f"{share:.2f}" for share in (mean, *shares))
-            lines.append([f"{texts}, {budget}", row["n"], row["policy"], *numbers, error])
+            lines.append([f"{texts}, {budget}", row["n"], variant, *numbers, error])
     titles = ("texts, budget", "n", "variant", "KL / `window`'s", *kinds, "NLL less `window`'s")
     return table(titles, lines)
 

@@ -2,7 +2,7 @@
 
 All choices together are judged by KL, on texts of the split `choice` of `benchmark.texts`.
 
-    python -m benchmark.studies.calibrated_variants --model FOLDER --texts /tmp/choice/*-*.txt \
+    python -m benchmark.studies.calibrated_variants --model FOLDER --texts /tmp/choice \
         --calibration-text /tmp/choice/calibration.txt --budgets 200 --local-window 64 --tokens 345
 """
 
@@ -16,7 +16,16 @@ import torch
 from benchmark.forced.reader import Reader
 from benchmark.harness.provenance import RESULTS, keep, provenance
 from benchmark.harness.tables import likelihoods
-from benchmark.likelihood import Measured, Served, known_queries, measure, parse, read_texts, windows
+from benchmark.likelihood import (
+    Measured,
+    Served,
+    in_turns,
+    known_queries,
+    measure,
+    parse,
+    read_texts,
+    windows,
+)
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.expected_attention import (
     HORIZON,
@@ -186,10 +195,11 @@ def main(arguments: list[str] | None = None) -> None:
     served = Served(reader, known_queries(reader, args), None)
     groups = {one: variants(served, one, args.question_len, number.round) for one in windows(args)}
     measured = Measured()
-    for text in read_texts(args.texts, args.model, args.tokens, args.question_len):
+    texts = in_turns(read_texts(args.texts, args.model, args.tokens, args.question_len))
+    for count, text in enumerate(texts, 1):
         measure(served, text, groups, measured)
-        print(f"{len(measured.texts)} of {len(args.texts)}", file=sys.stderr, flush=True)
-        if len(measured.texts) % 4 == 0 or len(measured.texts) == len(args.texts):
+        print(f"{count} of {len(texts)}", file=sys.stderr, flush=True)
+        if count % 4 == 0 or count == len(texts):
             for cell in show(args, measured, groups):
                 keep(OUT, cell, SETTINGS)
 
