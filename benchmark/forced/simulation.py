@@ -190,8 +190,8 @@ class FullCache:
 
 def _layers(held: Held, request: int) -> Iterator[HeldLayer]:
     for keys, values in zip(held.keys, held.values, strict=True):
-        by_token = (one[request].transpose(0, 1)[:-1] for one in (keys, values))
-        yield HeldLayer(*by_token, held.scaling)
+        own_keys, own_values = (one[request].transpose(0, 1)[:-1] for one in (keys, values))
+        yield HeldLayer(own_keys, own_values, held.scaling)
 
 
 def _received(received: torch.Tensor | None, request: int, sets: Sets, places: slice) -> torch.Tensor:
