@@ -36,6 +36,7 @@ from sgl_dynts.config import DynTSConfig
 from sgl_dynts.expected_attention import HORIZON, LayerQueries
 from sgl_dynts.policies import CALIBRATED, FULL, PREDICTOR, ModelFacts, Policy, policies
 from sgl_dynts.policies.calibrated import PERIOD_OF_HORIZON
+from sgl_dynts.policies.hybrid import Hybrid
 from sgl_dynts.predictor import ImportancePredictor
 
 WINDOW = "window"
@@ -43,6 +44,8 @@ SETTINGS = (
     *("model", "kind", "policy", "budget", "local_window", "keep_ratio", "tokens", "question_len"),
     "texts",
 )
+NOT_SIMULATED = (FULL, "sepllm", Hybrid.name)
+"""The separators of a tokenizer are not asked for, and scores do not move with a head's tokens."""
 DEFAULT_POLICIES = (
     *("window", "random", "random_per_head", "streaming", "snapkv", "snapkv_per_head"),
     *("rkv", "rkv_per_head", "h2o", "h2o_per_head", "calibrated"),
@@ -259,7 +262,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = parser_of("likelihood", __doc__)
     add = parser.add_argument
-    judged = [name for name in policies() if name not in (FULL, "sepllm")]
+    judged = [name for name in policies() if name not in NOT_SIMULATED]
     add("--model", type=Path, required=True, help="folder of a Hugging Face model")
     add("--texts", nargs="+", type=Path, required=True, help="files, or folders of them")
     add("--name", default="report", help="of this set of texts; kept with the results")

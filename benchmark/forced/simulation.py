@@ -180,7 +180,7 @@ class FullCache:
             partial(self._views, requests.held, request, cut.local_window),
             partial(_received, requests.received, request, sets, slice(cut.first, end)),
             partial(_layers, requests.held, request),
-            window.seq_len(cut.window_len) - 2,
+            newest=window.seq_len(cut.window_len) - 2,
         )
 
     def _views(self, held: Held, request: int, local_window: int) -> Iterator[LayerView]:

@@ -79,7 +79,7 @@ SERVERS = {
         "qwen3",
         (
             *("--dynts-observe-queries", str(NUM_QUERIES), "--dynts-host-memory-gb", "0"),
-            *("--dynts-policy", "h2o_per_head", *FORCING),
+            *("--dynts-policy", "h2o_per_head", *FORCING, *CALIBRATED),
         ),
     ),
     "little_host_memory": Spec(  # GiB: 104 tokens of this model, and the server's budget is 96

@@ -13,7 +13,7 @@ from benchmark.harness.tiny_models import FIRST_WORD
 from sgl_dynts.calibration import CALIBRATION_FILE, load_calibration
 from sgl_dynts.checkpoint import find_predictor, load_predictor
 from sgl_dynts.config import DynTSConfig
-from sgl_dynts.policies import ModelFacts, needing, policies
+from sgl_dynts.policies import ModelFacts, policies
 from tests.e2e.hf_reference import NUM_QUERIES
 from tests.e2e.models import VOCAB_SIZE
 from tests.e2e.servers import SERVERS, served_by
@@ -21,11 +21,9 @@ from tests.e2e.servers import SERVERS, served_by
 WINDOWS = DynTSConfig(96, 16, 0.4)
 SETTLED = 1e-3
 """Nats; float32 of two programs."""
-NOT_SERVED = pytest.mark.skip(reason="no server calibrates itself yet")
 JUDGED = (
     *("window", "streaming", "random", "predictor", "random_per_head", "snapkv", "snapkv_per_head"),
-    *("rkv_per_head", "h2o", "h2o_per_head"),
-    *(pytest.param(name, marks=NOT_SERVED) for name in needing("calibration")),
+    *("rkv_per_head", "h2o", "h2o_per_head", "calibrated"),
 )
 
 

@@ -49,7 +49,7 @@ SERVED_KINDS = (
         "R1-Distill, Qwen2, Qwen3, Llama, Mistral, Phi-3, Phi-4",
         "FlashInfer, fa3, Triton",
         "",
-        "2.3 to 4.3 times",
+        "measured: see the README's first table",
         f"{_ON_CPU}; kernels on an H200",
     ),
     ServedKind(
@@ -57,7 +57,7 @@ SERVED_KINDS = (
         "Gemma 2, Gemma 3, EXAONE-4, Olmo 3",
         "FlashInfer, fa3, Triton",
         "a local window that is at least the model's own; the start names it",
-        "less: the budget stands above the model's window",
+        "not measured; less, since the budget stands above the model's window",
         f"{_ON_CPU}; not yet on a GPU",
     ),
     ServedKind(
@@ -65,7 +65,7 @@ SERVED_KINDS = (
         "DeepSeek R1, V3 and V3.1, Kimi-K2, GLM-4.7-Flash",
         "FlashInfer MLA, fa3, Triton",
         "",
-        "2.3 to 4.3 times",
+        "not measured",
         f"{_ON_CPU}; not yet on a GPU",
     ),
     ServedKind(
@@ -73,7 +73,7 @@ SERVED_KINDS = (
         "Qwen3-VL and other models with images, for text alone",
         "FlashInfer, fa3, Triton",
         "a request with an image gets HTTP 400",
-        "2.3 to 4.3 times",
+        "not measured",
         f"{_ON_CPU}; not yet on a GPU",
     ),
 )
@@ -128,7 +128,7 @@ def served_as_markdown() -> str:
         "attention",
         "kernels on CUDA",
         "to set",
-        "requests at once, 16k / 32k",
+        "gain",
         "tested",
     )
     return _table(
