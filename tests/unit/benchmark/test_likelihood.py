@@ -17,7 +17,8 @@ from sgl_dynts.policies import ModelFacts, needing, policies
 
 WINDOWS = DynTSConfig(40, 10, 0.5)
 NUM_TOKENS, QUESTION = 90, 7
-DROPPING = [name for name in policies() if name not in ("full", "predictor", "calibrated", "sepllm")]
+APART = ("full", "predictor", "calibrated", "hybrid", "sepllm")
+DROPPING = [name for name in policies() if name not in APART]
 
 
 @pytest.fixture(scope="module")
@@ -190,4 +191,4 @@ def test_what_cannot_be_measured_is_refused(folder, texts, tmp_path, words, mess
 
 
 def test_policies_that_need_calibration_are_known():
-    assert needing("calibration") == ("calibrated",)
+    assert needing("calibration") == ("calibrated", "hybrid")
