@@ -22,6 +22,8 @@ QUEUE = ("--max-total-tokens", "900")
 SMALL_POOL = ("--max-total-tokens", "700")
 MIXED = ("--enable-mixed-chunk", "--chunked-prefill-size", "32")
 CALIBRATED = ("--dynts-calibration-text", "{model}/" + WORDS_FILE)
+ROOM = ("--mem-fraction-static", "0.5")
+"""SGLang counts what other programs take meanwhile as weights; the pool is as small as elsewhere."""
 EXACT = "--dynts-disable-elastic"
 """Compact where the budget is reached and nowhere else."""
 NGRAM = ("--speculative-algorithm", "NGRAM", "--speculative-num-draft-tokens", "6")
@@ -87,13 +89,13 @@ SERVERS = {
     ),
     "retracting": Spec("qwen3", (*MIXED, *SMALL_POOL, *CALIBRATED), RETRACTING),
     "untrained": Spec(UNTRAINED, ("--enable-metrics",)),
-    "ngram": Spec("qwen3", (*NGRAM, EXACT)),
-    "ngram_queue": Spec("qwen3", (*NGRAM, *QUEUE, "--chunked-prefill-size", "32")),
-    "ngram_no_overlap": Spec(CHANGES_ITS_MIND, (*NGRAM, EXACT, "--disable-overlap-schedule")),
-    "standalone": Spec("llama", (*STANDALONE, EXACT), draft="llama"),
+    "ngram": Spec("qwen3", (*ROOM, *NGRAM, EXACT)),
+    "ngram_queue": Spec("qwen3", (*ROOM, *NGRAM, *QUEUE, "--chunked-prefill-size", "32")),
+    "ngram_no_overlap": Spec(CHANGES_ITS_MIND, (*ROOM, *NGRAM, EXACT, "--disable-overlap-schedule")),
+    "standalone": Spec("llama", (*ROOM, *STANDALONE, EXACT), draft="llama"),
     "demo_standalone": Spec(DEMO, (*DEMO_POOL, *STANDALONE), draft=DEMO),
-    "standalone_retracting": Spec("qwen3", (*STANDALONE, *SMALL_POOL), RETRACTING, draft="qwen3"),
-    "eagle": Spec("llama", (*EAGLE, EXACT), draft=EAGLE_HEAD),
+    "standalone_retracting": Spec("qwen3", (*ROOM, *STANDALONE, *SMALL_POOL), RETRACTING, draft="qwen3"),
+    "eagle": Spec("llama", (*ROOM, *EAGLE, EXACT), draft=EAGLE_HEAD),
     "retracting_no_overlap": Spec("qwen3", (*SMALL_POOL, "--disable-overlap-schedule"), RETRACTING),
     "gemma2": Spec("gemma2", (*MIXED, *QUEUE)),
     "gemma3_tensor_parallel": Spec("gemma3", ("--tp-size", "2"), TWO_CORES),
