@@ -16,7 +16,7 @@ def said(model_of, tmp_path_factory) -> dict[str, str]:
     (bare / "dynts" / "predictor.safetensors").unlink()
     words = {
         "wide": (model_of("llama"), "--dynts-predictor", str(folder / "wide.safetensors")),
-        "bare": (bare,),
+        "bare": (bare, "--dynts-policy", "predictor"),
         "markers": (model_of("llama"), "--dynts-think-end", "</muse>"),
     }
     servers = {
