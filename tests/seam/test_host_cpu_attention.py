@@ -9,6 +9,7 @@ from sglang.srt.layers import logits_processor
 from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from sglang.srt.layers.radix_attention import RadixAttention
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from transformers.models.deepseek_v3 import modeling_deepseek_v3
 from transformers.models.gemma2 import modeling_gemma2
 from transformers.models.gpt_oss import modeling_gpt_oss
@@ -54,6 +55,7 @@ def batch_of(new: tuple[int, ...]) -> Any:
     """Requests that hold ``LENS`` tokens, the last ``new`` of them computed now."""
     prefixes = [held - num for held, num in zip(LENS, new, strict=True)]
     return SimpleNamespace(
+        forward_mode=ForwardMode.EXTEND,
         req_pool_indices=torch.arange(3),
         seq_lens=torch.tensor(LENS),
         extend_seq_lens=torch.tensor(new),

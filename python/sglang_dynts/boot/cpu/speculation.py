@@ -4,8 +4,6 @@ SGLang has each of these for its GPUs and for its own CPU engine, and none for a
 distribution. They are exact and short, not fast: drafting on a CPU is for tests and for trying it out.
 """
 
-import sys
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,15 +16,6 @@ from sglang_dynts.seams import Seam
 
 FULL_MASK = 0
 """SGLang's mode of a tree mask that names the prefix too."""
-
-
-def prepare_imports() -> None:
-    """Let SGLang import the compiled operator of its tree masks, which is replaced below."""
-    name = "sgl_kernel.speculative"
-    if name not in sys.modules:
-        stand_in = ModuleType(name)
-        vars(stand_in)["reconstruct_indices_from_tree_mask"] = reconstruct_indices
-        sys.modules[name] = stand_in
 
 
 def slots_to_write(
@@ -312,7 +301,7 @@ def create_extend_backend(factory):
 
 def scheduler_seams() -> list[Seam]:
     """Return what a scheduler on the host CPU needs in place for speculation."""
-    prepare_imports()
+    seams.stand_in_for_tree_masks()
     replaced = {
         seams.TREE_FROM_MASK: reconstruct_indices,
         seams.BUILD_TREE: build_tree,
