@@ -8,8 +8,8 @@ fingerprint tells.
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -30,7 +30,6 @@ SAMPLES, SAMPLE_BYTES = 8, 1 << 16
 """How much of each file of weights a fingerprint reads."""
 FIELDS = ("format_version", "fingerprint", "num_tokens")
 
-
 logger = logging.getLogger(__name__)
 
 
@@ -49,12 +48,12 @@ class Calibration:
     def to(self, device: torch.device | str) -> "Calibration":
         """Return it on another device."""
         some = (QueryStatistics(one.mean.to(device), one.covariance.to(device)) for one in self.layers)
-        return Calibration(tuple(some), self.fingerprint, self.num_tokens)
+        return replace(self, layers=tuple(some))
 
     def of_heads(self, heads: slice) -> "Calibration":
         """Return the part of a tensor-parallel rank: some query heads of every layer."""
         some = (QueryStatistics(one.mean[heads], one.covariance[heads]) for one in self.layers)
-        return Calibration(tuple(some), self.fingerprint, self.num_tokens)
+        return replace(self, layers=tuple(some))
 
 
 def join_heads(parts: Sequence[Calibration]) -> Calibration:
@@ -65,7 +64,7 @@ def join_heads(parts: Sequence[Calibration]) -> Calibration:
         )
         for ranks in zip(*(part.layers for part in parts), strict=True)
     ]
-    return Calibration(tuple(layers), parts[0].fingerprint, parts[0].num_tokens)
+    return replace(parts[0], layers=tuple(layers))
 
 
 def save_calibration(path: Path, calibration: Calibration) -> None:
@@ -149,7 +148,7 @@ def calibration_files(model_folder: Path, fingerprint: str, *, beside: bool) -> 
     yield Path(home) / "sgl_dynts" / f"{fingerprint}.safetensors"
 
 
-def find_calibration(places: Iterator[Path], fingerprint: str) -> tuple[Calibration, Path] | None:
+def find_calibration(places: Iterable[Path], fingerprint: str) -> tuple[Calibration, Path] | None:
     """Return the first calibration of this model and text, and its file; None where there is none."""
     for path in places:
         if not path.is_file():
@@ -165,7 +164,7 @@ def find_calibration(places: Iterator[Path], fingerprint: str) -> tuple[Calibrat
     return None
 
 
-def keep_calibration(places: Iterator[Path], calibration: Calibration) -> Path | None:
+def keep_calibration(places: Iterable[Path], calibration: Calibration) -> Path | None:
     """Write a calibration to the first place that can be written; None where none can."""
     for path in places:
         try:

@@ -28,9 +28,6 @@ from sgl_dynts.predictor import ImportancePredictor
 from sgl_dynts.thinking import ThinkingTracker, ThinkMarkers
 from sgl_dynts.window import Cut, RequestWindow
 
-NO_MARKERS = ThinkMarkers((-1,), (-2,))
-"""Ids that no token has: all is thinking to the end."""
-
 
 @dataclass(frozen=True)
 class Text:
@@ -113,7 +110,7 @@ class FullCache:
         return self._window(config).due_len
 
     def _window(self, config: DynTSConfig) -> RequestWindow:
-        tracker = ThinkingTracker(NO_MARKERS, True)
+        tracker = ThinkingTracker(ThinkMarkers((), ()), True)
         return RequestWindow(config, self.text.question_len, tracker)
 
     def _begin(self, policies: Mapping[str, Policy], window: RequestWindow, start: int) -> _Requests:

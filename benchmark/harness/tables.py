@@ -364,6 +364,19 @@ def model_kinds() -> ModuleType:
     return import_module("sglang_dynts.boot.model_kinds")
 
 
+def models_served() -> list[str]:
+    """Return the kinds of models that are served."""
+    columns = ("models", "attention", "kernels on CUDA", "to set", "gain", "tested")
+    kinds = model_kinds().SERVED_KINDS
+    return table(columns, [(k.models, k.kind, k.kernels, k.to_set, k.gain, k.tested) for k in kinds])
+
+
+def models_refused() -> list[str]:
+    """Return the kinds of models that are refused."""
+    kinds = model_kinds().REFUSED_KINDS
+    return table(("models", "refused for", "why"), [(k.models, k.kind, k.why) for k in kinds])
+
+
 def likelihoods(cells: Iterable[Row]) -> list[str]:
     """Return what each policy costs in likelihood, by kind of text."""
     cells = list(cells)
@@ -434,8 +447,8 @@ TABLES: Tables = {
     "transfer": transfer,
     "wrong-traces": wrong_traces,
     "policies": lambda: as_markdown().splitlines(),
-    "models-served": lambda: model_kinds().served_as_markdown().splitlines(),
-    "models-refused": lambda: model_kinds().refused_as_markdown().splitlines(),
+    "models-served": models_served,
+    "models-refused": models_refused,
     "model-float32": lambda: shipped("float32"),
     "model-bfloat16": lambda: shipped("bfloat16"),
 }

@@ -28,33 +28,28 @@ from benchmark.likelihood import (
 )
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.expected_attention import (
-    HORIZON,
     HeldLayer,
     LayerQueries,
     QueryStatistics,
     expected_attention,
 )
-from sgl_dynts.policies import Candidates, LayerView, Policy, Sets, policies
+from sgl_dynts.policies import Calibrated, Candidates, LayerView, Policy, policies
+from sgl_dynts.policies.calibrated import standing
 
 SETTINGS = ("model", "kind", "policy", "budget", "local_window", "keep_ratio", "tokens", "texts")
 OUT = RESULTS / "calibrated_variants.json"
 
 
 @dataclass(frozen=True)
-class Variant(Policy):
+class Variant(Calibrated):
     """The policy `calibrated` with other choices; see :data:`VARIANTS` for what each means."""
 
     name = "variant"
     color = "#000000"
     keeps = "what a variant of `calibrated` keeps"
-    sets = Sets.PER_HEAD
-    needs_calibration = True
 
-    queries: tuple[LayerQueries, ...] = ()
     grams: tuple[torch.Tensor, ...] = ()
     """Of each layer [query_heads, head_dim, head_dim], W_o' W_o of each head."""
-    horizon: tuple[int, ...] = HORIZON
-    newest: float = 0.3
     rank: int | None = None
     """Of the covariance; 0 its diagonal, -1 none, None all of it."""
     heads: str = "mean"
@@ -71,11 +66,10 @@ class Variant(Policy):
         views = candidates.views() if self.observed else [None] * len(self.queries)
         layers = zip(candidates.layers(), views, self.queries, range(len(self.queries)), strict=True)
         found = torch.stack([self._layer(*layer, candidates) for layer in layers])
-        places = torch.arange(found.shape[-1], dtype=torch.float32)
-        standing = (places - places.mean()) / places.std(correction=0)
-        scores = found.clamp_min(1e-30).log() + self.newest * standing
-        first = len(places) - round(self.newest_share * self.num_kept)
-        return scores.masked_fill(places >= first, 1e9)
+        scores = found.clamp_min(1e-30).log() + self.newest * standing(found)
+        num = found.shape[-1]
+        first = num - round(self.newest_share * self.num_kept)
+        return scores.masked_fill(torch.arange(num) >= first, 1e9)
 
     def _layer(
         self,

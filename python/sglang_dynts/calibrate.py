@@ -20,9 +20,11 @@ def main(argv: list[str] | None = None) -> int:
     from sglang.srt.plugins import load_plugins
     from sglang.srt.server_args import prepare_server_args
 
+    from sgl_dynts.policies import CALIBRATED
+
     load_plugins()
     backend = () if "--enable-dynts" in flags else ("--attention-backend", BACKEND_NAME)
-    words = ["--model-path", args.model, "--dynts-policy", "calibrated", *backend, *flags]
+    words = ["--model-path", args.model, "--dynts-policy", CALIBRATED, *backend, *flags]
     engine = Engine(server_args=prepare_server_args(words))
     try:
         found = engine.get_server_info()["internal_states"][0][BACKEND_NAME]["calibration"]

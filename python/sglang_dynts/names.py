@@ -15,5 +15,8 @@ BASE_BACKENDS = {"cuda": "flashinfer", "cpu": "torch_native"}
 SUPPORTED_KERNELS = ("flashinfer", "fa3", "triton", "torch_native")
 """Kernels that read ``row[:seq_len]`` at page size 1, so that they serve a compacted row unchanged."""
 
+DRAFTS = ("NGRAM", "STANDALONE", "EAGLE", "EAGLE3")
+"""Ways of speculative decoding that are served, by the names that SGLang resolves them to."""
+
 SOURCE = "sgl-dynts"
 """Who SGLang notes as the author of a resolved argument."""

@@ -43,7 +43,7 @@ class Calibrated(Policy):
     def score(self, candidates: Candidates) -> torch.Tensor:
         """Return [layers, kv_heads, n] float32."""
         expected = self.expected(candidates)
-        return expected.log() + self.newest * _standing(expected)
+        return expected.log() + self.newest * standing(expected)
 
     def expected(self, candidates: Candidates) -> torch.Tensor:
         """Return [layers, kv_heads, n] float32: E[a] |v|."""
@@ -59,7 +59,7 @@ class Calibrated(Policy):
         return expected[:, candidates.places]
 
 
-def _standing(scores: torch.Tensor) -> torch.Tensor:
+def standing(scores: torch.Tensor) -> torch.Tensor:
     """Return [n] float32: places from the oldest to the newest, with mean 0 and spread 1."""
     num = scores.shape[-1]
     places = torch.arange(num, dtype=torch.float32, device=scores.device) - (num - 1) / 2

@@ -9,6 +9,7 @@ import math
 import struct
 import zlib
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -139,17 +140,15 @@ class HeadReference(Reference):
                     scores = [draw(asked, moment, layer, head, place) for place in range(end - question)]
                 elif policy == "h2o_per_head":
                     scores = received[layer][head][question:end]
-                elif policy == "calibrated":
+                elif policy in ("calibrated", "hybrid"):
                     both = keys[head, : width - 1], layers[layer].values[0, head, : width - 1]
                     position = moment + windows.local_window - 1
-                    scores = self.expected(layer, head, len(heads), *both, position, windows)
-                    scores = shared(scores, question, end)
-                elif policy == "hybrid":
-                    both = keys[head, : width - 1], layers[layer].values[0, head, : width - 1]
-                    position = moment + windows.local_window - 1
-                    scores = self.expected(layer, head, len(heads), *both, position, windows)
-                    born = [self.born[position] for position in heads[head][question:end]]
-                    scores = added(scores[question:end], born)
+                    expected = self.expected(layer, head, len(heads), *both, position)[question:end]
+                    if policy == "calibrated":
+                        scores = shared(expected)
+                    else:
+                        born = [self.born[position] for position in heads[head][question:end]]
+                        scores = added(expected, born)
                 elif policy == "snapkv_per_head":
                     scores = snapkv([seen[p][layer] for p in newest], head, len(heads), question, end)
                 else:
@@ -159,13 +158,17 @@ class HeadReference(Reference):
             found.append(row)
         return found
 
-    def expected(self, layer, head, num_heads, keys, values, newest: int, windows) -> list[float]:
+    @cached_property
+    def statistics(self) -> dict[str, torch.Tensor]:
+        """What the server found its queries to be like."""
+        return load_file(self.folder / "dynts" / "calibration.safetensors")
+
+    def expected(self, layer, head, num_heads, keys, values, newest: int) -> list[float]:
         """What queries to come are expected to take of each token: the mean of a KV head's queries.
 
         Pairs of numbers are complex ones, which a rotation multiplies by exp(i w t).
         """
         config, half = self.model.config, keys.shape[1] // 2
-        file = load_file(self.folder / "dynts" / "calibration.safetensors")
         frequencies = config.rope_parameters["rope_theta"] ** (-torch.arange(half) / half)
         times = max(1, round(self.server_period / 64))
         ahead = torch.tensor([1, 4, 16, 64, 128, 256, 384, 512]) * times + newest
@@ -175,7 +178,7 @@ class HeadReference(Reference):
         group = config.num_attention_heads // num_heads
         total = torch.zeros(len(keys))
         for query in range(head * group, (head + 1) * group):
-            mean, covariance = file["mean"][layer, query], file["covariance"][layer, query]
+            mean, covariance = (self.statistics[name][layer, query] for name in ("mean", "covariance"))
             spread = torch.einsum("nd,de,ne->n", back, covariance, back)
             logits = back @ mean / keys.shape[1] ** 0.5 + spread / keys.shape[1] / 2
             total += logits.softmax(0) / group
@@ -199,14 +202,11 @@ class HeadReference(Reference):
             module.apply_rotary_pos_emb = original
 
 
-def shared(expected: list[float], question: int, end: int) -> list[float]:
+def shared(expected: list[float]) -> list[float]:
     """The logarithm of each candidate, and 0.3 for each deviation of its place from the middle one."""
-    places = torch.arange(end - question, dtype=torch.float64)
+    places = torch.arange(len(expected), dtype=torch.float64)
     standing = (places - places.mean()) / places.std(correction=0)
-    return [
-        math.log(value) + 0.3 * standing[place].item()
-        for place, value in enumerate(expected[question:end])
-    ]
+    return [math.log(value) + 0.3 * standing[place].item() for place, value in enumerate(expected)]
 
 
 def added(expected: list[float], born: list[float]) -> list[float]:

@@ -9,9 +9,10 @@ from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.interface import PlatformEnum, SRTPlatform
 from torch.profiler import ProfilerActivity
 
+from sglang_dynts.names import DRAFTS
+
 logger = logging.getLogger(__name__)
 THREADS = "OMP_NUM_THREADS"
-SPECULATIVE_ALGORITHMS = ("NGRAM", "STANDALONE", "EAGLE", "EAGLE3")
 
 
 class HostCpuPlatform(CpuDeviceMixin, SRTPlatform):
@@ -48,7 +49,7 @@ class HostCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
     def supports_speculative_algorithm(self, algorithm: str) -> bool:
         """Whether drafts of this kind run here; on plain torch operators, to be tried and tested."""
-        return algorithm in SPECULATIVE_ALGORITHMS
+        return algorithm in DRAFTS
 
     def get_speculative_cache_locs_fn(self) -> Callable[..., torch.Tensor]:
         """Return the function that reads the slots of the tokens to verify."""

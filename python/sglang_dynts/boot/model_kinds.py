@@ -119,28 +119,3 @@ REFUSED_KINDS = (
         lambda model: not model.is_generation,
     ),
 )
-
-
-def served_as_markdown() -> str:
-    """Return a table of the kinds of models that are served."""
-    columns = (
-        "models",
-        "attention",
-        "kernels on CUDA",
-        "to set",
-        "gain",
-        "tested",
-    )
-    return _table(
-        columns, [(k.models, k.kind, k.kernels, k.to_set, k.gain, k.tested) for k in SERVED_KINDS]
-    )
-
-
-def refused_as_markdown() -> str:
-    """Return a table of the kinds of models that are refused."""
-    return _table(("models", "refused for", "why"), [(k.models, k.kind, k.why) for k in REFUSED_KINDS])
-
-
-def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    head, *body = ("|" + "|".join(f" {cell} " for cell in row) + "|" for row in (columns, *rows))
-    return "\n".join([head, "|" + len(columns) * "---|", *body])

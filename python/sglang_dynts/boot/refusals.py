@@ -17,7 +17,7 @@ from sglang.srt.runtime_context import get_platform
 
 from sgl_dynts.policies import Sets, policies
 from sglang_dynts.boot.model_kinds import REFUSED_KINDS
-from sglang_dynts.names import BACKEND_NAME, BASE_BACKENDS, SUPPORTED_KERNELS
+from sglang_dynts.names import BACKEND_NAME, BASE_BACKENDS, DRAFTS, SUPPORTED_KERNELS
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ FLAG_REFUSALS = (
 )
 
 
-SPECULATIVE_ALGORITHMS = ("NGRAM", "STANDALONE", "EAGLE", "EAGLE3", "NEXTN")
+SPECULATIVE_ALGORITHMS = (*DRAFTS, "NEXTN")
 """Ways to draft that are served; SGLang resolves multi-token heads (NEXTN) to EAGLE."""
 
 DRAFT_REFUSALS = {

@@ -15,6 +15,11 @@ from sglang_dynts.names import FLAG_PREFIX
 _KNOWN: "WeakKeyDictionary[object, int]" = WeakKeyDictionary()
 
 
+def attention_layers(model_runner) -> list[RadixAttention]:
+    """Every attention layer of a model runner's model."""
+    return [module for module in model_runner.model.modules() if isinstance(module, RadixAttention)]
+
+
 def least_local_window(model_runner) -> int:
     """Least local window that serves a loaded model, in tokens; 0 where no layer slides.
 
@@ -25,7 +30,7 @@ def least_local_window(model_runner) -> int:
         model_runner: SGLang's, its model loaded.
     """
     if model_runner not in _KNOWN:
-        layers = [m for m in model_runner.model.modules() if isinstance(m, RadixAttention)]
+        layers = attention_layers(model_runner)
         longest = max((layer.sliding_window_size for layer in layers), default=0)
         told = model_runner.sliding_window_size or 0
         _KNOWN[model_runner] = max(longest, told) if longest > 0 else 0

@@ -16,9 +16,10 @@ from sgl_dynts.policies import Sets, policies
 from sgl_dynts.predictor import ImportancePredictor
 from sgl_dynts.score_pool import ScorePool
 from sglang_dynts.boot.configuration import arguments, is_enabled
+from sglang_dynts.boot.sliding_window import attention_layers
 from sglang_dynts.forward.head_moves import PendingMoves, movable_tensors
 from sglang_dynts.forward.kv_pools import refuse_unknown_pool
-from sglang_dynts.forward.query_recorder import QueryRecorder, attention_layers, create_recorder
+from sglang_dynts.forward.query_recorder import QueryRecorder, create_recorder
 from sglang_dynts.forward.received_attention import ReceivedAttention
 from sglang_dynts.seams import Process, check
 

@@ -7,7 +7,7 @@ from sglang.srt.layers.radix_attention import RadixAttention
 
 from sgl_dynts.policies import LayerView
 from sglang_dynts.boot.configuration import arguments
-from sglang_dynts.boot.sliding_window import least_local_window
+from sglang_dynts.boot.sliding_window import attention_layers, least_local_window
 
 IN_FLIGHT = 2
 """Places that a forward in flight may write while older queries are read."""
@@ -92,8 +92,3 @@ def create_recorder(model_runner, num_rows: int) -> QueryRecorder | None:
         )
     layers = attention_layers(model_runner)
     return QueryRecorder(layers, num_rows, num_kept, model_runner.dtype, model_runner.device)
-
-
-def attention_layers(model_runner) -> list[RadixAttention]:
-    """Every attention layer of a model runner's model."""
-    return [module for module in model_runner.model.modules() if isinstance(module, RadixAttention)]

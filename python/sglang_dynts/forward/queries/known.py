@@ -56,7 +56,7 @@ def know_queries(scheduler, tokenizer) -> KnownQueries:
     layers = list(rotated_layers(scheduler.tp_worker.model_runner.model))
     text = calibration_text(arguments().dynts_calibration_text)
     places, fingerprint = _places(text)
-    found = find_calibration(iter(places), fingerprint) if places else None
+    found = find_calibration(places, fingerprint)
     if found is not None and not _fits(found[0], layers):
         found = None
     if all(get_tp_group().all_gather_object(found is not None)) and found is not None:
@@ -113,7 +113,7 @@ def _read_text(
     parts = get_tp_group().all_gather_object(own.to("cpu"))
     whole = join_heads(parts)
     is_first = get_tp_group().rank_in_group == 0
-    path = keep_calibration(iter(places), whole) if is_first else None
+    path = keep_calibration(places, whole) if is_first else None
     logger.info(
         "DynTS: the model read %d tokens in %.1f s, to know what its queries are like; kept in %s",
         len(token_ids),
