@@ -18,7 +18,7 @@ from benchmark.harness.tiny_models import FIRST_WORD
 from tests.e2e.conftest import assert_equal, prompt
 from tests.e2e.hf_reference import Windows
 from tests.e2e.server import Server
-from tests.e2e.servers import DYNTS, served_by
+from tests.e2e.servers import DYNTS, SERVERS, served_by
 
 SMALLEST_POOL = 8
 """SGLang takes a question of at most this less 7 tokens, so one token less would serve nobody."""
@@ -27,7 +27,9 @@ TINY_WINDOWS = Windows(6, 2, 0.5)
 WINDOWS = Windows(96, 16, 0.4)
 SECONDS_TO_END = 300
 
-pytestmark = served_by("tensor_parallel")
+PAIR = "tensor_parallel"
+
+pytestmark = served_by(PAIR)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +80,7 @@ def test_two_servers_on_one_machine_do_not_know_each_other(small, pair, referenc
     for job, reply in zip(tiny, ours.result(), strict=True):
         assert_equal(reply, reference_of("qwen3"), job, TINY_WINDOWS, late=1)
     for job, reply in zip(usual, theirs.result(), strict=True):
-        assert_equal(reply, reference_of("qwen2"), job, WINDOWS)
+        assert_equal(reply, reference_of(SERVERS[PAIR].model), job, WINDOWS)
     small.assert_nothing_leaked()
     pair.assert_nothing_leaked()
 
