@@ -12,6 +12,7 @@ import torch
 
 from sgl_dynts.score_pool import ScorePool
 from sgl_dynts.selection import select_kept
+from sgl_dynts.transfer import to_device
 from sgl_dynts.window import Cut
 
 
@@ -157,10 +158,3 @@ def _protect_answers(plan: CompactionPlan, table: torch.Tensor, scores: ScorePoo
     if cells:
         rows, columns = to_device(torch.tensor(cells, dtype=torch.int64).T, table.device)
         scores.protect(table[rows, columns].long())
-
-
-def to_device(host: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy host facts to a device without waiting for it."""
-    if device.type == "cuda":
-        host = host.pin_memory()
-    return host.to(device, non_blocking=True)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from sgl_dynts.transfer import to_device
+
 HORIZON = (1, 4, 16, 64, 128, 256, 384, 512)
 """How far ahead of the newest token the queries stand that are foreseen."""
 
@@ -35,8 +37,8 @@ class Rotation:
             position: of the newest token.
             horizon: distances from it.
         """
-        device = self.cos.device
-        ahead = (torch.tensor(horizon, device=device) + position).clamp_max(len(self.cos) - 1)
+        places = torch.tensor(horizon).add(position).clamp_max(len(self.cos) - 1)
+        ahead = to_device(places, self.cos.device)
         return MeanRotation(self.cos[ahead].mean(0), self.sin[ahead].mean(0), self.interleaved)
 
     def undo(self, rotated: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -132,11 +134,34 @@ def expected_output(
 class HeldLayer:
     """What one attention layer holds of a request, without the token that is in computation."""
 
-    keys: torch.Tensor
-    """[held, kv_heads, head_dim], as stored: rotated."""
-    values: torch.Tensor
-    """[held, kv_heads, value_dim]."""
+    stored_keys: torch.Tensor
+    """[num_slots, kv_heads, head_dim], as stored: rotated."""
+    stored_values: torch.Tensor
+    """[num_slots, kv_heads, value_dim]."""
     scaling: float
+    """Of logits."""
+    slots: torch.Tensor | None = None
+    """[held] int64, the request's; None: all, in their order."""
+    key_scale: float = 1.0
+    """What is stored times this is meant; so for ``value_scale``."""
+    value_scale: float = 1.0
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """[held, kv_heads, head_dim]: a copy, in float32 where numbers of one byte are stored."""
+        return self._held(self.stored_keys, self.key_scale)
+
+    @property
+    def values(self) -> torch.Tensor:
+        """[held, kv_heads, value_dim], as of ``keys``."""
+        return self._held(self.stored_values, self.value_scale)
+
+    def _held(self, stored: torch.Tensor, scale: float) -> torch.Tensor:
+        if self.slots is None:
+            return stored
+        if stored.element_size() > 1:
+            return stored[self.slots]
+        return stored.view(torch.uint8)[self.slots].view(stored.dtype).float() * scale
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from math import gcd
 
 import torch
 
-from sgl_dynts.compaction import to_device
 from sgl_dynts.selection import select_kept
+from sgl_dynts.transfer import to_device
 
 SCORES_AT_ONCE = 1 << 18
 """Scores that are sorted at a time, with some 40 bytes each."""

@@ -25,6 +25,9 @@ with its int64 index, read and written in every pass of 8 bits; a little more fo
 HEAD_CHOICE_LAUNCH_SECONDS = 300e-6
 """At most 60 launches of 5 µs, for each request."""
 
+HEAD_JUDGEMENT_LAUNCH_SECONDS = 100e-6
+"""At most 20: mean rotations, the kernel, a softmax, a mean and products of what it says."""
+
 HEAD_MOVES_LAUNCH_SECONDS = 10e-6
 """Two: of keys and values, and of what else is held of every token and head."""
 
@@ -179,6 +182,13 @@ def compaction_seconds(gpu: Gpu, window_tokens: int) -> float:
     if not window_tokens:
         return 0.0
     return COMPACTION_LAUNCH_SECONDS + gpu.seconds(COMPACTION_BYTES_PER_TOKEN * window_tokens, 0)
+
+
+def head_judgement_seconds(gpu: Gpu, shape: ModelShape, held_tokens: int) -> float:
+    """Time in which one request's held tokens are judged by the attention that they can expect."""
+    num_bytes = held_tokens * shape.kv_token_bytes
+    products = 3 * (shape.head_dim // 2) ** 2 * held_tokens * shape.num_layers * shape.num_heads
+    return HEAD_JUDGEMENT_LAUNCH_SECONDS + gpu.seconds(num_bytes, 2 * products)
 
 
 def head_choice_seconds(gpu: Gpu, shape: ModelShape, candidates: int) -> float:

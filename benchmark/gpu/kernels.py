@@ -20,13 +20,22 @@ from benchmark.harness.tiny_models import random_predictor
 from benchmark.simulation.job import DYNTS, STOCK
 from sgl_dynts.compaction import CompactionPlan, apply_compaction
 from sgl_dynts.config import DynTSConfig
+from sgl_dynts.expected_attention import HORIZON, HeldLayer, LayerQueries, QueryStatistics, Rotation
+from sgl_dynts.expected_layers import PairedQueries, expected_with_kernel
 from sgl_dynts.head_sets import HeadBuffers, HeadMoves, move_heads, plan_moves
-from sgl_dynts.roofline import Gpu, compaction_seconds, head_choice_seconds, head_moves_seconds
+from sgl_dynts.roofline import (
+    Gpu,
+    compaction_seconds,
+    head_choice_seconds,
+    head_judgement_seconds,
+    head_moves_seconds,
+)
 from sgl_dynts.score_pool import ScorePool
 from sgl_dynts.scoring import write_scores
 from sgl_dynts.window import Cut
 
 COMPACTION, SCORING, COPY = "compaction", "scoring", "copy"
+HEAD_JUDGEMENT = "judgement per head"
 HEAD_CHOICE, HEAD_MOVES = "choice per head", "moves per head"
 QUESTION_LEN = 32
 REPEATS = 20
@@ -45,6 +54,8 @@ def main() -> None:
     ]
     for due, window in product(args.head_due, lengths):
         cells += head_cells(args, device, gpu, due, window)
+        if device.type == "cuda":  # elsewhere torch judges, layer by layer
+            cells.append(judgement_cell(args, device, gpu, due, window))
     cells += [scoring_cell(args, device, gpu, batch) for batch in args.batch]
     report(args, cells, "gpu.kernels")
 
@@ -167,6 +178,38 @@ def head_cells(
         case.cell("ms per round", {DYNTS: moving}, moves_foreseen),
         case.cell("MB per round", {DYNTS: work.moved_bytes(moves) / 1e6}),
     ]
+
+
+def judged_layers(shape: str, window: int, device: torch.device) -> tuple[list[HeldLayer], PairedQueries]:
+    """Return a request's K and V in a pool of a shape, and random statistics of queries."""
+    config = CONFIGS[shape]
+    heads, dim = config["num_attention_heads"], config["head_dim"]
+    sizes, dtype = (window + 1, config["num_key_value_heads"], dim), getattr(torch, config["dtype"])
+    slots = 1 + torch.randperm(window, device=device)
+    angles = torch.rand(window + max(HORIZON) + 1, dim // 2, device=device)
+    rotation, layers, queries = Rotation(angles.cos(), angles.sin()), [], []
+    for _ in range(config["num_hidden_layers"]):
+        keys, values = (torch.randn(sizes, dtype=dtype, device=device) for _ in "kv")
+        layers.append(HeldLayer(keys, values, dim**-0.5, slots))
+        spread = torch.eye(dim, device=device).expand(heads, dim, dim)
+        queries.append(LayerQueries(QueryStatistics(spread[:, 0], spread), rotation))
+    return layers, PairedQueries.of(queries)
+
+
+def judgement_cell(
+    args: argparse.Namespace, device: torch.device, gpu: Gpu | None, due: int, window: int
+) -> Cell:
+    """Put the time in which policy ``calibrated`` judges all due requests beside its prediction."""
+    layers, queries = judged_layers(args.shape, window, device)
+
+    def judge() -> None:
+        for _ in range(due):
+            expected_with_kernel(layers, queries, window - 1)
+
+    spent = milliseconds(judge, nothing, device, args.repeats)
+    shape = roofline_shape(args.shape)
+    foreseen = gpu and {DYNTS: 1e3 * due * head_judgement_seconds(gpu, shape, window)}
+    return Case(HEAD_JUDGEMENT, args.shape, due, window).cell("ms per round", {DYNTS: spent}, foreseen)
 
 
 def scoring_milliseconds(shape: str, batch: int, device: torch.device, repeats: int = REPEATS) -> float:

@@ -19,6 +19,7 @@ import torch
 from sgl_dynts.expected_attention import HeldLayer, LayerQueries
 from sgl_dynts.policies.attention import LayerView
 from sgl_dynts.score_pool import HIGHEST_SCORE
+from sgl_dynts.transfer import to_device
 
 ABOVE_ALL_POSITIONS = float(1 << 23)
 """Added to a position it outranks every bare one, and float32 still tells all of them apart."""
@@ -150,7 +151,7 @@ class ScoredOnce(Policy):
         """Return the survivors' earlier scores and the new ones'."""
         new = torch.from_numpy(self.score_new(candidates).astype(np.float32))
         old = candidates.scores[: len(candidates.scores) - len(new)]
-        return torch.cat([old, _to_device(new, old.device)])
+        return torch.cat([old, to_device(new, old.device)])
 
 
 class Observing(Policy):
@@ -209,11 +210,5 @@ def scores_by_head(policy: Policy, candidates: Candidates, num_kv_heads: int) ->
 
 
 def _finite(scores: torch.Tensor, device: torch.device) -> torch.Tensor:
-    scores = _to_device(scores, device)
+    scores = to_device(scores, device)
     return torch.nan_to_num(scores, nan=0.0, posinf=HIGHEST_SCORE, neginf=-HIGHEST_SCORE)
-
-
-def _to_device(scores: torch.Tensor, device: torch.device) -> torch.Tensor:
-    if device.type == "cuda" and scores.device.type == "cpu":
-        scores = scores.pin_memory()
-    return scores.to(device, non_blocking=True)

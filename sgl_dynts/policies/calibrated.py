@@ -1,11 +1,13 @@
 """What queries to come can be expected to take from a token, without any training."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import torch
 
-from sgl_dynts.expected_attention import HORIZON, HeldLayer, LayerQueries
+from sgl_dynts.expected_attention import HORIZON, LayerQueries
+from sgl_dynts.expected_layers import PairedQueries, expected_with_kernel, expected_with_torch
 from sgl_dynts.policies.base import Candidates, ModelFacts, Policy, Sets
 from sgl_dynts.policies.registry import register
 
@@ -48,15 +50,18 @@ class Calibrated(Policy):
     def expected(self, candidates: Candidates) -> torch.Tensor:
         """Return [layers, kv_heads, n] float32: E[a] |v|."""
         assert self.queries, "a policy that needs a calibration was accepted by a server without one"
-        layers = zip(candidates.layers(), self.queries, strict=True)
-        return torch.stack([self._score_layer(*pair, candidates) for pair in layers])
+        layers = list(candidates.layers())
+        in_pool_of_gpu = layers[0].stored_keys.is_cuda and layers[0].slots is not None
+        if in_pool_of_gpu and self._paired is not None:
+            expected = expected_with_kernel(layers, self._paired, candidates.newest, self.horizon)
+        else:
+            expected = expected_with_torch(layers, self.queries, candidates.newest, self.horizon)
+        return expected[..., candidates.places]
 
-    def _score_layer(
-        self, layer: HeldLayer, queries: LayerQueries, candidates: Candidates
-    ) -> torch.Tensor:
-        """Return [kv_heads, n] float32, all that is held being what attention is shared among."""
-        expected = queries.expected_output(layer, candidates.newest, self.horizon)
-        return expected[:, candidates.places]
+    @cached_property
+    def _paired(self) -> PairedQueries | None:
+        """The queries as a GPU's kernel wants them; none where layers differ in their heads."""
+        return PairedQueries.of(self.queries) if PairedQueries.fits(self.queries) else None
 
 
 def standing(scores: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,12 @@
 """The kernels on the device against their torch twins on the same device, and what they promise there."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from sgl_dynts.compaction import apply_compaction, apply_with_torch, warm_up
+from sgl_dynts.expected_layers import PairedQueries, expected_with_kernel, expected_with_torch
 from sgl_dynts.head_sets import HeadBuffers, move_heads, plan_moves
 from sgl_dynts.predictor import ImportancePredictor
 from sgl_dynts.score_pool import ScorePool
@@ -11,6 +14,11 @@ from sgl_dynts.scoring import write_scores, write_with_torch
 from sgl_dynts.window import Cut
 from tests.head_cases import KV, Moved, check_moves
 from tests.kernel_cases import SCORES, check_compaction, check_scoring, make_batch, random_cuts
+from tests.unit.test_expected_layers import HORIZON, POSITION, Heads, layers_of, queries_of
+
+LLAMA = Heads(kv_heads=8, group=4, head_dim=128, value_dim=128, turned=64, dtype=torch.bfloat16)
+WIDE = Heads(head_dim=256, value_dim=256, turned=32, dtype=torch.bfloat16)
+FLOAT8 = Heads(head_dim=128, value_dim=128, turned=64, dtype=torch.float8_e4m3fn)
 
 
 @pytest.mark.parametrize("kind", SCORES)
@@ -28,6 +36,30 @@ def test_ragged_batches_are_compacted_as_by_torch(num_requests, longest, kind):
 )
 def test_tokens_are_scored_as_by_torch(num_tokens, sizes, dtype):
     check_scoring(num_tokens, sizes, dtype, 0, "cuda")
+
+
+@pytest.mark.parametrize("num_held", [1, 700, 5000])
+@pytest.mark.parametrize("heads", [Heads(), LLAMA, WIDE, FLOAT8], ids=str)
+def test_all_layers_are_judged_as_by_torch(heads, num_held):
+    draw = torch.Generator().manual_seed(0)
+    queries, layers = queries_of(heads, draw), layers_of(heads, num_held, draw)
+    wanted = expected_with_torch(layers, queries, POSITION, HORIZON)
+    on_device = [
+        replace(each, **_moved(each, "stored_keys", "stored_values", "slots")) for each in layers
+    ]
+    paired = PairedQueries.of(queries)
+    rotations = tuple(replace(each, **_moved(each, "cos", "sin")) for each in paired.rotations)
+    paired = replace(paired, rotations=rotations, **_moved(paired, "mean", "spread", "largest"))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = expected_with_kernel(on_device, paired, POSITION, HORIZON)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(found.cpu(), wanted, rtol=0.05, atol=1e-6)
+
+
+def _moved(thing: object, *names: str) -> dict[str, torch.Tensor]:
+    return {name: getattr(thing, name).cuda() for name in names}
 
 
 def test_a_compaction_never_waits_for_the_device():

@@ -193,11 +193,13 @@ def test_what_is_launched_compiles_for_an_h100_within_its_registers(name, dtype,
     compile_within_limits(recorder, tmp_path)
 
 
-def compile_within_limits(recorder: Recorder, folder: Path) -> tuple[SimpleNamespace, str]:
+def compile_within_limits(
+    recorder: Recorder, folder: Path, most_shared: int = 48 * 1024
+) -> tuple[SimpleNamespace, str]:
     """What was launched, compiled for an H100 without spilling, and what it uses of one."""
     compiled = compile_launch(recorder)
     assert re.search(r"^\.target sm_90", compiled.asm["ptx"], re.MULTILINE)
-    assert compiled.metadata.shared <= 48 * 1024
+    assert compiled.metadata.shared <= most_shared
     (folder / "kernel.cubin").write_bytes(compiled.asm["cubin"])
     usage = resource_usage(folder / "kernel.cubin")
     assert "STACK:0" in usage, usage

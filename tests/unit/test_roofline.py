@@ -9,6 +9,7 @@ from sgl_dynts.roofline import (
     COMPACTION_LAUNCH_SECONDS,
     H200,
     HEAD_CHOICE_LAUNCH_SECONDS,
+    HEAD_JUDGEMENT_LAUNCH_SECONDS,
     HEAD_MOVES_LAUNCH_SECONDS,
     LLAMA_8B,
     QWEN_7B,
@@ -19,6 +20,7 @@ from sgl_dynts.roofline import (
     compaction_seconds,
     decode_seconds,
     head_choice_seconds,
+    head_judgement_seconds,
     head_moves_seconds,
     mean_compacted_len,
     mean_full_len,
@@ -109,8 +111,11 @@ def test_a_compaction_round():
     assert compaction_seconds(SLOW, 50) == COMPACTION_LAUNCH_SECONDS + 64 * 50 / 500
 
 
-def test_heads_choose_and_move():
+def test_heads_judge_choose_and_move():
     shape = replace(TINY, num_layers=3, num_kv_heads=2)
+    products = 3 * (TINY.head_dim // 2) ** 2 * 10 * 3 * TINY.num_heads
+    judged = max(10 * shape.kv_token_bytes / 500, 2 * products / 1000)
+    assert head_judgement_seconds(SLOW, shape, 10) == HEAD_JUDGEMENT_LAUNCH_SECONDS + judged
     assert head_choice_seconds(SLOW, shape, 10) == HEAD_CHOICE_LAUNCH_SECONDS + 400 * 10 * 6 / 500
     assert head_moves_seconds(SLOW, shape, 5) == HEAD_MOVES_LAUNCH_SECONDS + 2 * 5 * 48 / 500
 
@@ -124,6 +129,9 @@ def test_sets_per_head_with_the_papers_windows_take_less_than_a_hundredth_of_dec
     choosing = 32 * head_choice_seconds(H200, QWEN_7B, candidates)
     moving = 32 * head_moves_seconds(H200, QWEN_7B, windows.selection_len(0))
     assert (candidates, windows.selection_len(0), windows.period) == (3000, 1200, 1800)
+    judging = 32 * head_judgement_seconds(H200, QWEN_7B, windows.budget)
+    assert judging / decoding < 0.002
+    assert head_judgement_seconds(H200, QWEN_7B, windows.budget) < 0.3e-3
     assert moving / decoding == pytest.approx(0.00012, abs=1e-5)
     assert (choosing + moving) / decoding < 0.01
 

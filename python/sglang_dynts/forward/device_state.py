@@ -9,12 +9,13 @@ import torch
 from sglang.srt.layers.radix_attention import RadixAttention
 
 from sgl_dynts.checkpoint import PredictorHeader, PredictorSource, digest
-from sgl_dynts.compaction import to_device, warm_up
+from sgl_dynts.compaction import warm_up
 from sgl_dynts.head_scores import HeadScores
 from sgl_dynts.head_sets import HeadBuffers, HeadMoves
 from sgl_dynts.policies import Sets, policies
 from sgl_dynts.predictor import ImportancePredictor
 from sgl_dynts.score_pool import ScorePool
+from sgl_dynts.transfer import to_device
 from sglang_dynts.boot.configuration import arguments, is_enabled
 from sglang_dynts.boot.sliding_window import attention_layers
 from sglang_dynts.forward.head_moves import PendingMoves, movable_tensors

@@ -19,15 +19,15 @@ def held_layers(layers: Sequence[RadixAttention], slots: torch.Tensor, pool) -> 
     for layer in layers:
         keys, values = pool.get_kv_buffer(layer.layer_id)
         yield HeldLayer(
-            _scaled(keys, slots, layer.k_scale_float),
-            _scaled(values, slots, layer.v_scale_float),
+            keys,
+            values,
             layer.scaling,
+            slots,
+            _scale(keys, layer.k_scale_float),
+            _scale(values, layer.v_scale_float),
         )
 
 
-def _scaled(buffer: torch.Tensor, slots: torch.Tensor, scale: float | None) -> torch.Tensor:
-    """Return some slots of a buffer; numbers of one byte are stored as a part of their scale."""
-    if buffer.element_size() > 1:
-        return buffer[slots]
-    found = buffer.view(torch.uint8)[slots].view(buffer.dtype).float()
-    return found if scale is None else found * scale
+def _scale(stored: torch.Tensor, scale: float | None) -> float:
+    """Return what stored numbers are a part of; only those of one byte are."""
+    return scale if scale is not None and stored.element_size() == 1 else 1.0

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from sglang.srt.layers.radix_attention import RadixAttention
 
-from sgl_dynts.compaction import to_device
 from sgl_dynts.policies import LayerView, received_from_newest
+from sgl_dynts.transfer import to_device
 
 TOKENS_AT_ONCE = 1 << 16
 """Bounds what the keys of a block take in float32: 134 MB with 4 KV heads of 128."""

@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from sgl_dynts.compaction import CompactionPlan, apply_compaction, plan_compaction, to_device
+from sgl_dynts.compaction import CompactionPlan, apply_compaction, plan_compaction
+from sgl_dynts.transfer import to_device
 from sgl_dynts.window import Cut
 from sglang_dynts.entry.token_log import note_compaction, note_moves, read_window
 from sglang_dynts.scheduling.governor import Compaction, Governor

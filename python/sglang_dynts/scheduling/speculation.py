@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sgl_dynts.compaction import to_device
+from sgl_dynts.transfer import to_device
 from sglang_dynts.scheduling.governor import Governor, governor_of
 
 
