@@ -33,8 +33,9 @@ def main() -> int:
 
     if len(sys.argv) > 1:
         return pytest.main([*DEFAULTS, *sys.argv[1:]])
-    with tempfile.TemporaryFile("w+") as printed:
-        words = [sys.executable, "-m", "pytest", *DEFAULTS, str(WITH_SERVERS)]
+    with tempfile.NamedTemporaryFile("w+", prefix="tests_with_servers_", suffix=".log") as printed:
+        print(f"What tests with servers print is in {printed.name} until it follows here", flush=True)
+        words = [sys.executable, "-u", "-m", "pytest", *DEFAULTS, str(WITH_SERVERS)]
         beside = subprocess.Popen(words, stdout=printed, stderr=subprocess.STDOUT)
         status = pytest.main([*DEFAULTS, f"--ignore={WITH_SERVERS}", str(ALL)])
         print(f"\nWaiting for {WITH_SERVERS}", flush=True)

@@ -113,7 +113,7 @@ def _read_text(
     parts = get_tp_group().all_gather_object(own.to("cpu"))
     whole = join_heads(parts)
     is_first = get_tp_group().rank_in_group == 0
-    path = keep_calibration(places, whole) if is_first else None
+    path = get_tp_group().all_gather_object(keep_calibration(places, whole) if is_first else None)[0]
     logger.info(
         "DynTS: the model read %d tokens in %.1f s, to know what its queries are like; kept in %s",
         len(token_ids),
