@@ -1,13 +1,14 @@
 """Rows of a Hugging Face model's attention from one fused forward, without a matrix of all rows.
 
 Transformers lets an attention function be registered by name and hands it the keyword arguments of
-the model's forward. Ours attends with the fused kernel and then shows queries and keys, rotated as
-they were used, to the recorder that the caller passed along.
+the model's forward. Ours attends with the fused kernel and then shows queries, keys and values, rotated
+as they were used, to the recorder that the caller passed along.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,11 +21,42 @@ SUPPORTED_MODEL_TYPES = ("llama", "qwen2", "qwen3")
 ROWS_AT_ONCE = 64
 
 
-class Recorder(Protocol):
-    """Is shown each layer's queries and keys once, in the order of the layers."""
+@dataclass(frozen=True)
+class Attended:
+    """What one layer attended with, rotated as it was used; a KV head has a group of query heads."""
 
-    def record(self, query: Tensor, key: Tensor, scaling: float) -> None:
-        """Take what is needed of query [1, heads, s, head_dim] and key [1, kv_heads, s, head_dim]."""
+    query: Tensor
+    """[1, heads, s, head_dim]."""
+    key: Tensor
+    """[1, kv_heads, s, head_dim]."""
+    value: Tensor
+    """[1, kv_heads, s, head_dim]."""
+    scaling: float
+    """Of the scores."""
+    module: Any
+    """The layer's attention, whose ``o_proj`` takes the heads' outputs."""
+
+    def head_rows(self, rows: range) -> Tensor:
+        """Return what tokens `rows`, consecutive ones, read in each head: [heads, rows, s] float32.
+
+        Callers pass at most ROWS_AT_ONCE rows.
+        """
+        grouped = self.query[0, :, rows.start : rows.stop].unflatten(0, (self.key.shape[1], -1))
+        scores = (grouped @ self.key[0, :, None].transpose(-1, -2)).flatten(0, 1).float() * self.scaling
+        columns = torch.arange(self.key.shape[2], device=self.key.device)
+        future = columns > torch.arange(rows.start, rows.stop, device=self.key.device)[:, None]
+        return scores.masked_fill(future, float("-inf")).softmax(-1)
+
+    def mean_rows(self, rows: range) -> Tensor:
+        """Return the mean of :meth:`head_rows` over heads: [rows, s] float32."""
+        return self.head_rows(rows).mean(0)
+
+
+class Recorder(Protocol):
+    """Is shown what each layer attended with once, in the order of the layers."""
+
+    def record(self, attended: Attended) -> None:
+        """Take what is needed of it."""
         ...
 
 
@@ -42,24 +74,6 @@ def recording_attention(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(before)
-
-
-def attention_rows(query: Tensor, key: Tensor, scaling: float, rows: range) -> Tensor:
-    """Return what tokens `rows` read, the mean over heads: [rows, s] float32.
-
-    The largest intermediate is [heads, rows, s] float32; callers pass at most ROWS_AT_ONCE rows.
-
-    Args:
-        query: [1, heads, s, head_dim], rotated.
-        key: [1, kv_heads, s, head_dim], rotated; heads are groups of consecutive query heads.
-        scaling: of the scores.
-        rows: consecutive token indices.
-    """
-    groups = query[0, :, rows.start : rows.stop].unflatten(0, (key.shape[1], -1))
-    scores = (groups @ key[0, :, None].transpose(-1, -2)).flatten(0, 1).float() * scaling
-    columns = torch.arange(key.shape[2], device=key.device)
-    future = columns > torch.arange(rows.start, rows.stop, device=key.device)[:, None]
-    return scores.masked_fill(future, float("-inf")).softmax(-1).mean(0)
 
 
 def row_chunks(first: int, last: int) -> Iterator[range]:
@@ -94,7 +108,7 @@ def _attend_and_record(
     **kwargs,
 ) -> tuple[Tensor, None]:
     if recorder is not None:
-        recorder.record(query, key, scaling)
+        recorder.record(Attended(query, key, value, scaling, module))
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
 

@@ -19,11 +19,12 @@ from sgl_dynts.training.importance import (
     Importance,
     TraceSpans,
     answer_importance,
+    deletion_importance,
     future_importance,
     gradient_importance,
 )
 from sgl_dynts.training.states import StateSettings, StateStore, TraceStates
-from sgl_dynts.training.targets import TARGET_KINDS
+from sgl_dynts.training.targets import TARGET_KINDS, WITH_DISTANCE
 from sgl_dynts.training.trace_file import Trace, fingerprint, read_traces
 
 LEAST_TOKENS = 2
@@ -32,7 +33,7 @@ LEAST_TOKENS = 2
 
 @dataclass(frozen=True)
 class Target:
-    """What a predictor is trained on; `distance` counts for ``future`` alone."""
+    """What a predictor is trained on; `distance` is of the kinds that have one."""
 
     kind: str
     distance: int = 0
@@ -45,9 +46,10 @@ class Target:
         """
         if self.kind not in TARGET_KINDS:
             raise ValueError(f"target {self.kind!r} is unknown; choose of {', '.join(TARGET_KINDS)}")
-        if (self.kind == "future") != (self.distance > 0):
+        if (self.kind in WITH_DISTANCE) != (self.distance > 0):
             raise ValueError(
-                f"distance={self.distance}: it must be above 0 for the target future and 0 for others"
+                f"distance={self.distance}: it must be above 0 for the targets "
+                f"{' and '.join(WITH_DISTANCE)}, and 0 for others"
             )
 
     @property
@@ -62,16 +64,19 @@ class Target:
                 return answer_importance(model, ids, spans)
             case "future":
                 return future_importance(model, ids, spans, self.distance)
+            case "deletion":
+                return deletion_importance(model, ids, spans, self.distance)
             case _:
                 return gradient_importance(model, ids, spans)
 
     def num_counted(self, spans: TraceSpans) -> int:
         """Return how many thinking tokens count, the first ones.
 
-        Of the target ``future``, those at the end have no reader far enough away: their targets say
+        Where there is a distance, those at the end have no reader far enough away: their targets say
         nothing about them.
         """
-        with_reader = spans.length - self.distance - 1 if self.kind == "future" else spans.thinking_end
+        has_distance = self.kind in WITH_DISTANCE
+        with_reader = spans.length - self.distance - 1 if has_distance else spans.thinking_end
         return max(0, min(spans.thinking_end, with_reader) - spans.thinking_start)
 
 

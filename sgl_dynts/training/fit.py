@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sgl_dynts.predictor import ImportancePredictor
-from sgl_dynts.training.losses import LOSSES, SCALES, Scale, by_mean
+from sgl_dynts.training.losses import LOSSES, SCALES, SCALES_BY_MEAN, Scale
 from sgl_dynts.training.metrics import Ranking, mean_ranking, rank_quality
 from sgl_dynts.training.states import TraceStates
 
@@ -224,7 +224,7 @@ def _scale(traces: Traces, split: Split, recipe: FitRecipe) -> Scale:
     if known is not None:
         return known
     totals = [traces.read(key).targets.double().sum().item() for key in split.fitted]
-    return by_mean(sum(totals) / sum(map(traces.length, split.fitted)))
+    return SCALES_BY_MEAN[recipe.scale](sum(totals) / sum(map(traces.length, split.fitted)))
 
 
 def _new_fit(traces: Traces, split: Split, recipe: FitRecipe, device: torch.device | str) -> Fit:

@@ -80,7 +80,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("output", type=Path, help="predictor file to write")
     add("--work", type=Path, help="folder for states and progress; default: beside the output, .work")
     add("--target", choices=TARGET_KINDS, default="future")
-    add("--distance", type=int, help="of the target future, tokens; default: the local window")
+    add("--distance", type=int, help="of future and deletion, tokens; default: the local window")
     add("--held-out", type=float, default=0.1, help="share of the questions not fitted to")
     add_window_flags(parser, "the paper's", "for the header, recommended: ")
     add("--base-model", help="for the header; default: the model folder's name")

@@ -1,7 +1,8 @@
 """Importance targets of the thinking tokens of one trace, for Llama, Qwen2 and Qwen3 models.
 
 Nothing here holds a matrix of all rows of attention. With s tokens, `answer` needs memory for a chunk
-of rows times s; `future` also for the queries and keys of all layers; `gradient` for one backward pass.
+of rows times s; `deletion` for one per head; `future` also for the queries and keys of all layers;
+`gradient` for one backward pass.
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sgl_dynts.training.attention_rows import attention_rows, recording_attention, row_chunks
+from sgl_dynts.training.attention_rows import Attended, Recorder, recording_attention, row_chunks
+from sgl_dynts.training.deletion import deletion_effects, entering_sizes
 from sgl_dynts.training.targets import far_attention
 
 
@@ -89,14 +91,29 @@ def future_importance(
     The reader may be a thinking or an answer token; attention is the mean over layers and heads.
     Arguments and errors are those of :func:`answer_importance`.
     """
-    recorder = _QueriesAndKeys()
+    recorder = _AllLayers()
     hidden = _forward(model, ids, recorder)
     targets = torch.zeros(spans.length, device=ids.device)
     for rows in row_chunks(spans.thinking_start, spans.length):
-        attention = sum(attention_rows(*layer, rows) for layer in recorder.layers)
+        attention = sum(layer.mean_rows(rows) for layer in recorder.layers)
         mean = torch.as_tensor(attention) / len(recorder.layers)
         targets = targets.maximum(far_attention(mean, distance, rows.start))
     return Importance(hidden[spans.thinking], targets[spans.thinking])
+
+
+def deletion_importance(
+    model: PreTrainedModel, ids: Tensor, spans: TraceSpans, distance: int = 0
+) -> Importance:
+    """Return how much the model's states change without each thinking token, for those who read it.
+
+    The sum over layers, heads and tokens further than `distance` on of the squared change of a head's
+    output, as a share of the state that it is added to; see :func:`deletion_effects`. Arguments and
+    errors are those of :func:`answer_importance`.
+    """
+    with entering_sizes(model) as sizes:
+        recorder = _Effects(spans, distance, sizes)
+        hidden = _forward(model, ids, recorder)
+    return Importance(hidden[spans.thinking], recorder.total[spans.thinking])
 
 
 def gradient_importance(model: PreTrainedModel, ids: Tensor, spans: TraceSpans) -> Importance:
@@ -130,26 +147,41 @@ class _AnswerRows:
         self.total = torch.zeros(spans.length)
         self.num_layers = 0
 
-    def record(self, query: Tensor, key: Tensor, scaling: float) -> None:
+    def record(self, attended: Attended) -> None:
         first, last = self.spans.answer_start, self.spans.length
-        self.total = self.total.to(query.device)
+        self.total = self.total.to(attended.query.device)
         for rows in row_chunks(first, last):
-            self.total += attention_rows(query, key, scaling, rows).sum(0) / (last - first)
+            self.total += attended.mean_rows(rows).sum(0) / (last - first)
         self.num_layers += 1
 
 
-class _QueriesAndKeys:
-    """Keeps (query, key, scaling) of every layer, since a maximum of means needs all layers at once."""
+class _AllLayers:
+    """Keeps every layer, since a maximum of means needs all of them at once."""
 
     def __init__(self) -> None:
-        self.layers: list[tuple[Tensor, Tensor, float]] = []
+        self.layers: list[Attended] = []
 
-    def record(self, query: Tensor, key: Tensor, scaling: float) -> None:
-        self.layers.append((query, key, scaling))
+    def record(self, attended: Attended) -> None:
+        self.layers.append(attended)
+
+
+class _Effects:
+    """Sums up, over layers, what would change without each token: ``total`` [s]."""
+
+    def __init__(self, spans: TraceSpans, distance: int, sizes: list[Tensor]) -> None:
+        self.rows = spans.thinking_start, spans.length
+        self.distance = distance
+        self.sizes = sizes
+        self.total = torch.zeros(spans.length)
+
+    def record(self, attended: Attended) -> None:
+        self.total = self.total.to(attended.query.device)
+        for rows in row_chunks(*self.rows):
+            self.total += deletion_effects(attended, self.sizes[-1], rows, self.distance)
 
 
 @torch.no_grad()
-def _forward(model: PreTrainedModel, ids: Tensor, recorder: _AnswerRows | _QueriesAndKeys) -> Tensor:
+def _forward(model: PreTrainedModel, ids: Tensor, recorder: Recorder) -> Tensor:
     """Return the states after the final norm [s, d], having shown the recorder each layer."""
     _check_length(model, len(ids))
     with recording_attention(model):

@@ -11,6 +11,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 HEAVY_BAND = (4.0, 5.0)
 HEAVY_WEIGHT = 5.0
+LOG_STEPS = 100.0
 
 
 def by_power(targets: Tensor) -> Tensor:
@@ -36,8 +37,28 @@ def by_mean(mean: float) -> Scale:
     return lambda targets: targets / mean
 
 
-SCALES: dict[str, Scale | None] = {"power": by_power, "times": by_ten_thousand, "mean": None}
-"""By name; `mean` is known once the targets are."""
+def by_log(mean: float) -> Scale:
+    """Return a scale log(1 + x / floor) whose floor is a hundredth of the mean of the training targets.
+
+    For targets that differ by orders of magnitude, whose mean a few of them make: above the floor equal
+    steps are equal ratios, and below it all count as nothing.
+
+    Raises:
+        ValueError: as of :func:`by_mean`.
+    """
+    shares = by_mean(mean)
+    return lambda targets: (LOG_STEPS * shares(targets)).log1p()
+
+
+SCALES: dict[str, Scale | None] = {
+    "power": by_power,
+    "times": by_ten_thousand,
+    "mean": None,
+    "log": None,
+}
+"""By name; those that are None are known once the targets are."""
+SCALES_BY_MEAN: dict[str, Callable[[float], Scale]] = {"mean": by_mean, "log": by_log}
+"""Make a scale from the mean of the training targets."""
 
 
 def squared_error(weights: Callable[[Tensor], Tensor]) -> Loss:

@@ -23,6 +23,7 @@ from sgl_dynts.training.fit import Epoch, FitRecipe, Split, fit_predictor
 from sgl_dynts.training.metrics import Ranking
 from sgl_dynts.training.picture import draw_fit
 from sgl_dynts.training.states import StateStore, write_whole
+from sgl_dynts.training.targets import WITH_DISTANCE
 from sgl_dynts.training.trace_file import Trace
 
 HEAD = (
@@ -98,7 +99,7 @@ def train(
         traces: a file (`trace_file.py`) or traces at hand; of both only right ones are used.
         windows: recommended to servers in the header, in tokens; what is not given is the paper's.
         target: ``future``, ``answer`` or ``gradient``.
-        distance: of the target ``future``, in tokens; default: the local window. Others have none.
+        distance: of the targets ``future`` and ``deletion``, in tokens; default: the local window.
         held_out: share of the questions, 0 to 1, that are measured and not fitted to; at least one.
         recipe: of the fit; default: the paper's.
         work: folder for states (2 bytes * hidden size per token in bfloat16) and for progress; default:
@@ -201,7 +202,7 @@ def _rank_of_question(trace: Trace) -> str:
 
 
 def _distance(target: str, given: int | None, windows: DynTSConfig) -> int:
-    if target != "future":
+    if target not in WITH_DISTANCE:
         return 0
     return windows.local_window if given is None else given
 

@@ -2,7 +2,9 @@
 
 from torch import Tensor
 
-TARGET_KINDS = ("answer", "future", "gradient")
+TARGET_KINDS = ("answer", "future", "gradient", "deletion")
+WITH_DISTANCE = ("future", "deletion")
+"""Those that count readers further away than a distance alone."""
 
 
 def far_attention(attention: Tensor, distance: int, first_row: int = 0) -> Tensor:

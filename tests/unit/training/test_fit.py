@@ -100,7 +100,7 @@ def test_the_learning_rate_rises_and_falls_by_a_cosine():
     ("values", "message"),
     [
         ({"loss": "huber"}, "loss='huber' is unknown"),
-        ({"scale": "log"}, "scale='log' is unknown"),
+        ({"scale": "rank"}, "scale='rank' is unknown"),
         ({"epochs": 0}, "epochs=0 must be above 0"),
         ({"warmup_share": 1.0}, "warmup_share=1.0 must lie between"),
     ],

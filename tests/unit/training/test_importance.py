@@ -19,6 +19,7 @@ from transformers import (
 from sgl_dynts.training.importance import (
     TraceSpans,
     answer_importance,
+    deletion_importance,
     future_importance,
     gradient_importance,
 )
@@ -88,6 +89,51 @@ def test_the_future_of_tokens_without_a_far_reader_is_zero(model, ids):
     first_without = 190 - 150 - 1 - 7
     assert importance.targets[first_without:].eq(0).all()
     assert importance.targets[:first_without].gt(0).all()
+
+
+def naive_deletion(model, ids, distance: int, columns: range) -> list[float]:
+    """Each token taken out of every row of every head, what is left of the row shared out anew."""
+    values = []
+    hooks = [
+        layer.self_attn.v_proj.register_forward_hook(lambda _module, _args, out: values.append(out[0]))
+        for layer in model.model.layers
+    ]
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        output = model(ids[None], output_attentions=True, output_hidden_states=True)
+    model.set_attn_implementation("sdpa")
+    for hook in hooks:
+        hook.remove()
+    totals = torch.zeros(len(ids))
+    for layer, rows, value, state in zip(
+        model.model.layers, output.attentions, values, output.hidden_states, strict=False
+    ):
+        heads, size = rows.shape[1], state[0].norm(dim=-1)
+        weight = layer.self_attn.o_proj.weight
+        dim = weight.shape[1] // heads
+        for head in range(heads):
+            group = head * SIZES["num_key_value_heads"] // heads
+            own, out = value[:, group * dim : (group + 1) * dim], weight[:, head * dim : (head + 1) * dim]
+            for column in columns:
+                readers = rows[0, head, column + distance + 1 :]
+                without = readers.clone()
+                without[:, column] = 0
+                without /= without.sum(-1, keepdim=True)
+                change = (readers - without) @ own @ out.T
+                share = change.norm(dim=-1) / size[column + distance + 1 :]
+                totals[column] += share.square().sum()
+    return totals[list(columns)].tolist()
+
+
+@pytest.mark.parametrize("distance", [0, DISTANCE])
+def test_deletion_is_what_changes_when_a_token_is_taken_out(model, ids, distance):
+    columns = range(SPANS.thinking_start, SPANS.thinking_end, 6)
+    targets = deletion_importance(model, ids, SPANS, distance).targets[::6]
+    expected = torch.tensor(naive_deletion(model, ids, distance, columns))
+    assert expected.min() > 0
+    assert expected.max() > 3 * expected.median()
+    torch.testing.assert_close(targets, expected, rtol=2e-2, atol=1e-4 * expected.max().item())
+    assert not any(layer._forward_pre_hooks for layer in model.model.layers)
 
 
 def test_gradient_is_the_derivative_by_a_factor_at_the_embedding(model, ids):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sgl_dynts.training.losses import LOSSES, SCALES, by_mean
+from sgl_dynts.training.losses import LOSSES, SCALES, by_log, by_mean
 
 
 def test_scales_are_the_authors():
@@ -15,6 +15,11 @@ def test_scales_are_the_authors():
     assert times is not None
     assert power(targets).tolist() == pytest.approx([0, 10 * 1e-4**0.3 / 0.3, 100 / 3])
     assert times(targets).tolist() == pytest.approx([0, 1, 10_000])
+
+
+def test_a_logarithm_has_a_floor_of_a_hundredth_of_the_mean():
+    scaled = by_log(5.0)(torch.tensor([0.0, 0.05, 50.0, 500.0]))
+    assert scaled.tolist() == pytest.approx([0, math.log(2), math.log(1001), math.log(10_001)])
 
 
 def test_targets_whose_mean_is_0_are_refused():

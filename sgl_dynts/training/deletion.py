@@ -1,0 +1,67 @@
+"""What later tokens would lose without a token: how much a head's output changes when one is deleted."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sgl_dynts.training.attention_rows import Attended
+
+LEAST_REST = 1e-6
+"""Of attention that goes to other tokens: a head that reads one token alone has nothing to turn to."""
+
+
+@contextmanager
+def entering_sizes(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """Give a list to which each layer, as it begins, adds the sizes of the states that enter it.
+
+    They are [s] float32, and the newest is of the layer that runs.
+    """
+    sizes: list[Tensor] = []
+
+    def note(_layer: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        states = args[0] if args else kwargs["hidden_states"]
+        sizes.append(states[0].float().norm(dim=-1))
+
+    layers: Any = model.base_model.layers
+    hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
+    try:
+        yield sizes
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def deletion_effects(attended: Attended, sizes: Tensor, rows: range, distance: int) -> Tensor:
+    """Return what some tokens lose in one layer, for each token that they read: [s] float32.
+
+    Without token j a head turns to the rest of what it reads, so that its output o changes by
+    a / (1 - a) * (o - v_j), a being the attention to j. That goes through the output weights W, and
+    counts by its square as a share of the state that it is added to:
+    sum over heads and rows of (a / (1 - a) * |W (o - v_j)| / |state|)^2.
+
+    Sizes are taken by W'W of each head, so that the largest intermediates are [heads, rows, s]. They are
+    float64: where a head reads little but j, o and v_j are almost the same.
+
+    Args:
+        attended: of the layer.
+        sizes: [s] float32, of the states that enter the layer.
+        rows: consecutive tokens, at most ROWS_AT_ONCE.
+        distance: tokens this near to a row, and the row itself, lose nothing there.
+    """
+    attention = attended.head_rows(rows).double()
+    num_heads = len(attention)
+    values = attended.value[0].double().repeat_interleave(num_heads // attended.value.shape[1], 0)
+    outputs = attention @ values
+    output_weights: Any = attended.module.o_proj.weight
+    by_head = output_weights.double().unflatten(1, (num_heads, -1)).transpose(0, 1)
+    gram = by_head.transpose(1, 2) @ by_head  # [heads, head_dim, head_dim]
+    of_outputs = ((outputs @ gram) * outputs).sum(-1, keepdim=True)
+    of_values = ((values @ gram) * values).sum(-1)[:, None]
+    squares = of_outputs + of_values - 2 * (outputs @ gram) @ values.transpose(1, 2)
+    shares = attention / (1 - attention).clamp_min(LEAST_REST)
+    effects = shares.square() * squares.clamp_min(0) / sizes[rows.start : rows.stop, None].square()
+    return effects.tril(rows.start - distance - 1).sum((0, 1)).float()
