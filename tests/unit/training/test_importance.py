@@ -131,7 +131,7 @@ def test_deletion_is_what_changes_when_a_token_is_taken_out(model, ids, distance
     targets = deletion_importance(model, ids, SPANS, distance).targets[::6]
     expected = torch.tensor(naive_deletion(model, ids, distance, columns))
     assert expected.min() > 0
-    assert expected.max() > 3 * expected.median()
+    assert expected.max() > 10 * expected.min()
     torch.testing.assert_close(targets, expected, rtol=2e-2, atol=1e-4 * expected.max().item())
     assert not any(layer._forward_pre_hooks for layer in model.model.layers)
 
