@@ -32,6 +32,7 @@ RELEASE, RESUME = "/release_memory_occupation", "/resume_memory_occupation"
 PAUSE, CONTINUE = "/pause_generation", "/continue_generation"
 OPEN_GROUP, SEND = "/init_weights_send_group_for_remote_instance", "/send_weights_to_remote_instance"
 JOIN_GROUP, FROM_DISK = "/init_weights_update_group", "/update_weights_from_disk"
+STORAGE = "/hicache/storage-backend"
 PROFILE = "/start_profile"
 CUDA_ACTIVITIES = {"MEM", "CUDA_PROFILER"}
 LOAD_FORMATS = [
@@ -132,6 +133,12 @@ ENDPOINT_REFUSALS = (
         lambda fields, _past: _load_format(fields) not in LOAD_FORMATS,
         "load_format is none that weights are updated from",
         f"leave it out, or give one of {', '.join(LOAD_FORMATS)}",
+    ),
+    EndpointRefusal(
+        (STORAGE,),
+        lambda fields, _past: "hicache_storage_backend" in fields,
+        "prefixes in a storage have not been tested yet",
+        "keep them on the host, with --enable-hierarchical-cache",
     ),
     EndpointRefusal(
         (PROFILE,),
