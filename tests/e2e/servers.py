@@ -109,6 +109,11 @@ SERVERS = {
         ),
         RETRACTING,
     ),
+    "tokenizer_workers": Spec(
+        "qwen3",
+        (*ROOM, "--tokenizer-worker-num", "2", "--enable-metrics"),
+        {"SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT": "600"},  # one may be stopped for a while
+    ),
     "retracting_no_overlap": Spec("qwen3", (*SMALL_POOL, "--disable-overlap-schedule"), RETRACTING),
     "gemma2": Spec("gemma2", (*MIXED, *QUEUE)),
     "gemma3_tensor_parallel": Spec("gemma3", ("--tp-size", "2"), TWO_CORES),

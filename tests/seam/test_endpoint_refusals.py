@@ -147,6 +147,14 @@ def test_weights_go_through_a_group_that_was_opened(client):
     assert ask(client, SEND, {"ports": "1"}) is not None  # sending closes it
 
 
+def test_of_several_tokenizer_workers_none_knows_what_was_released(serve, client):
+    serve("--attention-backend", "dynts", "--tokenizer-worker-num", "2")
+    for path in (RELEASE, RESUME, OPEN_GROUP, SEND):
+        message = ask(client, path, {"ports": "1"})
+        assert message is not None
+        assert message.endswith("start the server with --tokenizer-worker-num 1")
+
+
 def test_every_path_of_the_table_is_one_of_sglang_s():
     theirs = {getattr(route, "path", None) for route in http_server.app.routes}
     assert {path for one in ENDPOINT_REFUSALS for path in one.paths} <= theirs

@@ -108,12 +108,6 @@ FLAG_CASES = [
         "--smg-grpc-mode: its replies have no place for what DynTS reports; serve over HTTP, or use the "
         "gRPC port beside it (--grpc-port)",
     ),
-    (
-        "tokenizer_worker_num",
-        2,
-        "--tokenizer-worker-num 2: extra tokenizer workers load no plug-in to check requests with; "
-        "drop the flag",
-    ),
 ]
 
 # As typed. The other flags are refused by SGLang itself on this model, or need a flag beside them.
@@ -160,7 +154,14 @@ AS_TYPED = [
     (["--enable-two-batch-overlap"], "--enable-two-batch-overlap"),
     (["--enable-nvidia-megakernel"], "--enable-nvidia-megakernel"),
     (["--is-embedding"], "--is-embedding"),
-    (["--tokenizer-worker-num", "2"], "--tokenizer-worker-num 2"),
+    (
+        ["--tokenizer-worker-num", "2", "--api-key", "secret"],
+        "--api-key with --tokenizer-worker-num 2",
+    ),
+    (
+        ["--tokenizer-worker-num", "2", "--admin-api-key", "secret"],
+        "--admin-api-key with --tokenizer-worker-num 2",
+    ),
     (["--page-size", "16"], "--page-size 16"),
     (["--radix-cache-backend", "flexkv"], "--radix-cache-backend flexkv"),
     (["--decode-attention-backend", "flex_attention"], "--decode-attention-backend flex_attention"),

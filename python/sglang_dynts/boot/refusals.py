@@ -74,11 +74,11 @@ FLAG_REFUSALS = (
         "its replies have no place for what DynTS reports",
         remedy="serve over HTTP, or use the gRPC port beside it (--grpc-port)",
     ),
-    FlagRefusal(
-        "tokenizer_worker_num", "extra tokenizer workers load no plug-in to check requests with", 1
-    ),
 )
 
+
+KEYS = ("api_key", "admin_api_key")
+"""Keys to a server. SGLang's tokenizer workers stop at the first, and pass over the second."""
 
 HIERARCHY_REFUSALS = (
     FlagRefusal("hicache_storage_backend", "prefixes in a storage have not been tested yet", None),
@@ -131,6 +131,8 @@ def refuse_unsupported(cfg, model_config) -> None:
         value = getattr(cfg, refusal.field)
         if value != refusal.neutral:
             raise ValueError(refusal.message(value))
+    if cfg.tokenizer_worker_num > 1:
+        refuse_keys_of_workers(cfg)
     if cfg.enable_hierarchical_cache:
         refuse_hierarchy(cfg)
     if cfg.speculative_algorithm is not None:
@@ -145,6 +147,21 @@ def refuse_unsupported(cfg, model_config) -> None:
     for variable, why in ENVIRONMENT_REFUSALS:
         if getattr(envs, variable).get():
             raise ValueError(f"DynTS does not support {variable}=1: {why}; unset it")
+
+
+def refuse_keys_of_workers(cfg) -> None:
+    """Refuse a key that SGLang 0.5.23 checks in a server's one process alone.
+
+    Raises:
+        ValueError: naming the flags; the key is no one's to read.
+    """
+    for field in KEYS:
+        if getattr(cfg, field) is not None:
+            raise ValueError(
+                f"DynTS does not support --{field.replace('_', '-')} with --tokenizer-worker-num "
+                f"{cfg.tokenizer_worker_num}: the workers of SGLang 0.5.23 check no key; use "
+                "--tokenizer-worker-num 1, or a gateway that checks it"
+            )
 
 
 def refuse_hierarchy(cfg) -> None:

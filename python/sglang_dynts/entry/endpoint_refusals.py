@@ -5,7 +5,6 @@ ask for before it is there. So they are checked here, and get HTTP 400.
 """
 
 import json
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -17,13 +16,11 @@ from typing import Any
 from sglang.srt.configs.load_config import LoadFormat
 from sglang.srt.constants import GPU_MEMORY_ALL_TYPES
 from sglang.srt.environ import envs
-from sglang.srt.runtime_context import get_device, get_exec, get_parallel
-from starlette.middleware import Middleware
+from sglang.srt.runtime_context import get_device, get_exec, get_parallel, get_serving
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sglang_dynts.boot.configuration import is_enabled
 from sglang_dynts.entry.carriers import read_body, refusal, replay
-from sglang_dynts.names import HTTP_SERVER
+from sglang_dynts.entry.front_end import watch
 
 Fields = Mapping[str, Any]
 """A body's, by name."""
@@ -91,6 +88,12 @@ ENDPOINT_REFUSALS = (
         lambda _fields, _past: get_exec().moe.expert_distribution_recorder_mode is None,
         "this server records no expert distribution",
         "start it with --expert-distribution-recorder-mode stat, and a model that has experts",
+    ),
+    EndpointRefusal(
+        (RELEASE, RESUME, OPEN_GROUP, SEND),
+        lambda _fields, _past: get_serving().tokenizer_worker_num > 1,
+        "none of several tokenizer workers knows what the others serve and did before",
+        "start the server with --tokenizer-worker-num 1",
     ),
     EndpointRefusal(
         (RELEASE, RESUME),
@@ -216,10 +219,8 @@ def why_not(path: str, fields: Fields, past: Past) -> str | None:
 
 
 def guard_endpoints(_result, manager, *_args, **_kwargs) -> None:
-    """AFTER TokenizerManager.__init__: check what management endpoints are asked, behind the API key."""
-    server = sys.modules.get(HTTP_SERVER)
-    if server is not None and is_enabled():
-        server.app.user_middleware.append(Middleware(EndpointGuard, past=Past(manager.rid_to_state)))
+    """AFTER TokenizerManager.__init__: check what management endpoints are asked."""
+    watch(EndpointGuard, past=Past(manager.rid_to_state))
 
 
 WATCHED = {path for one in ENDPOINT_REFUSALS for path in one.paths} | {PAUSE, CONTINUE}
