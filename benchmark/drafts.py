@@ -1,7 +1,8 @@
 """Speculative decoding with DynTS and with the full cache: how many tokens a verification accepts.
 
-The demo's model answers ledgers on one server for each way to draft: a draft model, which is the model
-itself, and n-grams of what was written so far. Each problem is asked twice there, on both sides.
+The demo's model answers ledgers while its tokens are drafted: by a draft model, which is the model
+itself, and by n-grams of what was written so far. Each side is asked on a server of its own, since
+n-grams of the first side's answers would draft those of the second.
 
     python -m benchmark.drafts --num-problems 32
 """
@@ -37,7 +38,7 @@ Reply = tuple[bool, dict[str, Any]]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Serve each way to draft, ask on both sides, and report a row for each way."""
+    """Ask on both sides of each way to draft, and report a row for each way."""
     unwind_on_sigterm()
     args = parse(arguments)
     print(*filled(DRAFTS, []), sep="\n", flush=True)
@@ -59,12 +60,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def measure(algorithm: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Start a server that drafts in one way, ask it on both sides, and return the row."""
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        running(words_for(algorithm), Path(folder) / "server.log", one_thread()) as client,
-    ):
-        sides = {side: summarize(ask_all(client, args, on)) for side, on in SIDES.items()}
+    """Ask on both sides while drafts come in one way, and return the row."""
+    sides = {side: measure_side(algorithm, args, dynts) for side, dynts in SIDES.items()}
     return {
         "algorithm": algorithm,
         "flags": list(WAYS[algorithm]),
@@ -75,6 +72,15 @@ def measure(algorithm: str, args: argparse.Namespace) -> dict[str, Any]:
         **sides,
         **provenance("a server on a CPU"),
     }
+
+
+def measure_side(algorithm: str, args: argparse.Namespace, dynts: bool) -> dict[str, Any]:
+    """Start a server that drafts in one way, ask it on one side, and return what came of it."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running(words_for(algorithm), Path(folder) / "server.log", one_thread()) as client,
+    ):
+        return summarize(ask_all(client, args, dynts))
 
 
 def words_for(algorithm: str) -> list[str]:

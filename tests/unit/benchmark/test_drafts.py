@@ -63,8 +63,9 @@ def test_a_row_has_both_sides_and_is_kept(started, tmp_path, capsys):
     assert shown in capsys.readouterr().out
 
 
-def test_each_way_to_draft_gets_its_own_server(started, tmp_path):
+def test_each_side_of_each_way_to_draft_gets_its_own_server(started, tmp_path):
     drafts.main(["--num-problems", "1", "--steps", "10", "--out", str(tmp_path / "drafts.json")])
     names = [words[words.index("--speculative-algorithm") + 1] for words in started]
-    assert names == ["STANDALONE", "NGRAM"]
-    assert ["--speculative-draft-model-path" in words for words in started] == [True, False]
+    assert names == ["STANDALONE", "STANDALONE", "NGRAM", "NGRAM"]
+    drafted = ["--speculative-draft-model-path" in words for words in started]
+    assert drafted == [True, True, False, False]
