@@ -443,6 +443,7 @@ TABLES: Tables = {
     "summary": summary,
     "capacity": capacity,
     "iteration-cost": lambda: filled(ITERATION_COST, results_of("iteration_cost")),
+    "drafts": lambda: filled(DRAFTS, results_of("drafts")),
     "accuracy": accuracy,
     "accuracy-proportions": accuracy_proportions,
     "accuracy-large": accuracy_large,
