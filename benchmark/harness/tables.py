@@ -144,6 +144,16 @@ ITERATION_COST = (
 )
 """Host time per iteration of the scheduler."""
 
+DRAFTS = (
+    *(("drafts by", "{algorithm}"), ("problems", "{n}")),
+    ("tokens per verification, full cache", "{full[accept_length]:.2f}"),
+    ("with DynTS", "{dynts[accept_length]:.2f}"),
+    ("right", "{full[right]} → {dynts[right]}"),
+    ("most KV tokens", "{full[peak_window_len]} → {dynts[peak_window_len]}"),
+    ("compactions", "{dynts[compactions]}"),
+)
+"""What a verification of drafts accepts."""
+
 
 def policy_name(row: Row) -> str:
     """Return a cell's policy, with the target that its predictor was fitted to if it is the paper's."""
@@ -433,6 +443,7 @@ TABLES: Tables = {
     "summary": summary,
     "capacity": capacity,
     "iteration-cost": lambda: filled(ITERATION_COST, results_of("iteration_cost")),
+    "drafts": lambda: filled(DRAFTS, results_of("drafts")),
     "accuracy": accuracy,
     "accuracy-proportions": accuracy_proportions,
     "accuracy-large": accuracy_large,

@@ -73,9 +73,9 @@ def _register_host_cpu() -> None:
         return
     table = [Seam(seams.NO_OVERLAP_ON_CPU, host_cpu_platform.keep_overlap, HookType.REPLACE)]
     if seams.SCHEDULER_MODULE in sys.modules:
-        from sglang_dynts.boot.cpu import speculation
+        from sglang_dynts.boot.cpu import hierarchy, speculation
 
-        table += speculation.scheduler_seams()
+        table += speculation.scheduler_seams() + hierarchy.scheduler_seams()
     seams.put_in_place(Process.HOST_CPU, table)
 
 

@@ -65,13 +65,19 @@ PREPARE_MOVES = "sglang.srt.mem_cache.memory_pool.MHATokenToKVPool._init_kv_copy
 DRAFT_DECODE_BACKEND = f"{DRAFT_BACKENDS}.create_decode_backend"
 DRAFT_EXTEND_BACKEND = f"{DRAFT_BACKENDS}.create_draft_extend_backend"
 TORCH_EXTEND = "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend.forward_extend"
+HOST_POOLS = "sglang.srt.mem_cache.pool_host"
+LOAD_PREFIXES = f"{HOST_POOLS}.mha.MHATokenToKVPoolHost.load_to_device_per_layer"
+BACK_UP_PREFIXES = f"{HOST_POOLS}.mha.MHATokenToKVPoolHost.backup_from_device_all_layer"
+LOAD_LATENTS = f"{HOST_POOLS}.mla.MLATokenToKVPoolHost.load_to_device_per_layer"
+BACK_UP_LATENTS = f"{HOST_POOLS}.mla.MLATokenToKVPoolHost.backup_from_device_all_layer"
 
 HOST_CPU_TARGETS = (
     *(NO_OVERLAP_ON_CPU, TREE_FROM_MASK, BUILD_TREE, VERIFY_TREE, DRAFT_SLOTS, FRONT_SLOTS),
     *(ACCEPTED_SLOTS, NEWEST_TOKENS, GATHER_EXTRAS, WRITE_ROWS, PREPARE_MOVES),
     *(DRAFT_DECODE_BACKEND, DRAFT_EXTEND_BACKEND, TORCH_EXTEND),
+    *(LOAD_PREFIXES, BACK_UP_PREFIXES, LOAD_LATENTS, BACK_UP_LATENTS),
 )
-"""Functions of SGLang's that are hooked where the host CPU serves, for speculation."""
+"""Functions of SGLang's that are hooked where the host CPU serves."""
 
 TARGETS = (
     *(SERVER_ARGS, VERIFY_SAMPLING_PARAMS, UPDATE_META_INFO, TOKENIZER_READY),

@@ -30,6 +30,7 @@ NGRAM = ("--speculative-algorithm", "NGRAM", "--speculative-num-draft-tokens", "
 STEPS = ("--speculative-num-steps", "3", "--speculative-eagle-topk", "1")
 STANDALONE = ("--speculative-algorithm", "STANDALONE", *STEPS, "--speculative-num-draft-tokens", "4")
 EAGLE = ("--speculative-algorithm", "EAGLE", *STEPS, "--speculative-num-draft-tokens", "4")
+HIERARCHICAL = ("--enable-hierarchical-cache", "--hicache-ratio", "8", "--enable-cache-report")
 TWO_CORES = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
 
 
@@ -96,6 +97,23 @@ SERVERS = {
     "demo_standalone": Spec(DEMO, (*DEMO_POOL, *STANDALONE), draft=DEMO),
     "standalone_retracting": Spec("qwen3", (*ROOM, *STANDALONE, *SMALL_POOL), RETRACTING, draft="qwen3"),
     "eagle": Spec("llama", (*ROOM, *EAGLE, EXACT), draft=EAGLE_HEAD),
+    "hierarchical": Spec("qwen3", (*ROOM, *HIERARCHICAL, *SMALL_POOL)),
+    "hierarchical_retracting": Spec(
+        "qwen3", (*ROOM, *HIERARCHICAL, *SMALL_POOL, "--hicache-mem-layout", "layer_first"), RETRACTING
+    ),
+    "hierarchical_without_copies": Spec(
+        "deepseek_v3_dense",
+        (
+            *(*ROOM, *HIERARCHICAL, *SMALL_POOL, "--dynts-host-memory-gb", "0"),
+            *("--hicache-write-policy", "write_through_selective"),
+        ),
+        RETRACTING,
+    ),
+    "tokenizer_workers": Spec(
+        "qwen3",
+        (*ROOM, "--tokenizer-worker-num", "2", "--enable-metrics"),
+        {"SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT": "600"},  # one may be stopped for a while
+    ),
     "retracting_no_overlap": Spec("qwen3", (*SMALL_POOL, "--disable-overlap-schedule"), RETRACTING),
     "gemma2": Spec("gemma2", (*MIXED, *QUEUE)),
     "gemma3_tensor_parallel": Spec("gemma3", ("--tp-size", "2"), TWO_CORES),

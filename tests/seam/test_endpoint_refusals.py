@@ -27,6 +27,7 @@ REFUSED = [
     ("/init_weights_update_group", {"group_name": ""}, "group_name is empty"),
     ("/update_weights_from_disk", {"load_format": "none"}, "auto, pt, safetensors"),
     ("/update_weights_from_disk", {"load_format": "private"}, "auto, pt, safetensors"),
+    ("/hicache/storage-backend", {"hicache_storage_backend": "file"}, "--enable-hierarchical-cache"),
     ("/start_profile", {"activities": ["CPU", "MEM"]}, '"activities": ["CPU"]'),
     ("/start_profile", {"activities": ["CUDA_PROFILER"]}, '"activities": ["CPU"]'),
     ("/start_profile", {"activities": ["RPD"]}, "rpdTracerControl"),
@@ -43,6 +44,7 @@ SERVED = [
     ("/init_weights_update_group", {}),
     ("/update_weights_from_disk", {"load_format": None}),
     ("/update_weights_from_disk", {"load_format": "SafeTensors"}),
+    ("/hicache/storage-backend", {}),
     ("/start_profile", {}),
     ("/start_profile", BY_STAGE | {"num_steps": 2, "activities": ["CPU", "GPU"]}),
     ("/start_profile", {"activities": 7, "profile_id": 7}),  # SGLang says no
@@ -66,7 +68,7 @@ def gpu(monkeypatch) -> None:
 def client(past) -> TestClient:
     app = FastAPI(middleware=[Middleware(EndpointGuard, past=past)])
 
-    @app.api_route("/{path}", methods=["GET", "POST"])
+    @app.api_route("/{path:path}", methods=["GET", "POST"])
     async def reached(request: Request) -> str:
         return (await request.body()).decode(errors="replace")
 
@@ -143,6 +145,14 @@ def test_weights_go_through_a_group_that_was_opened(client):
     assert ask(client, SEND, {"ports": "2"}) is not None
     assert ask(client, SEND, {"ports": "1"}) is None
     assert ask(client, SEND, {"ports": "1"}) is not None  # sending closes it
+
+
+def test_of_several_tokenizer_workers_none_knows_what_was_released(serve, client):
+    serve("--attention-backend", "dynts", "--tokenizer-worker-num", "2")
+    for path in (RELEASE, RESUME, OPEN_GROUP, SEND):
+        message = ask(client, path, {"ports": "1"})
+        assert message is not None
+        assert message.endswith("start the server with --tokenizer-worker-num 1")
 
 
 def test_every_path_of_the_table_is_one_of_sglang_s():

@@ -1,6 +1,7 @@
 """What a running server proves about itself."""
 
 import asyncio
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,8 +15,8 @@ from sgl_dynts.config import DynTSConfig
 from sgl_dynts.thinking import ThinkMarkers
 from sglang_dynts import seams
 from sglang_dynts.forward.device_state import loaded_from, on_runner
+from sglang_dynts.names import HTTP_SERVER
 from sglang_dynts.seams import Process
-from sglang_dynts.telling import health
 from sglang_dynts.telling.health import (
     HEALTH_PATH,
     add_facts,
@@ -139,7 +140,7 @@ class Manager:
 @pytest.fixture
 def client(monkeypatch) -> TestClient:
     app = FastAPI()
-    monkeypatch.setitem(health.sys.modules, health.HTTP_SERVER, SimpleNamespace(app=app))
+    monkeypatch.setitem(sys.modules, HTTP_SERVER, SimpleNamespace(app=app))
     return TestClient(app)
 
 
@@ -162,6 +163,6 @@ def test_a_server_without_dynts_does_not_know_the_path(serve, client):
 
 def test_an_engine_without_a_server_gets_nothing(serve, monkeypatch):
     serve("--attention-backend", "dynts")
-    monkeypatch.delitem(health.sys.modules, health.HTTP_SERVER, raising=False)
+    monkeypatch.delitem(sys.modules, HTTP_SERVER, raising=False)
     offer_health(None, Manager([]), "server_args", "port_args")
-    assert health.HTTP_SERVER not in health.sys.modules
+    assert HTTP_SERVER not in sys.modules

@@ -56,11 +56,6 @@ FLAG_CASES = [
         True,
         "--enable-hisparse: two methods cannot both choose the tokens that stay; drop the flag",
     ),
-    (
-        "enable_hierarchical_cache",
-        True,
-        "--enable-hierarchical-cache: it has not been tested yet; drop the flag",
-    ),
     ("enable_lmcache", True, f"--enable-lmcache: {OTHER_CACHE}"),
     ("enable_flexkv", True, f"--enable-flexkv: {OTHER_CACHE}"),
     (
@@ -113,12 +108,6 @@ FLAG_CASES = [
         "--smg-grpc-mode: its replies have no place for what DynTS reports; serve over HTTP, or use the "
         "gRPC port beside it (--grpc-port)",
     ),
-    (
-        "tokenizer_worker_num",
-        2,
-        "--tokenizer-worker-num 2: extra tokenizer workers load no plug-in to check requests with; "
-        "drop the flag",
-    ),
 ]
 
 # As typed. The other flags are refused by SGLang itself on this model, or need a flag beside them.
@@ -138,7 +127,22 @@ AS_TYPED = [
     (["--enable-return-indexer-topk"], "--enable-return-indexer-topk"),
     (["--kv-canary", "log"], "--kv-canary log"),
     (["--enable-hisparse"], "--enable-hisparse"),
-    (["--enable-hierarchical-cache"], "--enable-hierarchical-cache"),
+    (
+        ["--enable-hierarchical-cache", "--hicache-write-policy", "write_back"],
+        "--hicache-write-policy write_back",
+    ),
+    (
+        ["--enable-hierarchical-cache", "--hicache-storage-backend", "file"],
+        "--hicache-storage-backend file",
+    ),
+    (
+        ["--enable-hierarchical-cache", "--hicache-mem-layout", "page_head"],
+        "--hicache-mem-layout page_head on a CPU",
+    ),
+    (
+        ["--enable-hierarchical-cache", "--hicache-io-backend", "direct"],
+        "--hicache-mem-layout page_first_direct on a CPU",
+    ),
     (["--enable-lmcache"], "--enable-lmcache"),
     (["--enable-flexkv"], "--enable-flexkv"),
     (["--enable-unified-cache-external-linker"], "--enable-unified-cache-external-linker"),
@@ -150,7 +154,14 @@ AS_TYPED = [
     (["--enable-two-batch-overlap"], "--enable-two-batch-overlap"),
     (["--enable-nvidia-megakernel"], "--enable-nvidia-megakernel"),
     (["--is-embedding"], "--is-embedding"),
-    (["--tokenizer-worker-num", "2"], "--tokenizer-worker-num 2"),
+    (
+        ["--tokenizer-worker-num", "2", "--api-key", "secret"],
+        "--api-key with --tokenizer-worker-num 2",
+    ),
+    (
+        ["--tokenizer-worker-num", "2", "--admin-api-key", "secret"],
+        "--admin-api-key with --tokenizer-worker-num 2",
+    ),
     (["--page-size", "16"], "--page-size 16"),
     (["--radix-cache-backend", "flexkv"], "--radix-cache-backend flexkv"),
     (["--decode-attention-backend", "flex_attention"], "--decode-attention-backend flex_attention"),
@@ -268,6 +279,39 @@ def test_a_stream_of_its_own_for_drafts_plans_is_refused(cfg):
         ),
     ):
         refuse_speculation(changed(cfg, speculative_algorithm="EAGLE"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"hicache_storage_backend": "file"},
+            "--hicache-storage-backend file: prefixes in a storage have not been tested yet; drop the "
+            "flag",
+        ),
+        (
+            {"hicache_host_memory_mode": "buffer_only"},
+            "--hicache-host-memory-mode buffer_only: it needs a storage behind the host; drop the flag",
+        ),
+        (
+            {"hicache_write_policy": "write_back"},
+            "--hicache-write-policy write_back: it has not been tested yet; use write_through or "
+            "write_through_selective",
+        ),
+        (
+            {"speculative_algorithm": "NGRAM"},
+            "--enable-hierarchical-cache: drafts beside host prefixes have not been tested yet; drop the "
+            "flag, or --speculative-algorithm NGRAM",
+        ),
+    ],
+)
+def test_prefixes_beyond_the_host_are_refused(cfg, model_config, changes, message):
+    with refuses(message):
+        refuse_unsupported(changed(cfg, enable_hierarchical_cache=True, **changes), model_config)
+
+
+def test_prefixes_on_the_host_are_served(cfg, model_config):
+    refuse_unsupported(changed(cfg, enable_hierarchical_cache=True), model_config)
 
 
 @pytest.mark.parametrize("algorithm", SPECULATIVE_ALGORITHMS)

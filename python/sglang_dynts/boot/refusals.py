@@ -55,7 +55,6 @@ FLAG_REFUSALS = (
     FlagRefusal("enable_return_indexer_topk", _ROWS),
     FlagRefusal("kv_canary", _ROWS, "none"),
     FlagRefusal("enable_hisparse", "two methods cannot both choose the tokens that stay"),
-    FlagRefusal("enable_hierarchical_cache", "it has not been tested yet"),
     FlagRefusal("enable_lmcache", _OTHER_CACHE),
     FlagRefusal("enable_flexkv", _OTHER_CACHE),
     FlagRefusal("enable_unified_cache_external_linker", _OTHER_CACHE),
@@ -75,11 +74,20 @@ FLAG_REFUSALS = (
         "its replies have no place for what DynTS reports",
         remedy="serve over HTTP, or use the gRPC port beside it (--grpc-port)",
     ),
-    FlagRefusal(
-        "tokenizer_worker_num", "extra tokenizer workers load no plug-in to check requests with", 1
-    ),
 )
 
+
+KEYS = ("api_key", "admin_api_key")
+"""Keys to a server. SGLang's tokenizer workers stop at the first, and pass over the second."""
+
+HIERARCHY_REFUSALS = (
+    FlagRefusal("hicache_storage_backend", "prefixes in a storage have not been tested yet", None),
+    FlagRefusal("hicache_host_memory_mode", "it needs a storage behind the host", "cache"),
+)
+"""Flags that must keep their values beside a hierarchical cache."""
+
+CPU_LAYOUTS = ("page_first", "layer_first")
+"""How prefixes may lie on the host where a CPU serves."""
 
 SPECULATIVE_ALGORITHMS = (*DRAFTS, "NEXTN")
 """Ways to draft that are served; SGLang resolves multi-token heads (NEXTN) to EAGLE."""
@@ -123,6 +131,10 @@ def refuse_unsupported(cfg, model_config) -> None:
         value = getattr(cfg, refusal.field)
         if value != refusal.neutral:
             raise ValueError(refusal.message(value))
+    if cfg.tokenizer_worker_num > 1:
+        refuse_keys_of_workers(cfg)
+    if cfg.enable_hierarchical_cache:
+        refuse_hierarchy(cfg)
     if cfg.speculative_algorithm is not None:
         refuse_speculation(cfg)
     _refuse_platform()
@@ -135,6 +147,43 @@ def refuse_unsupported(cfg, model_config) -> None:
     for variable, why in ENVIRONMENT_REFUSALS:
         if getattr(envs, variable).get():
             raise ValueError(f"DynTS does not support {variable}=1: {why}; unset it")
+
+
+def refuse_keys_of_workers(cfg) -> None:
+    """Refuse a key that SGLang 0.5.23 checks in a server's one process alone.
+
+    Raises:
+        ValueError: naming the flags; the key is no one's to read.
+    """
+    for field in KEYS:
+        if getattr(cfg, field) is not None:
+            raise ValueError(
+                f"DynTS does not support --{field.replace('_', '-')} with --tokenizer-worker-num "
+                f"{cfg.tokenizer_worker_num}: the workers of SGLang 0.5.23 check no key; use "
+                "--tokenizer-worker-num 1, or a gateway that checks it"
+            )
+
+
+def refuse_hierarchy(cfg) -> None:
+    """Refuse what does not go together with prefixes on the host.
+
+    Raises:
+        ValueError: naming flag, value, reason and remedy.
+    """
+    for refusal in HIERARCHY_REFUSALS:
+        value = getattr(cfg, refusal.field)
+        if value != refusal.neutral:
+            raise ValueError(refusal.message(value))
+    if cfg.hicache_write_policy == "write_back":
+        raise ValueError(
+            "DynTS does not support --hicache-write-policy write_back: it has not been tested yet; use "
+            "write_through or write_through_selective"
+        )
+    if cfg.device == "cpu" and cfg.hicache_mem_layout not in CPU_LAYOUTS:
+        raise ValueError(
+            f"DynTS does not support --hicache-mem-layout {cfg.hicache_mem_layout} on a CPU: it is "
+            f"not copied there; use {' or '.join(CPU_LAYOUTS)}, with --hicache-io-backend kernel"
+        )
 
 
 def refuse_speculation(cfg) -> None:

@@ -13,11 +13,13 @@ from sglang.srt.arg_groups.overrides import (
     resolving_view,
 )
 from sglang.srt.configs.model_config import AttentionArch
+from sglang.srt.plugins import load_plugins
 from sglang.srt.server_args import ServerArgs
 
 from sgl_dynts.checkpoint import PredictorHeader, PredictorSource
 from sgl_dynts.config import WINDOW_FIELDS, DynTSConfig, Windows, in_flags, windows_for
 from sgl_dynts.policies import CALIBRATED, PREDICTOR, needing, policy_names
+from sglang_dynts.boot.configuration import is_enabled
 from sglang_dynts.boot.kernel_choice import meant_by_dynts
 from sglang_dynts.boot.predictor_files import find_for_policy
 from sglang_dynts.boot.refusals import (
@@ -191,6 +193,17 @@ class DynTSServerArgs(ServerArgs, dict=True):  # pyright: ignore  a msgspec.Stru
         """
         refuse_unread_config(args.config)
         return super().from_cli_args(args)
+
+    def get_tokenizer_worker_class(self):
+        """Return SGLang's, in a process with its plug-ins: SGLang 0.5.23 loads none in a worker's.
+
+        Raises:
+            RuntimeError: DynTS is served, and a hook is not in place.
+        """
+        load_plugins()
+        if is_enabled():
+            check(Process.LAUNCHER)
+        return super().get_tokenizer_worker_class()
 
 
 def refuse_unread_config(path: str | None) -> None:

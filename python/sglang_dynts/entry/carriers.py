@@ -5,17 +5,15 @@ So a body is read before its endpoint reads it. What stands at its top reaches t
 """
 
 import json
-import sys
 from http import HTTPStatus
 from typing import Any
 
 from fastapi.responses import JSONResponse
-from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sglang_dynts.boot.configuration import is_enabled
+from sglang_dynts.entry.front_end import watch
 from sglang_dynts.entry.options import CARRIED, check_options
-from sglang_dynts.names import BACKEND_NAME, HTTP_SERVER
+from sglang_dynts.names import BACKEND_NAME
 
 FIELD = "custom_params"
 UNREAD = {
@@ -29,10 +27,8 @@ _MARKS = (FIELD.encode(), BACKEND_NAME.encode())
 
 
 def watch_bodies(_result, _manager, *_args, **_kwargs) -> None:
-    """AFTER TokenizerManager.__init__: look into every body, behind the check of the API key."""
-    server = sys.modules.get(HTTP_SERVER)
-    if server is not None and is_enabled():
-        server.app.user_middleware.append(Middleware(OptionsCarrier))
+    """AFTER TokenizerManager.__init__: look into every body."""
+    watch(OptionsCarrier)
 
 
 class OptionsCarrier:

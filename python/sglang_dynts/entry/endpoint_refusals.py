@@ -5,7 +5,6 @@ ask for before it is there. So they are checked here, and get HTTP 400.
 """
 
 import json
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -17,13 +16,11 @@ from typing import Any
 from sglang.srt.configs.load_config import LoadFormat
 from sglang.srt.constants import GPU_MEMORY_ALL_TYPES
 from sglang.srt.environ import envs
-from sglang.srt.runtime_context import get_device, get_exec, get_parallel
-from starlette.middleware import Middleware
+from sglang.srt.runtime_context import get_device, get_exec, get_parallel, get_serving
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from sglang_dynts.boot.configuration import is_enabled
 from sglang_dynts.entry.carriers import read_body, refusal, replay
-from sglang_dynts.names import HTTP_SERVER
+from sglang_dynts.entry.front_end import watch
 
 Fields = Mapping[str, Any]
 """A body's, by name."""
@@ -32,6 +29,7 @@ RELEASE, RESUME = "/release_memory_occupation", "/resume_memory_occupation"
 PAUSE, CONTINUE = "/pause_generation", "/continue_generation"
 OPEN_GROUP, SEND = "/init_weights_send_group_for_remote_instance", "/send_weights_to_remote_instance"
 JOIN_GROUP, FROM_DISK = "/init_weights_update_group", "/update_weights_from_disk"
+STORAGE = "/hicache/storage-backend"
 PROFILE = "/start_profile"
 CUDA_ACTIVITIES = {"MEM", "CUDA_PROFILER"}
 LOAD_FORMATS = [
@@ -92,6 +90,12 @@ ENDPOINT_REFUSALS = (
         "start it with --expert-distribution-recorder-mode stat, and a model that has experts",
     ),
     EndpointRefusal(
+        (RELEASE, RESUME, OPEN_GROUP, SEND),
+        lambda _fields, _past: get_serving().tokenizer_worker_num > 1,
+        "none of several tokenizer workers knows what the others serve and did before",
+        "start the server with --tokenizer-worker-num 1",
+    ),
+    EndpointRefusal(
         (RELEASE, RESUME),
         lambda _fields, _past: not _has_gpu(),
         "only a GPU's memory can be released",
@@ -132,6 +136,12 @@ ENDPOINT_REFUSALS = (
         lambda fields, _past: _load_format(fields) not in LOAD_FORMATS,
         "load_format is none that weights are updated from",
         f"leave it out, or give one of {', '.join(LOAD_FORMATS)}",
+    ),
+    EndpointRefusal(
+        (STORAGE,),
+        lambda fields, _past: "hicache_storage_backend" in fields,
+        "prefixes in a storage have not been tested yet",
+        "keep them on the host, with --enable-hierarchical-cache",
     ),
     EndpointRefusal(
         (PROFILE,),
@@ -209,10 +219,8 @@ def why_not(path: str, fields: Fields, past: Past) -> str | None:
 
 
 def guard_endpoints(_result, manager, *_args, **_kwargs) -> None:
-    """AFTER TokenizerManager.__init__: check what management endpoints are asked, behind the API key."""
-    server = sys.modules.get(HTTP_SERVER)
-    if server is not None and is_enabled():
-        server.app.user_middleware.append(Middleware(EndpointGuard, past=Past(manager.rid_to_state)))
+    """AFTER TokenizerManager.__init__: check what management endpoints are asked."""
+    watch(EndpointGuard, past=Past(manager.rid_to_state))
 
 
 WATCHED = {path for one in ENDPOINT_REFUSALS for path in one.paths} | {PAUSE, CONTINUE}

@@ -58,6 +58,11 @@ class DynTSRadixCache(Governed, UnifiedRadixCache):
         bring_back(self._governor, req, slots)
         return slots
 
+    def ready_to_load_host_cache(self) -> int:
+        """Start loading prefixes from the host, after pending moves read the slots they come to."""
+        self._governor.device.settle_moves()
+        return super().ready_to_load_host_cache()
+
     def on_release(self, req, *, checkpointed: bool) -> None:
         """Close a request's window when its row is given back; without a copy it starts anew."""
         governed = self._governor.governed(req)

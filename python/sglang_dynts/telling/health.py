@@ -1,6 +1,5 @@
 """What a running server proves about itself: ``/server_info``, and ``GET /dynts/health``."""
 
-import sys
 from dataclasses import asdict
 from http import HTTPStatus
 from typing import Any
@@ -11,9 +10,10 @@ from sglang.srt.runtime_context import get_model, get_serving
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.thinking import ThinkMarkers
 from sglang_dynts import seams
-from sglang_dynts.boot.configuration import arguments, is_enabled
+from sglang_dynts.boot.configuration import arguments
+from sglang_dynts.entry.front_end import application
 from sglang_dynts.forward.device_state import LoadedPredictor, OnRunner, on_runner
-from sglang_dynts.names import BACKEND_NAME, HTTP_SERVER
+from sglang_dynts.names import BACKEND_NAME
 from sglang_dynts.scheduling.governor import Governor, governor_of
 from sglang_dynts.seams import Process
 
@@ -61,12 +61,9 @@ def _calibration(governor: Governor, ours: OnRunner) -> dict[str, Any] | None:
 
 
 def offer_health(_result, manager, *_args, **_kwargs) -> None:
-    """AFTER TokenizerManager.__init__: a server with DynTS answers on its own path, behind its API key.
-
-    An engine without an HTTP server has no such module, and nothing to add to.
-    """
-    server = sys.modules.get(HTTP_SERVER)
-    if server is None or not is_enabled():
+    """AFTER TokenizerManager.__init__: answer on a path of our own, behind the check of the API key."""
+    app = application()
+    if app is None:
         return
 
     async def dynts_health() -> JSONResponse:
@@ -74,7 +71,7 @@ def offer_health(_result, manager, *_args, **_kwargs) -> None:
         body, healthy = judge(await manager.get_internal_state())
         return JSONResponse(body, HTTPStatus.OK if healthy else HTTPStatus.SERVICE_UNAVAILABLE)
 
-    server.app.add_api_route(HEALTH_PATH, dynts_health, methods=["GET"])
+    app.add_api_route(HEALTH_PATH, dynts_health, methods=["GET"])
 
 
 def judge(states: list[dict[str, Any]]) -> tuple[dict[str, Any], bool]:

@@ -15,6 +15,7 @@ WRITERS = {
     "accuracy.": "benchmark.accuracy",
     "calibrated_variants.json": "benchmark.studies.calibrated_variants",
     "capacity": "benchmark.capacity",
+    "drafts.json": "benchmark.drafts",
     "families.json": "benchmark.ledgers.evaluate",
     "gpu": "benchmark.gpu.report",
     "iteration_cost.": "benchmark.iteration_cost",
