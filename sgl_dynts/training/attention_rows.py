@@ -36,13 +36,13 @@ class Attended:
     module: Any
     """The layer's attention, whose ``o_proj`` takes the heads' outputs."""
 
-    def head_rows(self, rows: range) -> Tensor:
-        """Return what tokens `rows`, consecutive ones, read in each head: [heads, rows, s] float32.
+    def head_rows(self, rows: range, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return what tokens `rows`, consecutive ones, read in each head: [heads, rows, s].
 
-        Callers pass at most ROWS_AT_ONCE rows.
+        Callers pass at most ROWS_AT_ONCE rows, and the dtype of the softmax.
         """
         grouped = self.query[0, :, rows.start : rows.stop].unflatten(0, (self.key.shape[1], -1))
-        scores = (grouped @ self.key[0, :, None].transpose(-1, -2)).flatten(0, 1).float() * self.scaling
+        scores = (grouped @ self.key[0, :, None].transpose(-1, -2)).flatten(0, 1).to(dtype) * self.scaling
         columns = torch.arange(self.key.shape[2], device=self.key.device)
         future = columns > torch.arange(rows.start, rows.stop, device=self.key.device)[:, None]
         return scores.masked_fill(future, float("-inf")).softmax(-1)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from sgl_dynts.training.attention_rows import Attended
 
 LEAST_REST = 1e-6
-"""Of attention that goes to other tokens: a head that reads one token alone has nothing to turn to."""
+"""Of attention to other tokens; float64 cannot tell what a head loses that reads less of them."""
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def deletion_effects(attended: Attended, sizes: Tensor, rows: range, distance: i
         rows: consecutive tokens, at most ROWS_AT_ONCE.
         distance: tokens this near to a row, and the row itself, lose nothing there.
     """
-    attention = attended.head_rows(rows).double()
+    attention = attended.head_rows(rows, torch.float64)
     num_heads = len(attention)
     values = attended.value[0].double().repeat_interleave(num_heads // attended.value.shape[1], 0)
     outputs = attention @ values
