@@ -82,10 +82,20 @@ def settle(scheduler, governor: Governor, running_batch) -> None:
     batch, result = scheduler.result_queue[-1]
     scheduler.process_batch_result(batch, result)
     governor.settled, batch.reqs = result, []
+    _forget_accepted(running_batch.spec_info)
     num_running = running_batch.batch_size()
     running_batch.filter_batch()  # as SGLang does right before a round
     if running_batch.batch_size() < num_running:
         running_batch.batch_is_full = False
+
+
+def _forget_accepted(spec_info) -> None:
+    """Let SGLang's n-grams not add what is in the requests' outputs already, as it does with overlap.
+
+    Else they look for what follows tokens that stand twice, and learn them so.
+    """
+    if getattr(spec_info, "accept_tokens", None) is not None:
+        spec_info.accept_lens = torch.zeros_like(spec_info.accept_lens)
 
 
 def skip_settled(original, scheduler, batch, result) -> Any:
