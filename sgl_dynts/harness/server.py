@@ -1,6 +1,7 @@
 """A server in a process of its own: started on loopback, awaited, ended by its own pid."""
 
 import os
+import random
 import shlex
 import signal
 import socket
@@ -16,6 +17,9 @@ from pathlib import Path
 from sgl_dynts.harness.client import LOST, Client
 
 HOST = "127.0.0.1"
+LOWEST_PORT, USUALLY_GIVEN = 10_000, 32_768
+GIVEN_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+"""Lowest and highest port that the system gives to whoever names none."""
 LAUNCH_SERVER = (sys.executable, "-m", "sglang.launch_server")
 START_SECONDS = 900
 """A busy machine, or a GPU whose kernels are compiled at the first start."""
@@ -209,7 +213,23 @@ def end(process: subprocess.Popen) -> None:
 
 
 def free_port() -> int:
-    """Return a loopback port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return probe.getsockname()[1]
+    """Return a loopback port that nobody listens on, and that no connection gets by itself.
+
+    A server binds its port a minute after it was chosen. Until then the system may give one of its own
+    range to any connection of any process.
+    """
+    ports = range(LOWEST_PORT, _lowest_given())
+    for port in random.SystemRandom().sample(ports, len(ports)):
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind((HOST, port))
+            return port
+    raise ServerError(f"no port of {HOST} from {ports.start} to {ports.stop - 1} is free; name one")
+
+
+def _lowest_given() -> int:
+    """The first port that the system gives by itself; Linux's usual one where it does not tell."""
+    try:
+        lowest = int(GIVEN_PORTS.read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return USUALLY_GIVEN
+    return lowest if lowest > LOWEST_PORT else USUALLY_GIVEN

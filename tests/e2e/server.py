@@ -49,7 +49,8 @@ class Server(harness.Server):
             self.wait()
         except ServerError as error:
             self.stop()
-            raise RefusedError(self.log.read_text()[-20000:]) from error
+            how = str(error).split(";")[0]
+            raise RefusedError(f"{self.log.read_text()[-20000:]}\n{how}") from error
         return self
 
     def __enter__(self) -> "Server":

@@ -1,5 +1,6 @@
 """A server that is started, awaited, asked and ended; one that fails says why."""
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,26 @@ def test_who_waits_gets_signs_of_life_and_the_group_ends_with_the_process(tmp_pa
     assert signs[0].startswith("starting ... ")
     assert one.process.poll() is not None
     assert not one.client.is_up()
+
+
+def test_a_free_port_is_none_that_the_system_gives_to_connections(monkeypatch, tmp_path):
+    given = tmp_path / "range"
+    monkeypatch.setattr(server, "GIVEN_PORTS", given)
+    for text, end in (("10003\t60999\n", 10_003), ("1024 65535\n", 32_768), ("", 32_768)):
+        given.write_text(text)
+        assert server.LOWEST_PORT <= server.free_port() < end
+    given.unlink()
+    assert server.free_port() < 32_768
+
+
+def test_a_port_that_is_taken_is_not_free(monkeypatch, tmp_path):
+    given = tmp_path / "range"
+    monkeypatch.setattr(server, "GIVEN_PORTS", given)
+    lowest = server.free_port()
+    monkeypatch.setattr(server, "LOWEST_PORT", lowest)
+    given.write_text(f"{lowest + 1} 60999\n")
+    with socket.socket() as taken:
+        assert server.free_port() == lowest
+        taken.bind((server.HOST, lowest))
+        with pytest.raises(ServerError, match=f"from {lowest} to {lowest} is free; name one"):
+            server.free_port()
