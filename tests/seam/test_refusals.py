@@ -389,7 +389,10 @@ MODEL_CASES = [
         "attention that chooses its tokens itself",
         {"hf_config": architecture("MiniMaxM3SparseForCausalLM")},
     ),
-    ("sliding layers in a KV pool of their own", {"is_hybrid_swa": True}),
+    (
+        "sliding layers in a KV pool of their own",
+        {"is_hybrid_swa": True, "hf_config": architecture("Step3p5ForCausalLM")},
+    ),
     ("chunked local attention", {"attention_chunk_size": 8192}),
     ("Mamba or linear attention", {"mamba": True}),
     ("an encoder", {"is_encoder_decoder": True}),
@@ -444,6 +447,7 @@ def test_a_plain_model_is_none_of_these(cfg, monkeypatch):
     for served in (
         {"attention_arch": AttentionArch.MLA},
         {"is_multimodal": True, "model_is_mrope": True},
+        {"is_hybrid_swa": True, "hf_config": architecture("GptOssForCausalLM")},
     ):
         refuse_unsupported(cfg, Namespace(**(vars(PLAIN_MODEL) | served)))
 
