@@ -61,6 +61,14 @@ SERVED_KINDS = (
         f"{_ON_CPU}; not yet on a GPU",
     ),
     ServedKind(
+        "sliding layers in a KV pool of their own, attention sinks",
+        "gpt-oss",
+        "fa3, Triton",
+        "a local window of 128 or more; `--swa-full-tokens-ratio 0.1`, see below",
+        "not measured",
+        f"{_ON_CPU}; not yet on a GPU",
+    ),
+    ServedKind(
         "latent attention (MLA), dense or with experts",
         "DeepSeek R1, V3 and V3.1, Kimi-K2, GLM-4.7-Flash",
         "FlashInfer MLA, fa3, Triton",

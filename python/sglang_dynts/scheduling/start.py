@@ -20,9 +20,12 @@ from sglang_dynts.forward.queries.known import know_queries
 from sglang_dynts.scheduling.capacity_state import CapacityState, DecodeStep
 from sglang_dynts.scheduling.governor import Governor
 from sglang_dynts.scheduling.prefix_cache import DynTSRadixCache
-from sglang_dynts.scheduling.slots.pools import OnePool, pools_of
+from sglang_dynts.scheduling.slots.pools import OnePool, TwoPools, pools_of
 
 logger = logging.getLogger(__name__)
+
+LARGE_SHARE = 0.3
+"""Of the sliding pool's slots to the full one's, from which on the start says so."""
 
 
 def start(scheduler) -> None:
@@ -70,7 +73,21 @@ def _new_governor(scheduler, tokenizer) -> Governor:
         _new_copies(pools, config, device),
     )
     governor.running_reqs = lambda: scheduler.running_batch.reqs
+    if isinstance(pools, TwoPools):
+        _recommend_ratio(pools)
     return governor
+
+
+def _recommend_ratio(pools: TwoPools) -> None:
+    """Say that a smaller sliding pool would do: what requests hold there does not grow."""
+    sliding, full = pools.allocator.size_swa, pools.num_slots
+    if sliding > LARGE_SHARE * full:
+        logger.info(
+            "DynTS: the KV pool of sliding layers has %d slots, that of full layers %d. Compactions make "
+            "room in the second alone; --swa-full-tokens-ratio 0.1 makes it larger",
+            sliding,
+            full,
+        )
 
 
 def _decode_step() -> DecodeStep:
