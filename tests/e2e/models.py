@@ -204,6 +204,9 @@ WIDE_CONFIGS = {
         vision_config=VISION | {"out_hidden_size": 256},
         **IMAGE_IDS,
     ),
+    "two_pools": config_of(
+        "gpt_oss", **SLIDING | WIDE | {"head_dim": 64}, num_local_experts=4, num_experts_per_tok=2
+    ),
 }
 """Of other families, as wide as the GPU kernels need."""
 
