@@ -111,6 +111,7 @@ SERVERS = {
     "qwen3_vl_retracting": Spec("qwen3_vl", SMALL_POOL, RETRACTING),
     "mistral": Spec("mistral", ("--disable-radix-cache",)),
     "phi3": Spec("phi3"),
+    "gemma2_ngram": Spec("gemma2", (*ROOM, *NGRAM, EXACT)),
     "gpt_oss": Spec("gpt_oss", (*MIXED, *QUEUE)),
     "gpt_oss_tensor_parallel": Spec("gpt_oss", ("--tp-size", "2", *CALIBRATED), TWO_CORES),
     "gpt_oss_retracting": Spec("gpt_oss", (*MIXED, *SMALL_POOL, *CALIBRATED), RETRACTING),

@@ -18,7 +18,7 @@ LENGTHS = (5, 12, 20, 31, 40, 47, 60, 75, 90, 110, 130, 150)
 SERVED = (
     *("gemma2", "gemma3_tensor_parallel", "mistral", "phi3"),
     *("deepseek", "deepseek_tensor_parallel", "qwen3_vl"),
-    *("gpt_oss", "gpt_oss_tensor_parallel"),
+    *("gemma2_ngram", "gpt_oss", "gpt_oss_tensor_parallel"),
 )
 RETRACTING = (
     *("olmo3_retracting", "deepseek_dense_retracting", "qwen3_vl_retracting"),

@@ -15,6 +15,7 @@ from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
 from sglang_dynts.forward.kv_pools import is_compacted, refuse_unknown_pool
+from sglang_dynts.scheduling import start
 from sglang_dynts.scheduling.slots.pools import OnePool, TwoPools, pools_of
 from tests.seam.engine import (
     CONFIG,
@@ -247,6 +248,16 @@ def test_a_pool_that_is_not_known_is_refused_on_either_side(engine):
     engine.kv.swa_kv_pool.__class__ = Other
     with pytest.raises(ValueError, match=r"^DynTS does not know Other, "):
         refuse_unknown_pool(engine.kv)
+
+
+def test_the_start_recommends_a_sliding_pool_that_is_no_larger_than_needed(engine, caplog, monkeypatch):
+    pools = engine.governor.pools
+    with caplog.at_level("INFO", logger=start.logger.name):
+        start.recommend_ratio(pools)
+        assert caplog.text == ""
+        monkeypatch.setattr(engine.slots, "_size_swa", NUM_SLOTS)
+        start.recommend_ratio(pools)
+    assert "--swa-full-tokens-ratio 0.1 makes it larger" in caplog.text
 
 
 def test_compactions_reach_full_layers_alone(engine):

@@ -74,11 +74,11 @@ def _new_governor(scheduler, tokenizer) -> Governor:
     )
     governor.running_reqs = lambda: scheduler.running_batch.reqs
     if isinstance(pools, TwoPools):
-        _recommend_ratio(pools)
+        recommend_ratio(pools)
     return governor
 
 
-def _recommend_ratio(pools: TwoPools) -> None:
+def recommend_ratio(pools: TwoPools) -> None:
     """Say that a smaller sliding pool would do: what requests hold there does not grow."""
     sliding, full = pools.allocator.size_swa, pools.num_slots
     if sliding > LARGE_SHARE * full:
