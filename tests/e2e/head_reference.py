@@ -50,7 +50,7 @@ class HeadReference(Reference):
     ) -> Expected:
         """The choice after each served token, where compactions are at the lengths ``at``."""
         config = self.model.config
-        shape = (config.num_hidden_layers, config.num_key_value_heads)
+        shape = (len(self.full), config.num_key_value_heads)
         tokens = prompt + served[:-1]
         question = question_len(prompt, self.markers)
         answers = answers_in(tokens, question, self.markers)
@@ -71,14 +71,16 @@ class HeadReference(Reference):
                     position_ids=torch.arange(start, end)[None],
                     past_key_values=cache,
                     use_cache=True,
+                    attention_mask=self.masks(held[0][0], torch.arange(start, end)),
                     output_attentions=True,
                 )
+            attentions = [out.attentions[layer] for layer in self.full]
             for position in range(start, end):
-                seen[position] = [layer[0, :, position - start] for layer in out.attentions]
-                queries[position] = [layer[0, :, position - start] for layer in rotated]
+                seen[position] = [layer[0, :, position - start] for layer in attentions]
+                queries[position] = [rotated[layer][0, :, position - start] for layer in self.full]
             if policy == "hybrid":
                 self.born |= zip(range(start, end), self.score(out.last_hidden_state[0]), strict=True)
-            for layer, attention in enumerate(out.attentions):
+            for layer, attention in enumerate(attentions):
                 grouped = attention[0].sum(1).view(shape[1], -1, attention.shape[-1]).mean(1)
                 for head in range(shape[1]):
                     held[layer][head] += range(start, end)
@@ -86,8 +88,7 @@ class HeadReference(Reference):
                     received[layer][head] = [
                         a + b for a, b in zip(sums, grouped[head].tolist(), strict=True)
                     ]
-            chosen = out.last_hidden_state[0, max(0, len(prompt) - 1 - start) :]
-            logits = self.model.lm_head(chosen)
+            logits = self.logits(out.last_hidden_state[0, max(0, len(prompt) - 1 - start) :])
             output += logits.argmax(-1).tolist()
             start = end
             if not compacts or len(output) == len(served):
@@ -118,11 +119,11 @@ class HeadReference(Reference):
                 held[layer][head] = [positions[column] for column in order]
                 received[layer][head] = [received[layer][head][column] for column in order]
                 orders.append(order)
-            index = torch.tensor(orders)[None, :, :, None]
+            index, edited = torch.tensor(orders)[None, :, :, None], layers[self.full[layer]]
             for name in ("keys", "values"):
-                old = getattr(layers[layer], name)
+                old = getattr(edited, name)
                 wide = index.expand(1, -1, -1, old.shape[-1])
-                setattr(layers[layer], name, old.gather(2, wide))
+                setattr(edited, name, old.gather(2, wide))
 
     def judge(self, policy, asked, held, received, seen, queries, cache, windows):
         """Scores [layer][head][candidate]."""
@@ -133,7 +134,8 @@ class HeadReference(Reference):
         layers: Any = cache.layers
         found = []
         for layer, heads in enumerate(held):
-            keys = layers[layer].keys[0]
+            place = self.full[layer]
+            keys = layers[place].keys[0]
             row = []
             for head in range(len(heads)):
                 if policy == "random_per_head":
@@ -141,7 +143,7 @@ class HeadReference(Reference):
                 elif policy == "h2o_per_head":
                     scores = received[layer][head][question:end]
                 elif policy in ("calibrated", "hybrid"):
-                    both = keys[head, : width - 1], layers[layer].values[0, head, : width - 1]
+                    both = keys[head, : width - 1], layers[place].values[0, head, : width - 1]
                     position = moment + windows.local_window - 1
                     expected = self.expected(layer, head, len(heads), *both, position)[question:end]
                     if policy == "calibrated":
@@ -159,6 +161,11 @@ class HeadReference(Reference):
         return found
 
     @cached_property
+    def full(self) -> list[int]:
+        """The layers that do not slide: a compaction reaches no other."""
+        return [layer for layer, slides in enumerate(self.slides) if not slides]
+
+    @cached_property
     def statistics(self) -> dict[str, torch.Tensor]:
         """What the server found its queries to be like."""
         return load_file(self.folder / "dynts" / "calibration.safetensors")
@@ -169,10 +176,11 @@ class HeadReference(Reference):
         Pairs of numbers are complex ones, which a rotation multiplies by exp(i w t).
         """
         config, half = self.model.config, keys.shape[1] // 2
-        frequencies = config.rope_parameters["rope_theta"] ** (-torch.arange(half) / half)
+        rotary = self.model.model.rotary_emb
         times = max(1, round(self.server_period / 64))
         ahead = torch.tensor([1, 4, 16, 64, 128, 256, 384, 512]) * times + newest
-        rotation = torch.polar(torch.ones(()), ahead[:, None] * frequencies).mean(0)
+        size = torch.tensor(rotary.attention_scaling, dtype=torch.float32)
+        rotation = torch.polar(size, ahead[:, None] * rotary.inv_freq).mean(0)
         back = torch.complex(keys[:, :half], keys[:, half:]) * rotation.conj()
         back = torch.cat([back.real, back.imag], 1)
         group = config.num_attention_heads // num_heads

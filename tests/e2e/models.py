@@ -153,6 +153,7 @@ CONFIGS = {
         first_k_dense_replace=1,
     ),
     "qwen3_vl": config_of("qwen3_vl", text_config={**SIZES, **MROPE}, vision_config=VISION, **IMAGE_IDS),
+    "gpt_oss": config_of("gpt_oss", **SLIDING, num_local_experts=4, num_experts_per_tok=2),
 }
 """By kind; its place is the seed of its weights, so new kinds come last."""
 
@@ -202,6 +203,9 @@ WIDE_CONFIGS = {
         text_config=SIZES | MROPE | WIDE | {"head_dim": 64, "rope_parameters": WIDE_MROPE},
         vision_config=VISION | {"out_hidden_size": 256},
         **IMAGE_IDS,
+    ),
+    "two_pools": config_of(
+        "gpt_oss", **SLIDING | WIDE | {"head_dim": 64}, num_local_experts=4, num_experts_per_tok=2
     ),
 }
 """Of other families, as wide as the GPU kernels need."""

@@ -21,6 +21,7 @@ DEMO_POOL = ("--max-total-tokens", str(4 * 690))
 QUEUE = ("--max-total-tokens", "900")
 SMALL_POOL = ("--max-total-tokens", "700")
 MIXED = ("--enable-mixed-chunk", "--chunked-prefill-size", "32")
+CHUNKS = ("--chunked-prefill-size", "64")
 CALIBRATED = ("--dynts-calibration-text", "{model}/" + WORDS_FILE)
 ROOM = ("--mem-fraction-static", "0.5")
 """SGLang counts what other programs take meanwhile as weights; the pool is as small as elsewhere."""
@@ -128,6 +129,16 @@ SERVERS = {
     "qwen3_vl_retracting": Spec("qwen3_vl", SMALL_POOL, RETRACTING),
     "mistral": Spec("mistral", ("--disable-radix-cache",)),
     "phi3": Spec("phi3"),
+    "gemma2_ngram": Spec("gemma2", (*ROOM, *NGRAM, EXACT)),
+    "gpt_oss": Spec("gpt_oss", (*MIXED, *QUEUE)),
+    "gpt_oss_tensor_parallel": Spec("gpt_oss", ("--tp-size", "2", *CALIBRATED), TWO_CORES),
+    "gpt_oss_retracting": Spec("gpt_oss", (*MIXED, *SMALL_POOL, *CALIBRATED), RETRACTING),
+    "gpt_oss_without_copies": Spec(
+        "gpt_oss", (*SMALL_POOL, "--dynts-host-memory-gb", "0", "--disable-radix-cache"), RETRACTING
+    ),
+    "gpt_oss_little_sliding_pool": Spec(  # 200 slots: less than twelve requests take between two slides
+        "gpt_oss", ("--max-total-tokens", "2000", "--swa-full-tokens-ratio", "0.1", *CHUNKS)
+    ),
     "retracting_no_radix_cache": Spec("qwen3", (*SMALL_POOL, "--disable-radix-cache"), RETRACTING),
 }
 

@@ -27,12 +27,14 @@ def jobs(policy: str, length: int = 240, first_seed: int = 0, **more) -> list[di
     return [{"prompt": prompt(n, first_seed + n), "length": length, "dynts": asked} for n in LENGTHS]
 
 
-def assert_equal_by_head(reply: dict, reference: HeadReference, job: dict, late: int = 0) -> Expected:
+def assert_equal_by_head(
+    reply: dict, reference: HeadReference, job: dict, late: int = 0, windows: Windows = WINDOWS
+) -> Expected:
     numbers = reply["meta_info"]["dynts"]
     assert numbers["policy"] == job["dynts"]["policy"]
     assert len(reply["output_ids"]) == job["length"]
     expected = reference.generate_by_head(
-        numbers["policy"], job["prompt"], reply["output_ids"], WINDOWS, numbers["compacted_at"], late
+        numbers["policy"], job["prompt"], reply["output_ids"], windows, numbers["compacted_at"], late
     )
     assert reply["output_ids"] == expected.tokens
     assert numbers["compactions"] - expected.num_compactions in (0, 1)  # the last token may be due, too

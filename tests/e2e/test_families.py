@@ -7,19 +7,27 @@ import pytest
 from PIL import Image
 
 from tests.e2e.conftest import assert_equal, prompt
+from tests.e2e.head_reference import HeadReference
 from tests.e2e.hf_reference import Windows
 from tests.e2e.models import CONFIGS, IMAGE_WORDS, MODEL_WINDOW, slides
 from tests.e2e.server import Server
 from tests.e2e.servers import SERVERS, served_by
+from tests.e2e.test_equality_by_head import assert_equal_by_head
 
 LENGTHS = (5, 12, 20, 31, 40, 47, 60, 75, 90, 110, 130, 150)
 SERVED = (
     *("gemma2", "gemma3_tensor_parallel", "mistral", "phi3"),
     *("deepseek", "deepseek_tensor_parallel", "qwen3_vl"),
+    *("gemma2_ngram", "gpt_oss", "gpt_oss_tensor_parallel"),
 )
-RETRACTING = ("olmo3_retracting", "deepseek_dense_retracting", "qwen3_vl_retracting")
-WITHOUT_COPIES = ("exaone4_without_copies", "glm_without_copies")
-SLIDING = ("gemma2", "gemma3_tensor_parallel", "olmo3_retracting", "exaone4_without_copies")
+RETRACTING = (
+    *("olmo3_retracting", "deepseek_dense_retracting", "qwen3_vl_retracting"),
+    "gpt_oss_retracting",
+)
+WITHOUT_COPIES = ("exaone4_without_copies", "glm_without_copies", "gpt_oss_without_copies")
+SLIDING = ("gemma2", "gemma3_tensor_parallel", "olmo3_retracting", "exaone4_without_copies", "gpt_oss")
+TWO_POOLS = ("gpt_oss",)
+"""Kinds of models whose sliding layers have a KV pool of their own."""
 
 
 @pytest.fixture
@@ -81,9 +89,31 @@ def test_without_copies_retracted_requests_end_and_others_change_no_token(
     assert 3 <= len(retracted) < len(replies)
 
 
+@served_by("gpt_oss_little_sliding_pool")
+def test_a_sliding_pool_that_is_short_takes_turns_and_changes_no_token(
+    server, kind, windows, reference_of
+):
+    for _ in range(2):
+        for job, reply in zip(jobs(), server.generate_all(jobs()), strict=True):
+            expected = assert_equal(reply, reference_of(kind), job, windows, late=1)
+            assert expected.num_compactions >= 2
+
+
+@pytest.mark.parametrize("policy", ["random_per_head", "calibrated", "hybrid"])
+@served_by("gpt_oss_tensor_parallel", "gpt_oss_retracting")
+def test_full_layers_keep_a_set_per_head(server, kind, windows, model_of, policy):
+    """The K and V of sliding layers stay where they are."""
+    reference = HeadReference(model_of(kind), attention="eager")
+    reference.server_period = 44  # by the server's own windows: 96 - 24 - floor(0.4 * 72)
+    some = [job | {"dynts": {"policy": policy}} for job in jobs(first_seed=820)]
+    for job, reply in zip(some, server.generate_all(some), strict=True):
+        assert assert_equal_by_head(reply, reference, job, late=1, windows=windows).num_compactions >= 2
+
+
 @served_by(*SLIDING)
-def test_a_request_cannot_ask_for_a_window_that_is_shorter_than_the_models(server):
-    least, tokens = MODEL_WINDOW - 1, [1, 20, 21]
+def test_a_request_cannot_ask_for_a_window_that_is_shorter_than_the_models(server, kind):
+    """With two pools a dropped token is gone for a token in computation, which sees one more."""
+    least, tokens = MODEL_WINDOW - (kind not in TWO_POOLS), [1, 20, 21]
     short = {"dynts": {"local_window": least - 1}}
     said = f"local_window={least - 1}: sliding layers of this model see {least} tokens back"
     bodies = {

@@ -1,4 +1,4 @@
-"""Sliding windows, latent attention and positions in three parts, under every kernel that serves them."""
+"""Sliding windows (in one KV pool or two), latent attention and positions in three parts, by kernel."""
 
 import pytest
 
@@ -19,6 +19,7 @@ from tests.gpu.test_serving import (
 )
 
 TRITON = EXACT["triton"]
+SLIDING = ("sliding", "two_pools")
 FIXED = ("--enable-deterministic-inference", "--dynts-disable-elastic")
 
 
@@ -34,7 +35,7 @@ def folder(family, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def windows(family) -> Windows:
-    return Windows(96, MODEL_WINDOW if family == "sliding" else 16, 0.4)
+    return Windows(96, MODEL_WINDOW if family in SLIDING else 16, 0.4)
 
 
 def test_tokens_equal_the_cpu_reference_in_float32(start, folder, windows):

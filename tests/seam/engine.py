@@ -2,6 +2,7 @@
 
 from array import array
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from sglang.srt.managers import schedule_batch
@@ -27,12 +28,21 @@ from sglang_dynts.scheduling.capacity_state import ONE_TOKEN, CapacityState, Dec
 from sglang_dynts.scheduling.governor import Governor
 from sglang_dynts.scheduling.prefix_cache import DynTSRadixCache
 from sglang_dynts.scheduling.round import compact_requests
+from sglang_dynts.scheduling.slots.pools import pools_of
 
 CONFIG = DynTSConfig(budget=20, local_window=6, keep_ratio=0.5)  # k 7, T 13, period 7
 MARKERS = ThinkMarkers((1,), (2,))
 NUM_SLOTS, NUM_ROWS, MAX_LEN = 200, 4, 100
 PROMPT = [50, 51, 52, 53]
 OFF = {"dynts": {"enabled": False}}
+POOL: dict[str, Any] = {
+    "page_size": 1,
+    "dtype": torch.float32,
+    "head_num": 2,
+    "head_dim": 2,
+    "device": "cpu",
+    "enable_memory_saver": False,
+}
 
 
 class Runner:
@@ -42,28 +52,23 @@ class Runner:
 class Engine:
     """A scheduler's books for one request at a time: prefill, decode, compact, release."""
 
+    components: tuple[ComponentType, ...] = (ComponentType.FULL,)
+    sees: int | None = None
+    """Tokens before its own that a sliding layer sees, where these have a pool of their own."""
+
     def __init__(
         self, cache_class=DynTSRadixCache, disable: bool = False, step: DecodeStep = ONE_TOKEN
     ) -> None:
         self.rows = ReqToTokenPool(NUM_ROWS, MAX_LEN, "cpu", enable_memory_saver=False)
-        self.kv = MHATokenToKVPool(
-            NUM_SLOTS,
-            1,
-            torch.float32,
-            head_num=2,
-            head_dim=2,
-            layer_num=2,
-            device="cpu",
-            enable_memory_saver=False,
-        )
-        self.slots = TokenToKVPoolAllocator(NUM_SLOTS, torch.float32, "cpu", self.kv, need_sort=False)
+        self.kv, self.slots = self.make_pools()
         self.cache = cache_class(
             CacheInitParams(
                 disable=disable,
                 req_to_token_pool=self.rows,
                 token_to_kv_pool_allocator=self.slots,
                 page_size=1,
-                tree_components=(ComponentType.FULL,),
+                tree_components=self.components,
+                sliding_window_size=self.sees,
             )
         )
         runner = Runner()
@@ -76,9 +81,8 @@ class Engine:
         self.capacity = CapacityState(NUM_SLOTS, AnswerReserve(CONFIG.period // 2), step=step)
         policies = build_policies(ModelFacts(frozenset({5}), num_layers=2, num_kv_heads=2))
         copies = HostCopies(1 << 20)
-        self.governor = Governor(
-            CONFIG, MARKERS, policies, self.device, self.slots, self.capacity, copies
-        )
+        pools = pools_of(self.slots, self.sees)
+        self.governor = Governor(CONFIG, MARKERS, policies, self.device, pools, self.capacity, copies)
         self.cache.governor = self.governor
         self.scheduler = SimpleNamespace(
             tree_cache=self.cache,
@@ -90,6 +94,11 @@ class Engine:
             max_running_requests=NUM_ROWS,
             enable_overlap=False,
         )
+
+    def make_pools(self) -> tuple[Any, Any]:
+        """K and V, and the allocator of their slots."""
+        kv = MHATokenToKVPool(NUM_SLOTS, layer_num=2, **POOL)
+        return kv, TokenToKVPoolAllocator(NUM_SLOTS, torch.float32, "cpu", kv, need_sort=False)
 
     def prefill(self, tokens: list[int], custom: dict | None = None, chunk: int = MAX_LEN) -> Req:
         return self.admit(request(tokens, custom), chunk)

@@ -41,6 +41,7 @@ NOTHING_ASKED = {
     "lora_paths": None,
     "enable_strict_thinking": False,
     "attention_backend": None,
+    "moe_runner_backend": "auto",
     "tp_size": 1,
 }
 

@@ -102,6 +102,65 @@ def test_a_call_of_a_tool_ends_thinking_as_the_reasoning_parser_says(serve, pars
     assert not markers.starts_thinking(tokenizer.encode("<think> a </think>"))
 
 
+HARMONY = ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|call|>", "<|return|>")
+
+
+@pytest.fixture
+def harmony() -> PreTrainedTokenizerFast:
+    """A tokenizer that splits as that of gpt-oss, and a template that names its channels."""
+    tokenizer = words("system user assistant analysis commentary final a b c")
+    tokenizer.add_tokens(list(HARMONY), special_tokens=True)
+    tokenizer.chat_template = "<|start|>assistant<|channel|>analysis<|message|>"
+    return tokenizer
+
+
+@pytest.mark.parametrize("flags", [(), ("--reasoning-parser", "gpt-oss")], ids=["found", "named"])
+def test_the_channels_of_gpt_oss_are_known_without_a_flag(serve, harmony, flags):
+    serve(*DYNTS, *flags)
+    markers = resolve_markers(harmony)
+    assert harmony.decode(markers.opening) == "<|channel|> analysis <|message|>"
+    assert harmony.decode(markers.closing) == "<|end|>"
+    assert markers.control >= set(harmony.convert_tokens_to_ids(["<|start|>", "<|return|>", "<|call|>"]))
+    turn = "<|start|>system<|message|>a<|end|><|start|>user<|message|>a<|end|><|start|>assistant"
+    prompt = harmony.encode(turn)
+    assert not markers.starts_thinking(prompt)
+    assert markers.question_len(prompt) == len(prompt)
+
+
+def test_an_answer_of_gpt_oss_thinks_in_several_parts(serve, harmony):
+    """What comes between them, a call of a tool and its result among it, is no thinking."""
+    serve(*DYNTS)
+    tracker = ThinkingTracker(resolve_markers(harmony), False)
+    parts = [
+        ("<|channel|>analysis<|message|>", False),
+        ("a b", True),
+        ("<|end|><|start|>assistant<|channel|>commentary<|message|>c<|call|>", False),
+        ("<|start|>assistant<|channel|>analysis<|message|>", False),
+        ("a b c", True),
+        ("<|end|><|start|>assistant<|channel|>final<|message|>c<|return|>", False),
+    ]
+    expected = [thinks for text, thinks in parts for _ in harmony.encode(text)]
+    tracker.advance(harmony.encode("".join(text for text, _ in parts)))
+    answers = {place for span in tracker.answer_spans for place in range(*span)}
+    assert [place not in answers for place in range(len(expected))] == expected
+
+
+def test_an_answer_of_gpt_oss_that_does_not_think_is_an_answer(serve, harmony):
+    """A prompt without a turn leaves open whether thinking comes; the channel tells."""
+    serve(*DYNTS)
+    markers = resolve_markers(harmony)
+    assert markers.starts_thinking(harmony.encode("a b"))
+    for channel in ("final", "commentary"):
+        assert read(markers, harmony, f"<|channel|>{channel}<|message|>a b") == [(1, 5)]
+
+
+def test_a_model_with_both_kinds_of_markers_thinks_between_the_usual_ones(serve, harmony):
+    serve(*DYNTS)
+    harmony.add_tokens(["<think>", "</think>"])
+    markers = resolve_markers(harmony)
+    assert harmony.decode(markers.opening) == "<think>"
+
+
 HORIZON = " ".join(
     f"<ifm|{effort}> </ifm|{effort}>" for effort in ("think", "think_fast", "think_faster")
 )

@@ -270,6 +270,18 @@ def test_what_does_not_go_together_with_drafts_is_refused(cfg, model_config, fie
         refuse_speculation(cfg)
 
 
+def test_drafts_are_refused_where_sliding_layers_have_a_pool_of_their_own(cfg, monkeypatch):
+    monkeypatch.setattr("sglang_dynts.boot.model_kinds.mambaish_config", lambda _model: None)
+    gpt_oss = {"is_hybrid_swa": True, "hf_config": architecture("GptOssForCausalLM")}
+    with refuses(
+        "--speculative-algorithm EAGLE3 with a model whose sliding layers have a KV pool of "
+        "their own: drafts have not been tested there yet; drop the flag"
+    ):
+        refuse_unsupported(
+            changed(cfg, speculative_algorithm="EAGLE3"), Namespace(**(vars(PLAIN_MODEL) | gpt_oss))
+        )
+
+
 def test_a_stream_of_its_own_for_drafts_plans_is_refused(cfg):
     with (
         envs.SGLANG_ENABLE_OVERLAP_PLAN_STREAM.override(True),
@@ -433,7 +445,10 @@ MODEL_CASES = [
         "attention that chooses its tokens itself",
         {"hf_config": architecture("MiniMaxM3SparseForCausalLM")},
     ),
-    ("sliding layers in a KV pool of their own", {"is_hybrid_swa": True}),
+    (
+        "sliding layers in a KV pool of their own",
+        {"is_hybrid_swa": True, "hf_config": architecture("Step3p5ForCausalLM")},
+    ),
     ("chunked local attention", {"attention_chunk_size": 8192}),
     ("Mamba or linear attention", {"mamba": True}),
     ("an encoder", {"is_encoder_decoder": True}),
@@ -488,6 +503,7 @@ def test_a_plain_model_is_none_of_these(cfg, monkeypatch):
     for served in (
         {"attention_arch": AttentionArch.MLA},
         {"is_multimodal": True, "model_is_mrope": True},
+        {"is_hybrid_swa": True, "hf_config": architecture("GptOssForCausalLM")},
     ):
         refuse_unsupported(cfg, Namespace(**(vars(PLAIN_MODEL) | served)))
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sgl_dynts.thinking import ThinkingTracker
-from sglang_dynts.entry.host_copies import HostCopies, bytes_per_token
+from sglang_dynts.entry.host_copies import HostCopies, copy_bytes
 from sglang_dynts.scheduling.resume import allow_beyond_pool
 from sglang_dynts.scheduling.retraction import give_up_copy
 from tests.seam.engine import CONFIG, NUM_SLOTS, OFF, PROMPT, Engine, request, thoughts
@@ -163,14 +163,14 @@ def test_a_pause_that_recomputes_copies_only_what_the_pool_cannot_hold(engine):
 
 
 def limited(engine: Engine, num_tokens: int) -> None:
-    engine.governor.copies = HostCopies(num_tokens * bytes_per_token(engine.slots))
+    engine.governor.copies = HostCopies(copy_bytes(engine.governor.pools, num_tokens))
 
 
 def test_the_bound_on_host_memory_holds_and_what_can_be_computed_again_makes_room(engine):
     limited(engine, 20)
     first, second = compacted(engine), compacted(engine, 300)
     engine.retract(first)
-    assert engine.governor.copies.num_bytes == 13 * bytes_per_token(engine.slots)
+    assert engine.governor.copies.num_bytes == copy_bytes(engine.governor.pools, 13)
     engine.retract(second)
     assert engine.copied(first) is None
     assert engine.copied(second)

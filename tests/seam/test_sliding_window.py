@@ -21,10 +21,11 @@ class Runner:
 
     is_draft_worker = False
 
-    def __init__(self, *windows: int, told: int | None = None) -> None:
+    def __init__(self, *windows: int, told: int | None = None, two_pools: bool = False) -> None:
         layers = [RadixAttention(2, 8, 1.0, 2, i, sliding_window_size=w) for i, w in enumerate(windows)]
         self.model: Any = SimpleNamespace(modules=lambda: iter([object(), *layers]))
         self.sliding_window_size = told
+        self.model_config = SimpleNamespace(is_hybrid_swa=two_pools)
 
 
 @pytest.mark.parametrize(
@@ -36,8 +37,9 @@ class Runner:
         (Runner(23, -1, told=None), 23),
         (Runner(7, 23, -1, told=23), 23),
         (Runner(), 0),
+        (Runner(23, -1, told=23, two_pools=True), 24),  # the token in computation sees one more
     ],
-    ids=range(6),
+    ids=range(7),
 )
 def test_the_longest_window_of_a_layer_counts(runner, least):
     assert least_local_window(runner) == least

@@ -66,6 +66,10 @@ class HostCpuPlatform(CpuDeviceMixin, SRTPlatform):
         refuse_what_needs_a_gpu(server_args)
         if server_args.attention_backend is None:
             server_args.attention_backend = "torch_native"
+        if server_args.moe_runner_backend == "auto":
+            server_args.moe_runner_backend = (
+                "triton"  # torch here; gpt-oss's own choice lays weights out anew
+            )
         server_args.disable_custom_all_reduce = True
         choose_threads(server_args.tp_size)
 

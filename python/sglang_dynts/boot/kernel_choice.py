@@ -21,8 +21,10 @@ STARTED_BY_NAME = {"Exaone4ForCausalLM", "ExaoneMoEForCausalLM", "ExaoneMoeForCa
 def meant_by_dynts(device: str, model_config) -> str:
     """Return the kernels that ``--attention-backend dynts`` means.
 
-    FlashInfer knows no attention sinks, and SGLang wants other names for some models. On the host CPU
-    all names are torch.
+    FlashInfer's backend takes no attention sinks, and SGLang 0.5.23 wants other names for some models:
+    for gpt-oss ``arg_groups/model_hook.py:522`` lists those that it starts with, FlashInfer not among
+    them, and ``arg_groups/model_overrides/gpt_oss.py:29`` chooses fa3 on Hopper, trtllm_mha on Blackwell,
+    which has no page size of 1, and Triton elsewhere. On the host CPU all names are torch.
 
     Args:
         device: one of ``BASE_BACKENDS``.

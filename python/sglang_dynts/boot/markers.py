@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sglang.srt.parser.reasoning_parser import K2V3Detector, ReasoningParser
+from sglang.srt.parser.reasoning_parser import GptOssDetector, K2V3Detector, ReasoningParser
 from sglang.srt.runtime_context import get_context, get_serving
 from sglang.srt.sampling.sampling_params import get_request_reasoning_end_token_ids
 
@@ -17,6 +17,11 @@ logger = logging.getLogger(__name__)
 DEFAULT_START = "<think>"
 DEFAULT_END = "</think>"
 SEPARATORS = (".", ",", "?", "!", ";", ":", "\n", "\n\n")
+HARMONY_START, HARMONY_END = "<|channel|>analysis<|message|>", "<|end|>"
+HARMONY_SIGNS = ("<|channel|>", "<|message|>")
+"""By them a tokenizer or a template is known to be of OpenAI's harmony format: gpt-oss."""
+HARMONY_ANSWERS = ("<|channel|>final", "<|channel|>commentary")
+"""Parts of a harmony answer that are no thinking: what the user reads, and calls of tools."""
 AROUND_A_SEPARATOR = (("", ""), (" ", ""), ("", "\n"), ("", "\n\n"))
 
 
@@ -26,7 +31,7 @@ class Texts:
 
     ``end_ids`` are the tokens of ``end``, which only a reasoning parser knows: some are not what its text
     encodes to. ``others`` are pairs of opening and closing texts that a request may choose instead, and
-    ``interrupt`` ends thinking without a closing marker.
+    ``interrupt`` ends thinking without a closing marker, as do ``answers``, spelled in one way alone.
     """
 
     start: str
@@ -34,6 +39,7 @@ class Texts:
     end_ids: Sequence[int]
     others: tuple[tuple[str, str], ...] = ()
     interrupt: str | None = None
+    answers: tuple[str, ...] = ()
 
 
 def resolve_markers(tokenizer) -> ThinkMarkers:
@@ -50,10 +56,12 @@ def resolve_markers(tokenizer) -> ThinkMarkers:
     bag = get_context().config_bag(BACKEND_NAME)
     if not (bag.dynts_think_start or bag.dynts_think_end or _marks_thinking(tokenizer)):
         logger.warning(
-            "DynTS: neither tokenizer nor chat template has %s or %s, so all that the model generates "
-            "counts as thinking; name its markers with --dynts-think-start and --dynts-think-end",
+            "DynTS: neither tokenizer nor chat template has %s, %s or %s, so all that the model "
+            "generates counts as thinking; name its markers with --dynts-think-start and "
+            "--dynts-think-end",
             DEFAULT_START,
             DEFAULT_END,
+            HARMONY_START,
         )
         return ThinkMarkers((), ())
     texts = _parser_texts(tokenizer)
@@ -67,7 +75,7 @@ def resolve_markers(tokenizer) -> ThinkMarkers:
         closing,
         _spelled(tokenizer, start, opening, [one for one, _ in texts.others]),
         _spelled(tokenizer, end, closing, [one for _, one in texts.others]),
-        _interrupts(tokenizer, texts.interrupt, joins_tokens(tokenizer, end, closing)),
+        _interrupts(tokenizer, texts, joins_tokens(tokenizer, end, closing)),
         _control_ids(tokenizer) - {*opening, *closing},
     )
 
@@ -76,8 +84,23 @@ def _marks_thinking(tokenizer) -> bool:
     """Whether a reasoning parser, the tokenizer's own tokens or the chat template speak of thinking."""
     if get_serving().reasoning_parser:
         return True
-    told = f"{tokenizer.chat_template or ''} {' '.join(tokenizer.get_added_vocab())}"
+    return _has_usual_marks(tokenizer) or _is_harmony(tokenizer)
+
+
+def _has_usual_marks(tokenizer) -> bool:
+    told = _told(tokenizer)
     return DEFAULT_START in told or DEFAULT_END in told
+
+
+def _is_harmony(tokenizer) -> bool:
+    """Whether thinking is a channel of its own, as gpt-oss has it."""
+    told = _told(tokenizer)
+    return all(sign in told for sign in HARMONY_SIGNS)
+
+
+def _told(tokenizer) -> str:
+    """The chat template and the tokens that were added for it."""
+    return f"{tokenizer.chat_template or ''} {' '.join(tokenizer.get_added_vocab())}"
 
 
 def markers_of_request(params, markers: ThinkMarkers) -> ThinkMarkers:
@@ -124,9 +147,13 @@ def _control_ids(tokenizer) -> frozenset[int]:
 def _parser_texts(tokenizer) -> Texts:
     """Return what the reasoning parser says, else the usual texts."""
     name = get_serving().reasoning_parser
+    if not name and _is_harmony(tokenizer) and not _has_usual_marks(tokenizer):
+        return _harmony_texts(tokenizer)
     if not name:
         return Texts(DEFAULT_START, DEFAULT_END, _encode(tokenizer, DEFAULT_END))
     detector = ReasoningParser(model_type=name, stream_reasoning=False, tokenizer=tokenizer).detector
+    if isinstance(detector, GptOssDetector):
+        return _harmony_texts(tokenizer)
     end_ids = detector.get_think_end_token_ids(tokenizer)
     start, end, interrupt = (
         detector.think_start_token,
@@ -134,6 +161,12 @@ def _parser_texts(tokenizer) -> Texts:
         detector.tool_start_token,
     )
     return Texts(start, end, end_ids, _other_pairs(detector), interrupt)
+
+
+def _harmony_texts(tokenizer) -> Texts:
+    """Thinking runs in parts, with calls of tools in between, each part in the channel of analysis."""
+    ids = _encode(tokenizer, HARMONY_END)
+    return Texts(HARMONY_START, HARMONY_END, ids, answers=HARMONY_ANSWERS)
 
 
 def _other_pairs(detector) -> tuple[tuple[str, str], ...]:
@@ -154,9 +187,11 @@ def _spelled(tokenizer, text: str, ids: tuple[int, ...], others: Sequence[str]) 
     return () if found == (Marker.of_ids(ids),) else found
 
 
-def _interrupts(tokenizer, text: str | None, joins: bool) -> tuple[Marker, ...]:
-    found = find_beginning(tokenizer, text, joins) if text else None
-    return (found,) if found else ()
+def _interrupts(tokenizer, texts: Texts, joins: bool) -> tuple[Marker, ...]:
+    found = find_beginning(tokenizer, texts.interrupt, joins) if texts.interrupt else None
+    spelled = [_encode(tokenizer, text) for text in texts.answers]
+    answers = (Marker.of_ids(ids) for ids in spelled if _knows(tokenizer, ids))
+    return (found, *answers) if found else tuple(answers)
 
 
 def _encode(tokenizer, text: str) -> Sequence[int]:

@@ -61,6 +61,14 @@ SERVED_KINDS = (
         f"{_ON_CPU}; not yet on a GPU",
     ),
     ServedKind(
+        "sliding layers in a KV pool of their own, attention sinks",
+        "gpt-oss",
+        "fa3, Triton",
+        "a local window of 128 or more; `--swa-full-tokens-ratio 0.1`, see below",
+        "not measured",
+        f"{_ON_CPU}; not yet on a GPU",
+    ),
+    ServedKind(
         "latent attention (MLA), dense or with experts",
         "DeepSeek R1, V3 and V3.1, Kimi-K2, GLM-4.7-Flash",
         "FlashInfer MLA, fa3, Triton",
@@ -77,6 +85,13 @@ SERVED_KINDS = (
         f"{_ON_CPU}; not yet on a GPU",
     ),
 )
+
+WITH_TWO_POOLS = {"GptOssForCausalLM"}
+"""Architectures with sliding layers in a KV pool of their own that are served."""
+
+
+def _has_tested_pools(model) -> bool:
+    return not WITH_TWO_POOLS.isdisjoint(model.hf_config.architectures or ())
 
 
 def _chooses_tokens(model) -> bool:
@@ -99,9 +114,9 @@ REFUSED_KINDS = (
     ),
     RefusedKind(
         "sliding layers in a KV pool of their own",
-        "gpt-oss, MiMo-V2, Step-3.5, Gemma 4",
-        "a compaction frees slots of one pool alone",
-        lambda model: model.is_hybrid_swa,
+        "MiMo-V2, Step-3.5, Gemma 4",
+        "they have not been tested yet",
+        lambda model: model.is_hybrid_swa and not _has_tested_pools(model),
     ),
     RefusedKind(
         "Mamba or linear attention",

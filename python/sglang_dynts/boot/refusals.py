@@ -144,6 +144,12 @@ def refuse_unsupported(cfg, model_config) -> None:
         if refused.applies(model_config):
             raise ValueError(refused.message(cfg.model_path))
     _refuse_head_size(cfg, model_config.hf_config)
+    if model_config.is_hybrid_swa and cfg.speculative_algorithm is not None:
+        raise ValueError(
+            f"DynTS does not support --speculative-algorithm {cfg.speculative_algorithm} with a model "
+            "whose sliding layers have a KV pool of their own: drafts have not been tested there yet; "
+            "drop the flag"
+        )
     for variable, why in ENVIRONMENT_REFUSALS:
         if getattr(envs, variable).get():
             raise ValueError(f"DynTS does not support {variable}=1: {why}; unset it")

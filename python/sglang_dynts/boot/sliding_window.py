@@ -1,7 +1,8 @@
-"""Sliding layers in the pool of all layers: a compaction may drop only what they see no more.
+"""Sliding layers: a compaction may drop only what they see no more.
 
 Such layers attend to the newest tokens of the row that a compaction packs. These must be the newest of
-the text, so the local window must be as long as theirs.
+the text, so the local window must be as long as theirs. Where they have a KV pool of their own, it must
+be longer by one: a dropped token has no slot there, and the token in computation still sees one more.
 """
 
 from weakref import WeakKeyDictionary
@@ -33,7 +34,8 @@ def least_local_window(model_runner) -> int:
         layers = attention_layers(model_runner)
         longest = max((layer.sliding_window_size for layer in layers), default=0)
         told = model_runner.sliding_window_size or 0
-        _KNOWN[model_runner] = max(longest, told) if longest > 0 else 0
+        in_flight = int(model_runner.model_config.is_hybrid_swa)
+        _KNOWN[model_runner] = max(longest, told) + in_flight if longest > 0 else 0
     return _KNOWN[model_runner]
 
 

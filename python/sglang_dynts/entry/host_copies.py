@@ -1,7 +1,7 @@
 """Compacted KV in host memory: what a retracted request needs to go on where it was."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakSet
 
 import torch
@@ -13,7 +13,7 @@ from sgl_dynts.head_scores import HeadScores
 class HostCopy:
     """One request's window, without the newest token, which is computed again.
 
-    ``kv`` is what the allocator's ``get_cpu_copy`` gave for ``num_tokens`` slots in window order;
+    ``kv`` is what the KV pools' ``read`` gave for ``num_tokens`` slots in window order;
     ``scores`` is [num_tokens] float32 on the host; ``head_scores`` [layers, kv_heads, num_tokens],
     float32 too, where the server keeps them.
     """
@@ -67,8 +67,24 @@ class HostCopies:
         return copy
 
 
+class KvPools(Protocol):
+    """What holds K and V of slots."""
+
+    def read(self, slots: torch.Tensor) -> Any:
+        """Copy what is in these slots, [n] int64, to the host."""
+        ...
+
+    def write(self, copy: Any, slots: torch.Tensor) -> None:
+        """Write what :meth:`read` gave into as many slots."""
+        ...
+
+    def num_bytes(self, num_tokens: int) -> int:
+        """Bytes of a copy of so many tokens."""
+        ...
+
+
 def read_copy(
-    allocator,
+    pools: KvPools,
     slots: torch.Tensor,
     scores: torch.Tensor,
     head_scores: HeadScores | None = None,
@@ -77,22 +93,22 @@ def read_copy(
     """Copy slots to the host; waits for the device.
 
     Args:
-        allocator: SGLang's of the KV slots.
+        pools: of the server.
         slots: [num_tokens] int, in window order.
         scores: [num_slots] float32, of every slot.
         head_scores: of every slot by head, where the server keeps them.
         draft_pool: where a draft keeps its own K and V of the same slots, if it does.
     """
     slots = slots.long()
-    kv = allocator.get_cpu_copy(slots)
+    kv = pools.read(slots)
     by_head = None if head_scores is None else head_scores.read(slots).cpu()
     draft_kv = None if draft_pool is None else draft_pool.get_cpu_copy(slots)
-    num_bytes = len(slots) * bytes_per_token(allocator, head_scores, draft_pool)
+    num_bytes = copy_bytes(pools, len(slots), head_scores, draft_pool)
     return HostCopy(kv, scores[slots].cpu(), num_bytes, by_head, draft_kv)
 
 
 def write_copy(
-    allocator,
+    pools: KvPools,
     copy: HostCopy,
     slots: torch.Tensor,
     scores: torch.Tensor,
@@ -100,7 +116,7 @@ def write_copy(
     draft_pool: Any = None,
 ) -> None:
     """Write a copy into newly allocated slots: [copy.num_tokens] int64."""
-    allocator.load_cpu_copy(copy.kv, slots)
+    pools.write(copy.kv, slots)
     if copy.draft_kv is not None:
         draft_pool.load_cpu_copy(copy.draft_kv, slots)
     scores[slots] = copy.scores.to(scores.device)
@@ -109,14 +125,18 @@ def write_copy(
         head_scores.write(slots, copy.head_scores)
 
 
-def bytes_per_token(allocator, head_scores: HeadScores | None = None, draft_pool: Any = None) -> int:
-    """Bytes of one token's K, V and scores on this rank, a draft's K and V included."""
-    pools = [allocator.get_kvcache(), *([] if draft_pool is None else [draft_pool])]
-    more = 0 if head_scores is None else head_scores.bytes_per_token
-    return sum(_bytes_per_token(pool) for pool in pools) + 4 + more
+def copy_bytes(
+    pools: KvPools, num_tokens: int, head_scores: HeadScores | None = None, draft_pool: Any = None
+) -> int:
+    """Bytes of a copy of so many tokens on this rank: K, V and scores, a draft's K and V included."""
+    per_token = 4 if head_scores is None else 4 + head_scores.bytes_per_token
+    if draft_pool is not None:
+        per_token += bytes_per_token(draft_pool)
+    return pools.num_bytes(num_tokens) + num_tokens * per_token
 
 
-def _bytes_per_token(pool) -> int:
+def bytes_per_token(pool) -> int:
+    """Bytes of one token's K and V in one of SGLang's pools, on this rank."""
     sizes = pool.get_kv_size_bytes()  # of K and of V; of both in one where the pool keeps latents
     total = sum(sizes) if isinstance(sizes, tuple) else int(sizes)
     return total // (pool.size + pool.page_size)

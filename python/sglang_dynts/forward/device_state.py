@@ -19,7 +19,7 @@ from sgl_dynts.transfer import to_device
 from sglang_dynts.boot.configuration import arguments, is_enabled
 from sglang_dynts.boot.sliding_window import attention_layers
 from sglang_dynts.forward.head_moves import PendingMoves, movable_tensors
-from sglang_dynts.forward.kv_pools import refuse_unknown_pool
+from sglang_dynts.forward.kv_pools import is_compacted, num_slots, refuse_unknown_pool
 from sglang_dynts.forward.query_recorder import QueryRecorder, create_recorder
 from sglang_dynts.forward.received_attention import ReceivedAttention
 from sglang_dynts.seams import Process, check
@@ -78,7 +78,7 @@ class DeviceState:
         self.head_scores: HeadScores | None = None
         """What the predictor said, by head, where a policy may want it."""
         self.attention: list[RadixAttention] = []
-        """The model's attention layers, in order."""
+        """The model's attention layers that compactions reach, in order."""
         self.moves: PendingMoves | None = None
         """What compactions with sets per head move, where the pool allows it."""
 
@@ -193,21 +193,21 @@ def allocate(_result, model_runner) -> None:
     if model_runner.is_draft_worker:
         on_runner(model_runner).state = _state_of_rows(rows)
         return
-    num_slots = model_runner.token_to_kv_pool_allocator.size + 1
-    state = DeviceState(num_slots, rows.req_to_token)
-    state.attention = attention_layers(model_runner)
+    places = num_slots(model_runner.token_to_kv_pool_allocator) + 1
+    state = DeviceState(places, rows.req_to_token)
+    pool = model_runner.token_to_kv_pool
+    state.attention = [one for one in attention_layers(model_runner) if is_compacted(one, pool)]
     state.recorder = create_recorder(model_runner, len(state.table))
     if state.recorder is not None:
         layers = state.attention
-        pool = model_runner.token_to_kv_pool
         by_head = policies()[arguments().dynts_policy].sets is Sets.PER_HEAD
-        state.received = ReceivedAttention(layers, num_slots, pool, state.table, by_head=by_head)
+        state.received = ReceivedAttention(layers, places, pool, state.table, by_head=by_head)
     sums = state.received.by_head if state.received is not None else ()
     if arguments().dynts_calibrates and on_runner(model_runner).predictor is not None:
         heads = [layer.tp_k_head_num for layer in state.attention]
-        state.head_scores = HeadScores(num_slots, heads, state.table.device)
+        state.head_scores = HeadScores(places, heads, state.table.device)
     scores = state.head_scores.layers if state.head_scores is not None else ()
-    movable = movable_tensors(model_runner.token_to_kv_pool, sums, scores)
+    movable = movable_tensors(pool, sums, scores)
     if movable is not None:
         state.moves = PendingMoves(HeadBuffers.of(movable))
         state.moves.warm_up()

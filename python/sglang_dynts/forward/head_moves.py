@@ -7,7 +7,7 @@ import torch
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
 
 from sgl_dynts.head_sets import HeadBuffers, HeadMoves, move_heads
-from sglang_dynts.forward.kv_pools import keeps_by_head
+from sglang_dynts.forward.kv_pools import full_side, keeps_by_head
 
 
 class PendingMoves:
@@ -70,7 +70,7 @@ class PendingMoves:
 
 
 def movable_tensors(pool, *others: Sequence[torch.Tensor]) -> list[list[torch.Tensor]] | None:
-    """Return what SGLang's pool keeps of each token and head, layer by layer.
+    """Return what SGLang's pool keeps of each token and head, layer by layer; of two pools the full one.
 
     Args:
         pool: the KV pool.
@@ -79,6 +79,7 @@ def movable_tensors(pool, *others: Sequence[torch.Tensor]) -> list[list[torch.Te
     Returns:
         For each layer tensors [num_slots, kv_heads, ...]; None where K and V are stored otherwise.
     """
+    pool = full_side(pool)
     if type(pool) is MLATokenToKVPool:
         layers = [[latent] for latent in pool.kv_buffer]
     elif type(pool) is MHATokenToKVPool and not keeps_by_head(pool) and pool.k_scale_buffer is None:

@@ -1,6 +1,9 @@
 """SGLang's KV pools: which of them a compaction may free single tokens of."""
 
+from sglang.srt.layers.radix_attention import RadixAttention
+from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
+from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
 KNOWN = (MHATokenToKVPool, MLATokenToKVPool)
 """Pools in which a token is its slot, the same in every layer, and nothing else is kept of it."""
@@ -12,13 +15,32 @@ def refuse_unknown_pool(pool) -> None:
     Raises:
         ValueError: naming the pool.
     """
-    if type(pool) not in KNOWN:
+    sides = (pool.full_kv_pool, pool.swa_kv_pool) if type(pool) is SWAKVPool else (pool,)
+    unknown = [side for side in sides if type(side) not in KNOWN]
+    if unknown:
         raise ValueError(
-            f"DynTS does not know {type(pool).__name__}, SGLang's KV pool for this model, so single "
-            "tokens cannot be freed there; serve the model without DynTS"
+            f"DynTS does not know {type(unknown[0]).__name__}, SGLang's KV pool for this model, so "
+            "single tokens cannot be freed there; serve the model without DynTS"
         )
 
 
 def keeps_by_head(pool) -> bool:
     """Whether a pool keeps K and V by head first, where no token can be named by its slot."""
-    return isinstance(pool, MHATokenToKVPool) and pool.use_hnd
+    side = full_side(pool)
+    return isinstance(side, MHATokenToKVPool) and side.use_hnd
+
+
+def full_side(pool):
+    """Return the pool of the layers that a compaction reaches: of two pools that of full attention."""
+    return pool.full_kv_pool if isinstance(pool, SWAKVPool) else pool
+
+
+def is_compacted(layer: RadixAttention, pool) -> bool:
+    """Whether a compaction reaches a layer: not one that slides in a pool of its own."""
+    return not isinstance(pool, SWAKVPool) or not pool.layers_mapping[layer.layer_id][1]
+
+
+def num_slots(allocator) -> int:
+    """Slots that rows may name, the padding slot 0 not counted: of two pools those of full attention."""
+    is_two = isinstance(allocator, SWATokenToKVPoolAllocator)
+    return allocator.size_full if is_two else allocator.size

@@ -33,6 +33,7 @@ def compact(governor: Governor, scheduler, batch, chosen: list[Chosen]) -> None:
     """
     reqs = [batch.reqs[one.index] for one in chosen]
     cuts = [one.cut for one in chosen]
+    governor.pools.prepare(scheduler.tree_cache, reqs)
     with_spares = [_with_spares(req, cut) for req, cut in zip(reqs, cuts, strict=True)]
     plan = plan_compaction([req.kv.req_pool_idx for req in reqs], with_spares)
     device, work = governor.device, governor.device_work
@@ -50,7 +51,7 @@ def compact(governor: Governor, scheduler, batch, chosen: list[Chosen]) -> None:
         done = Compaction(one.cut, one.early, slots[: one.cut.window_len])
         _log_drops(governor, req, done)
         governor.record(req, done)
-    governor.allocator.free(freed)
+    governor.pools.give_back(reqs, cuts, freed)
 
 
 def slots_of(table: torch.Tensor, plan: CompactionPlan) -> torch.Tensor:

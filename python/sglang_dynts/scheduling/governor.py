@@ -27,6 +27,7 @@ from sglang_dynts.entry.token_log import TokenLog, read_new
 from sglang_dynts.forward.device_state import DeviceState
 from sglang_dynts.forward.queries.known import KnownQueries
 from sglang_dynts.scheduling.capacity_state import CapacityState
+from sglang_dynts.scheduling.slots.pools import OnePool
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Governor:
     """Owns all that DynTS knows on a scheduler's side; made once, when the scheduler starts.
 
     ``config`` are the windows of requests that name none. ``device`` is what forwards share with it,
-    ``allocator`` SGLang's of the KV slots. ``table`` has a line of lengths for each running request.
+    ``pools`` are SGLang's of the KV slots. ``table`` has a line of lengths for each running request.
     ``lost`` holds retracted requests that can be neither resumed nor computed again; ``compacted_now``
     the requests that this iteration's round compacted, and ``settled`` the result that it processed
     before SGLang would. ``running_reqs`` returns those of the running batch.
@@ -62,7 +63,7 @@ class Governor:
         markers: ThinkMarkers,
         policies: dict[str, Policy],
         device: DeviceState,
-        allocator: Any,
+        pools: OnePool,
         capacity: CapacityState,
         copies: HostCopies,
     ) -> None:
@@ -70,7 +71,7 @@ class Governor:
         self.markers = markers
         self.policies = policies
         self.device = device
-        self.allocator = allocator
+        self.pools = pools
         self.capacity = capacity
         self.copies = copies
         self.table = WindowTable(len(device.table))

@@ -65,7 +65,7 @@ def _candidates(governor: Governor, req, cut: Cut, held: torch.Tensor, policy: P
         question,
         partial(_views, governor, req.kv.req_pool_idx, seq_len, cut.local_window, held),
         partial(_received, governor, slots, policy.sets),
-        partial(held_layers, governor.device.attention, held[:-1], governor.allocator.get_kvcache()),
+        partial(held_layers, governor.device.attention, held[:-1], governor.pools.kv),
         partial(_predicted, governor, slots),
         newest=seq_len - 2,
     )
@@ -95,7 +95,7 @@ def _views(
 ) -> Iterator[LayerView]:
     recorder = governor.device.recorder
     assert recorder is not None, "a policy that needs queries was accepted by a server without them"
-    return recorder.views(row, seq_len, local_window, held, governor.allocator.get_kvcache())
+    return recorder.views(row, seq_len, local_window, held, governor.pools.kv)
 
 
 def _predicted(governor: Governor, slots: torch.Tensor) -> torch.Tensor:

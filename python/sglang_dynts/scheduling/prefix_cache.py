@@ -3,10 +3,11 @@
 from dataclasses import replace
 
 import torch
+from sglang.srt.environ import envs
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
-from sglang.srt.mem_cache.allocation import alloc_token_slots
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.registry import create_unified_radix_cache
+from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
 from sglang_dynts.entry.governed_request import GovernedRequest
@@ -35,7 +36,10 @@ class DynTSRadixCache(Governed, UnifiedRadixCache):
     def checkpoint(self, req, *, up_to: int, **kwargs) -> None:
         """Insert a request's row into the tree up to what may be shared."""
         governed = self._governor.governed(req)
-        super().checkpoint(req, up_to=min(up_to, _shareable_len(req, governed)), **kwargs)
+        limit = min(up_to, _shareable_len(req, governed))
+        if self.supports_swa():
+            limit = self._limit_in_sight(req, limit)
+        super().checkpoint(req, up_to=limit, **kwargs)
         if governed.num_resumptions:
             build_fill_ids_anew(req)
 
@@ -54,7 +58,7 @@ class DynTSRadixCache(Governed, UnifiedRadixCache):
         copy = self._governor.governed(req).copy
         if copy is None:
             return super().prefix_device_indices(req)
-        slots = alloc_token_slots(self, copy.num_tokens)
+        slots = self._governor.pools.take_for_copy(self, req, copy.num_tokens)
         bring_back(self._governor, req, slots)
         return slots
 
@@ -62,6 +66,21 @@ class DynTSRadixCache(Governed, UnifiedRadixCache):
         """Start loading prefixes from the host, after pending moves read the slots they come to."""
         self._governor.device.settle_moves()
         return super().ready_to_load_host_cache()
+
+    def evict_sliding_windows(self, req, pre_len: int, *, eviction_interval: int = 1) -> None:
+        """Slide a request's windows: SGLang counts tokens seen, its row has those that are held.
+
+        SGLang compares the two to find out when it is time, so of a compacted request it thinks that it
+        always is.
+        """
+        dropped = self._governor.governed(req).dropped
+        if dropped:
+            eviction_interval = max(eviction_interval, envs.SGLANG_SWA_EVICTION_INTERVAL.get())
+        super().evict_sliding_windows(req, pre_len - dropped, eviction_interval=eviction_interval)
+
+    def slide(self, req, held: int) -> None:
+        """Slide a request's windows now, up to what a token behind ``held`` columns of its row sees."""
+        super().evict_sliding_windows(req, held)
 
     def on_release(self, req, *, checkpointed: bool) -> None:
         """Close a request's window when its row is given back; without a copy it starts anew."""
@@ -78,6 +97,16 @@ class DynTSRadixCache(Governed, UnifiedRadixCache):
     def _governor(self) -> Governor:
         assert self.governor is not None, "the cache is asked before the scheduler has started"
         return self.governor
+
+    def _limit_in_sight(self, req, limit: int) -> int:
+        """Where the window has slid past what was to be shared, share no more than is shared already.
+
+        Nobody could go on from there: its sliding layers hold no K and V of the tokens before it.
+        """
+        window = self.swa_retain_window
+        assert window is not None, "sliding layers have a window"
+        slid = req.kv.get_evicted_seqlen(ComponentType.SWA)
+        return limit if slid <= max(0, limit - window) else min(limit, req.kv.cache_protected_len)
 
     def _learn_answer(self, req, governed: GovernedRequest) -> None:
         window = governed.window

@@ -8,7 +8,7 @@ import torch
 from sgl_dynts.policies import Sets
 from sgl_dynts.window import RequestWindow
 from sglang_dynts.entry.governed_request import GovernedRequest
-from sglang_dynts.entry.host_copies import bytes_per_token, read_copy, write_copy
+from sglang_dynts.entry.host_copies import copy_bytes, read_copy, write_copy
 from sglang_dynts.scheduling.governor import Compaction, Governor, seen_len
 
 
@@ -48,10 +48,10 @@ def copy_to_host(governor: Governor, req) -> bool:
         return False
     num_tokens = _held_len(req, window) - 1
     extras = device.head_scores, device.draft_pool
-    if not _make_room(governor, num_tokens * bytes_per_token(governor.allocator, *extras)):
+    if not _make_room(governor, copy_bytes(governor.pools, num_tokens, *extras)):
         return False
     device.settle_moves()
-    copy = read_copy(governor.allocator, row[:num_tokens], device.scores.scores, *extras)
+    copy = read_copy(governor.pools, row[:num_tokens], device.scores.scores, *extras)
     governor.copies.give(governed, copy)
     return True
 
@@ -78,7 +78,7 @@ def bring_back(governor: Governor, req, slots: torch.Tensor) -> None:
     device = governor.device
     device.settle_moves()  # the new slots may be ones that pending moves still read
     extras = device.head_scores, device.draft_pool
-    write_copy(governor.allocator, copy, slots, device.scores.scores, *extras)
+    write_copy(governor.pools, copy, slots, device.scores.scores, *extras)
     device.resumed[req] = governed.own_window.dropped
     governed.num_resumptions += 1
     governor.tally.resumed()

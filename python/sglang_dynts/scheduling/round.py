@@ -37,7 +37,7 @@ def compact_requests(scheduler, running_batch) -> None:
         abort_lost(scheduler, governor.lost)
     if not running_batch.reqs:
         return
-    demand = _demand(scheduler, capacity, running_batch)
+    demand = _demand(scheduler, governor, running_batch)
     calm = capacity.pass_calm_round(running_batch.req_pool_indices_cpu, demand.waiting)
     if calm and not demand.is_tight:
         _reopen_admission(capacity, running_batch, demand.free)
@@ -47,23 +47,25 @@ def compact_requests(scheduler, running_batch) -> None:
         settle(scheduler, governor, running_batch)
         if not running_batch.reqs:
             return
-        demand = _demand(scheduler, capacity, running_batch)
+        demand = _demand(scheduler, governor, running_batch)
         look = Round(scheduler, governor, running_batch, in_flight=0)
     look.run(demand)
 
 
-def _demand(scheduler, capacity: CapacityState, batch) -> Demand:
+def _demand(scheduler, governor: Governor, batch) -> Demand:
     """What the next step takes, in slots; the prefix cache is only asked when it matters."""
+    capacity, pools = governor.capacity, governor.pools
     step = _step_len(capacity, batch)
     waiting = batch.batch_is_full and len(scheduler.waiting_queue) > 0
     waiting = waiting and capacity.elastic and len(batch.reqs) < scheduler.max_running_requests
     chunked = scheduler.chunked_req
     if chunked is not None:
         step += len(chunked.full_untruncated_fill_ids) - chunked.extend_end
+    pools.make_room(scheduler.tree_cache, batch.reqs, step)
     wanted = capacity.wanted
-    free = scheduler.token_to_kv_pool_allocator.available_size()
+    free = pools.num_free()
     if free <= step + wanted:
-        free += scheduler.tree_cache.evictable_size()
+        free += pools.num_evictable(scheduler.tree_cache)
     return Demand(free, step, wanted, waiting)
 
 

@@ -13,15 +13,19 @@ from sgl_dynts.policies import ModelFacts, build_policies, policies
 from sgl_dynts.thinking import ThinkMarkers
 from sglang_dynts.boot.configuration import arguments, is_enabled, server_config
 from sglang_dynts.boot.markers import resolve_markers, separator_ids
-from sglang_dynts.entry.host_copies import HostCopies, bytes_per_token
+from sglang_dynts.entry.host_copies import HostCopies, copy_bytes
 from sglang_dynts.forward.device_state import DeviceState, state_of
 from sglang_dynts.forward.kv_pools import keeps_by_head
 from sglang_dynts.forward.queries.known import know_queries
 from sglang_dynts.scheduling.capacity_state import CapacityState, DecodeStep
 from sglang_dynts.scheduling.governor import Governor
 from sglang_dynts.scheduling.prefix_cache import DynTSRadixCache
+from sglang_dynts.scheduling.slots.pools import OnePool, TwoPools, pools_of
 
 logger = logging.getLogger(__name__)
+
+LARGE_SHARE = 0.3
+"""Of the sliding pool's slots to the full one's, from which on the start says so."""
 
 
 def start(scheduler) -> None:
@@ -52,7 +56,8 @@ def _choose_policies(scheduler, governor: Governor, tokenizer) -> None:
 
 
 def _new_governor(scheduler, tokenizer) -> Governor:
-    config, allocator = server_config(), scheduler.token_to_kv_pool_allocator
+    config, cache = server_config(), scheduler.tree_cache
+    pools = pools_of(scheduler.token_to_kv_pool_allocator, cache.swa_retain_window)
     device = state_of(scheduler.tp_worker.model_runner)
     assert device is not None, "a server with DynTS has its device state"
     if scheduler.enable_overlap and device.moves is not None and device.table.is_cuda:
@@ -63,12 +68,26 @@ def _new_governor(scheduler, tokenizer) -> Governor:
         resolve_markers(tokenizer),
         {},
         device,
-        allocator,
-        CapacityState(allocator.size, answers, not arguments().dynts_disable_elastic, _decode_step()),
-        _new_copies(allocator, config, device),
+        pools,
+        CapacityState(pools.num_slots, answers, not arguments().dynts_disable_elastic, _decode_step()),
+        _new_copies(pools, config, device),
     )
     governor.running_reqs = lambda: scheduler.running_batch.reqs
+    if isinstance(pools, TwoPools):
+        recommend_ratio(pools)
     return governor
+
+
+def recommend_ratio(pools: TwoPools) -> None:
+    """Say that a smaller sliding pool would do: what requests hold there does not grow."""
+    sliding, full = pools.allocator.size_swa, pools.num_slots
+    if sliding > LARGE_SHARE * full:
+        logger.info(
+            "DynTS: the KV pool of sliding layers has %d slots, that of full layers %d. Compactions make "
+            "room in the second alone; --swa-full-tokens-ratio 0.1 makes it larger",
+            sliding,
+            full,
+        )
 
 
 def _decode_step() -> DecodeStep:
@@ -100,7 +119,7 @@ def _first_head(scheduler) -> int:
     return parallel.attn_tp_rank * total // parallel.attn_tp_size
 
 
-def _new_copies(allocator, config: DynTSConfig, device: DeviceState) -> HostCopies:
+def _new_copies(pools: OnePool, config: DynTSConfig, device: DeviceState) -> HostCopies:
     """Refuse a bound that holds no window, and a KV pool whose tokens cannot be copied.
 
     Raises:
@@ -109,13 +128,13 @@ def _new_copies(allocator, config: DynTSConfig, device: DeviceState) -> HostCopi
     copies = HostCopies(int(arguments().dynts_host_memory_gb * (1 << 30)))
     if not copies.max_bytes:
         return copies
-    needed = config.budget * bytes_per_token(allocator, device.head_scores, device.draft_pool)
+    needed = copy_bytes(pools, config.budget, device.head_scores, device.draft_pool)
     if copies.max_bytes < needed:
         raise ValueError(
             f"--dynts-host-memory-gb {copies.max_bytes / (1 << 30):g} does not hold one window of "
             f"{config.budget} tokens: give {needed / (1 << 30):.3g} or more, or 0 to keep no copies"
         )
-    if keeps_by_head(allocator.get_kvcache()):
+    if keeps_by_head(pools.kv):
         raise ValueError(
             "SGLANG_USE_HND_KVCACHE keeps K and V by head, which cannot be copied by token: unset it, "
             "or give --dynts-host-memory-gb 0 to keep no copies of retracted requests"

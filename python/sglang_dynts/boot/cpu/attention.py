@@ -20,21 +20,11 @@ class HostCpuAttention(TorchNativeAttnBackend):
     def forward_extend(
         self, q, k, v, layer: RadixAttention, forward_batch, save_kv_cache=True, sinks=None, **_kwargs
     ) -> torch.Tensor:
-        """Attention of a prefill's new tokens, or of drafts: [num_tokens, query_heads * v_head_dim].
-
-        Raises:
-            ValueError: drafts for a layer whose attention SGLang's torch kernels do not know.
-        """
+        """Attention of a prefill's new tokens, or of drafts: [num_tokens, query_heads * v_head_dim]."""
         mode = forward_batch.forward_mode
-        if mode.is_target_verify() or mode.is_draft_extend_v2():
-            if not self._is_served_upstream(layer, sinks):
-                raise ValueError(
-                    "--speculative-algorithm: drafts for capped logits, attention sinks or sliding "
-                    "layers in a pool of their own are not served on a CPU; drop the flag, or use a GPU"
-                )
-            return super().forward_extend(
-                q, k, v, layer, forward_batch, save_kv_cache
-            )  # hooked for drafts
+        if mode.is_target_verify() or mode.is_draft_extend_v2():  # hooked for drafts
+            told = {} if sinks is None else {"sinks": sinks}
+            return super().forward_extend(q, k, v, layer, forward_batch, save_kv_cache, **told)
         has_prefix = any(forward_batch.extend_prefix_lens_cpu)
         given = None if k is None or save_kv_cache or has_prefix else (k, v)
         if given is None and self._is_served_upstream(layer, sinks):
@@ -95,8 +85,8 @@ def _attend_all(queries, keys, values, layer: RadixAttention, sinks) -> torch.Te
     return torch.cat(parts).view(-1, layer.tp_q_head_num * layer.v_head_dim)
 
 
-def attend(query, keys, values, layer: RadixAttention, sinks=None) -> torch.Tensor:
-    """Causal attention of one request's newest tokens.
+def attend(query, keys, values, layer: RadixAttention, sinks=None, seen=None) -> torch.Tensor:
+    """Causal attention of one request's newest tokens, or what ``seen`` says.
 
     Args:
         query: [n, query_heads, head_dim], of the last n of the m tokens.
@@ -104,6 +94,7 @@ def attend(query, keys, values, layer: RadixAttention, sinks=None) -> torch.Tens
         values: [m, kv_heads, v_head_dim].
         layer: its scale, cap of the logits and sliding window, -1 for none.
         sinks: [query_heads], a logit of each head that takes its share and gives nothing.
+        seen: [n, m] bool, which keys each query sees, its layer's window aside; default: up to its own.
 
     Returns:
         [n, query_heads, v_head_dim] in the query's dtype.
@@ -113,7 +104,9 @@ def attend(query, keys, values, layer: RadixAttention, sinks=None) -> torch.Tens
     logits = torch.einsum("nhd,mhd->hnm", query, keys) * layer.scaling
     if layer.logit_cap:
         logits = layer.logit_cap * torch.tanh(logits / layer.logit_cap)
-    logits = logits.masked_fill(~_seen(num, len(keys), layer.sliding_window_size), -torch.inf)
+    if seen is None:
+        seen = _seen(num, len(keys), layer.sliding_window_size)
+    logits = logits.masked_fill(~seen, -torch.inf)
     if sinks is not None:
         column = sinks.to(logits.dtype).view(-1, 1, 1).expand(-1, num, 1)
         logits = torch.cat([logits, column], -1)

@@ -12,6 +12,7 @@ from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.plugins.hook_registry import HookType
 
 from sglang_dynts import seams
+from sglang_dynts.boot.cpu.attention import attend
 from sglang_dynts.seams import Seam
 
 FULL_MASK = 0
@@ -202,7 +203,9 @@ def move_with_torch(pool) -> None:
     pool._kv_copy_config = None
 
 
-def attend_to_drafts(original, backend, q, k, v, layer, forward_batch, save_kv_cache=True, **kwargs):
+def attend_to_drafts(
+    original, backend, q, k, v, layer, forward_batch, save_kv_cache=True, sinks=None, **kwargs
+):
     """AROUND TorchNativeAttnBackend.forward_extend: tokens of a draft see their own branch alone."""
     mode = forward_batch.forward_mode
     num_tokens = len(q) // max(1, len(forward_batch.seq_lens))
@@ -223,7 +226,8 @@ def attend_to_drafts(original, backend, q, k, v, layer, forward_batch, save_kv_c
         if mask is not None:
             sees = mask[read : read + num_tokens * width].view(num_tokens, width).bool()
             read += num_tokens * width
-        outputs.append(_attend(backend, layer, query, _slots(backend, row, 0, width), sees))
+        sees = in_window(sees, length, layer.sliding_window_size)
+        outputs.append(_attend(backend, layer, query, _slots(backend, row, 0, width), sinks, sees))
     return torch.cat(outputs).view(len(q), -1)
 
 
@@ -235,20 +239,25 @@ def _slots(backend: Any, row: int, start: int, end: int) -> torch.Tensor:
     return backend.req_to_token_pool.req_to_token[row, start:end].long()
 
 
-def _attend(backend: Any, layer, query, slots, sees=None) -> torch.Tensor:
+def in_window(sees: torch.Tensor, length: int, window: int) -> torch.Tensor:
+    """Hide from a draft's tokens what is out of their layer's sliding window.
+
+    Args:
+        sees: [n, length + n] bool, what each token sees of the window and of the draft, itself included.
+        length: of the window.
+        window: tokens before its own that a token sees, less than 0 for all.
+    """
+    if window < 0:
+        return sees
+    own = sees[:, length:].sum(1) + length - 1  # its position: the branch up to it is all it sees there
+    return sees & (torch.cat((torch.arange(length), own)) >= own[:, None] - window)
+
+
+def _attend(backend: Any, layer, query, slots, sinks=None, sees=None) -> torch.Tensor:
     """Attend from [n, heads, head_dim] queries to the slots that they see; as many outputs."""
     pool = backend.token_to_kv_pool
-    keys = pool.get_key_buffer(layer.layer_id)[slots].to(query.dtype)
-    values = pool.get_value_buffer(layer.layer_id)[slots].to(query.dtype)
-    output = torch.nn.functional.scaled_dot_product_attention(
-        query.transpose(0, 1),
-        keys.transpose(0, 1),
-        values.transpose(0, 1),
-        attn_mask=sees,
-        scale=layer.scaling,
-        enable_gqa=layer.tp_q_head_num != layer.tp_k_head_num,
-    )
-    return output.transpose(0, 1)
+    keys, values = pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
+    return attend(query, keys[slots], values[slots], layer, sinks, sees)
 
 
 class DraftStepBackend(TorchNativeAttnBackend):
@@ -258,7 +267,9 @@ class DraftStepBackend(TorchNativeAttnBackend):
         super().__init__(model_runner)
         self.step, self.num_steps = step, num_steps
 
-    def forward_decode(self, q, k, v, layer, forward_batch, save_kv_cache=True):
+    def forward_decode(
+        self, q, k, v, layer, forward_batch, save_kv_cache=True, sinks=None, **_kwargs
+    ) -> torch.Tensor:
         """Write this step's K and V, and attend: [requests * branches, heads * head_dim]."""
         _write(self, layer, forward_batch, k, v)
         rows, lens = forward_batch.req_pool_indices.tolist(), forward_batch.seq_lens.tolist()
@@ -271,7 +282,7 @@ class DraftStepBackend(TorchNativeAttnBackend):
             slots = torch.cat(
                 (_slots(self, row, 0, length), _slots(self, row, first, first + self.step + 1))
             )
-            outputs.append(_attend(self, layer, query, slots))
+            outputs.append(_attend(self, layer, query, slots, sinks))
         return torch.cat(outputs).view(len(q), -1)
 
 

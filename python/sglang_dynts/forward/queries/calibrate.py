@@ -14,6 +14,7 @@ from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from sgl_dynts.expected_attention import QueryMoments, QueryStatistics, Rotation
+from sglang_dynts.forward.kv_pools import is_compacted
 from sglang_dynts.names import BACKEND_NAME
 
 LONGEST_CHUNK = 1024
@@ -47,10 +48,10 @@ def calibrate(scheduler, token_ids: Sequence[int]) -> list[QueryStatistics]:
         token_ids: at least two, as long as one likes.
 
     Returns:
-        The statistics of every attention layer on this rank, float32 on its device.
+        The statistics of every layer that compactions reach on this rank, float32 on its device.
     """
     model_runner = scheduler.tp_worker.model_runner
-    layers = [QueryCounter(layer, rotation) for layer, rotation in rotated_layers(model_runner.model)]
+    layers = [QueryCounter(layer, rotation) for layer, rotation in judged_layers(model_runner)]
     with ExitStack() as hooks:
         hooks.enter_context(without_prefill_graphs(model_runner))
         for one in layers:
@@ -115,6 +116,21 @@ def read(scheduler, token_ids: Sequence[int]) -> None:
         model_runner.forward(forward_batch)
     finally:
         release_kv_cache(req, scheduler.tree_cache, checkpoint=False)
+
+
+def judged_layers(model_runner) -> Iterator[tuple[RadixAttention, Rotation]]:
+    """Yield the attention layers that compactions reach, each with its rotation.
+
+    Args:
+        model_runner: SGLang's, its pools allocated.
+
+    Raises:
+        ValueError: how a layer rotates is not known.
+    """
+    pool = model_runner.token_to_kv_pool
+    for layer, rotation in rotated_layers(model_runner.model):
+        if is_compacted(layer, pool):
+            yield layer, rotation
 
 
 def rotated_layers(model: torch.nn.Module) -> Iterator[tuple[RadixAttention, Rotation]]:

@@ -24,7 +24,7 @@ from sgl_dynts.calibration import (
 from sgl_dynts.expected_attention import LayerQueries, Rotation
 from sglang_dynts.boot.configuration import arguments
 from sglang_dynts.boot.predictor_files import local_model_folder
-from sglang_dynts.forward.queries.calibrate import calibrate, rotated_layers
+from sglang_dynts.forward.queries.calibrate import calibrate, judged_layers
 
 LEAST_TOKENS, MOST_TOKENS = 1000, 1 << 15
 """Of a text; what follows is not read. Its covariance has to be that of some 128 numbers."""
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class KnownQueries:
-    """What each attention layer of this rank will ask, and where that is known from."""
+    """What each layer that compactions reach will ask, and where that is known from."""
 
     layers: tuple[LayerQueries, ...]
     facts: dict[str, Any]
@@ -53,7 +53,7 @@ def know_queries(scheduler, tokenizer) -> KnownQueries:
     Raises:
         ValueError: the text cannot be read or is too short, or how the model rotates is not known.
     """
-    layers = list(rotated_layers(scheduler.tp_worker.model_runner.model))
+    layers = list(judged_layers(scheduler.tp_worker.model_runner))
     text = calibration_text(arguments().dynts_calibration_text)
     places, fingerprint = _places(text)
     found = find_calibration(places, fingerprint)
