@@ -508,6 +508,17 @@ def test_a_plain_model_is_none_of_these(cfg, monkeypatch):
         refuse_unsupported(cfg, Namespace(**(vars(PLAIN_MODEL) | served)))
 
 
+@pytest.mark.parametrize("field", ["speculative_algorithm", "enable_hierarchical_cache"])
+def test_what_was_not_tested_beside_two_pools_is_refused(cfg, monkeypatch, field):
+    monkeypatch.setattr("sglang_dynts.boot.model_kinds.mambaish_config", lambda _model: None)
+    two = {"is_hybrid_swa": True, "hf_config": architecture("GptOssForCausalLM")}
+    asked = "NGRAM" if field == "speculative_algorithm" else True
+    flag = f"--{field.replace('_', '-')}{' NGRAM' if asked == 'NGRAM' else ''}"
+    given = Namespace(**(vars(cfg) | {field: asked}))
+    with pytest.raises(ValueError, match=f"support {flag} with a model whose sliding layers .*drop the"):
+        refuse_unsupported(given, Namespace(**(vars(PLAIN_MODEL) | two)))
+
+
 def test_nothing_is_refused_of_a_server_without_dynts(view):
     cfg = view("--attention-backend", "torch_native", "--page-size", "16", "--enable-streaming-session")
     assert (cfg.enable_dynts, cfg.page_size) == (False, 16)

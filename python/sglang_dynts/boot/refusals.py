@@ -144,12 +144,8 @@ def refuse_unsupported(cfg, model_config) -> None:
         if refused.applies(model_config):
             raise ValueError(refused.message(cfg.model_path))
     _refuse_head_size(cfg, model_config.hf_config)
-    if model_config.is_hybrid_swa and cfg.speculative_algorithm is not None:
-        raise ValueError(
-            f"DynTS does not support --speculative-algorithm {cfg.speculative_algorithm} with a model "
-            "whose sliding layers have a KV pool of their own: drafts have not been tested there yet; "
-            "drop the flag"
-        )
+    if model_config.is_hybrid_swa:
+        _refuse_beside_two_pools(cfg)
     for variable, why in ENVIRONMENT_REFUSALS:
         if getattr(envs, variable).get():
             raise ValueError(f"DynTS does not support {variable}=1: {why}; unset it")
@@ -212,6 +208,18 @@ def refuse_speculation(cfg) -> None:
         raise ValueError(
             f"DynTS does not support SGLANG_ENABLE_OVERLAP_PLAN_STREAM=1 with {asked}: positions are "
             "read there on a stream that no compaction waits for; unset it"
+        )
+
+
+def _refuse_beside_two_pools(cfg) -> None:
+    asked = {
+        f"--speculative-algorithm {cfg.speculative_algorithm}": cfg.speculative_algorithm is not None,
+        "--enable-hierarchical-cache": cfg.enable_hierarchical_cache,
+    }
+    for flag in [flag for flag, is_given in asked.items() if is_given]:
+        raise ValueError(
+            f"DynTS does not support {flag} with a model whose sliding layers have a KV pool of their "
+            "own: the two have not been tested together yet; drop the flag"
         )
 
 
