@@ -82,20 +82,21 @@ def settle(scheduler, governor: Governor, running_batch) -> None:
     batch, result = scheduler.result_queue[-1]
     scheduler.process_batch_result(batch, result)
     governor.settled, batch.reqs = result, []
-    _forget_accepted(running_batch.spec_info)
+    _forget_accepted(scheduler.future_map, batch.req_pool_indices)
     num_running = running_batch.batch_size()
     running_batch.filter_batch()  # as SGLang does right before a round
     if running_batch.batch_size() < num_running:
         running_batch.batch_is_full = False
 
 
-def _forget_accepted(spec_info) -> None:
-    """Let SGLang's n-grams not add what is in the requests' outputs already, as it does with overlap.
+def _forget_accepted(future_map, rows: torch.Tensor) -> None:
+    """Let SGLang's n-grams not add to the outputs of some rows what is in them already.
 
-    Else they look for what follows tokens that stand twice, and learn them so.
+    With overlap it adds what the verification before accepted. Else it would look for what follows tokens
+    that stand twice, and learn them so.
     """
-    if getattr(spec_info, "accept_tokens", None) is not None:
-        spec_info.accept_lens = torch.zeros_like(spec_info.accept_lens)
+    if future_map.spec_algo.is_ngram() and future_map.accept_lens_buf is not None:
+        future_map.accept_lens_buf[rows] = 0
 
 
 def skip_settled(original, scheduler, batch, result) -> Any:
