@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
+from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
 from sgl_dynts.due import NEVER
 from sglang_dynts.forward.device_state import DeviceState
@@ -69,14 +70,19 @@ class Overlap:
         self.engine, self.req, self.tokens = engine, req, tokens
         self.result = object()
         engine.hold_ready(req)
-        self.flying = SimpleNamespace(forward_mode=ForwardMode.DECODE, reqs=[req])
+        rows = torch.tensor([req.kv.req_pool_idx])
+        self.flying = SimpleNamespace(forward_mode=ForwardMode.DECODE, reqs=[req], req_pool_indices=rows)
         published = torch.zeros(8, dtype=torch.int64)
         published[req.kv.req_pool_idx] = req.kv.kv_committed_len + len(tokens)
         vars(engine.scheduler).update(
             enable_overlap=True,
             result_queue=[(self.flying, self.result)],
             process_batch_result=self.process,
-            future_map=SimpleNamespace(new_seq_lens_buf=published),
+            future_map=SimpleNamespace(
+                new_seq_lens_buf=published,
+                spec_algo=SpeculativeAlgorithm.NGRAM,
+                accept_lens_buf=torch.full((8,), len(tokens), dtype=torch.int32),
+            ),
         )
 
     def process(self, batch, result) -> None:
@@ -90,6 +96,11 @@ class Overlap:
         compact_requests(self.engine.scheduler, batch)
 
     @property
+    def relayed(self) -> int:
+        """Tokens that SGLang's n-grams will add to the request's outputs."""
+        return int(self.engine.scheduler.future_map.accept_lens_buf[self.req.kv.req_pool_idx])
+
+    @property
     def published(self) -> int:
         return int(self.engine.scheduler.future_map.new_seq_lens_buf[self.req.kv.req_pool_idx])
 
@@ -100,6 +111,8 @@ def test_a_round_waits_for_a_step_that_may_reach_the_budget(engine):
     overlap.round()
     assert (req.kv.kv_committed_len, overlap.published) == (13, 13)
     assert overlap.flying.reqs == []  # SGLang looks there for requests whose last token is in flight
+    assert overlap.relayed == 0  # the outputs hold them
+    assert int(engine.scheduler.future_map.accept_lens_buf.sum()) == 3 * 7  # other rows' are in flight
     seen = []
     skip_settled(lambda *args: seen.append(args), engine.scheduler, overlap.flying, overlap.result)
     skip_settled(lambda *args: seen.append(args), engine.scheduler, "next", "result")
@@ -118,7 +131,7 @@ def test_a_round_does_not_wait_for_a_step_that_cannot_reach_the_budget(engine):
     req = decoding(engine, 15)
     overlap = Overlap(engine, req, [120, 121, 122, 123])
     overlap.round()
-    assert (req.kv.kv_committed_len, overlap.published) == (15, 19)
+    assert (req.kv.kv_committed_len, overlap.published, overlap.relayed) == (15, 19, 4)
     assert overlap.flying.reqs == [req]
 
 
