@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from sgl_dynts.expected_attention import LayerQueries, QueryMoments, QueryStatistics, Rotation
 from sgl_dynts.policies import LayerView
-from sgl_dynts.training.attention_rows import recording_attention
+from sgl_dynts.training.attention_rows import Attended, recording_attention
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ class _Recorder:
         self.queries: list[torch.Tensor] = []
         self.scaling = 1.0
 
-    def record(self, query: torch.Tensor, key: torch.Tensor, scaling: float) -> None:
+    def record(self, attended: Attended) -> None:
         """Take [b, heads, n, head_dim]."""
-        self.queries.append(query)
-        self.scaling = scaling
+        self.queries.append(attended.query)
+        self.scaling = attended.scaling
 
 
 class Reader:

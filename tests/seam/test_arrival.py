@@ -13,6 +13,7 @@ class FullAttention:
 
     model = SimpleNamespace(modules=list)
     sliding_window_size = None
+    model_config = SimpleNamespace(is_hybrid_swa=False)
 
 
 class Books:

@@ -270,16 +270,21 @@ def test_what_does_not_go_together_with_drafts_is_refused(cfg, model_config, fie
         refuse_speculation(cfg)
 
 
-def test_drafts_are_refused_where_sliding_layers_have_a_pool_of_their_own(cfg, monkeypatch):
+@pytest.mark.parametrize(
+    ("field", "value", "flag"),
+    [
+        ("speculative_algorithm", "EAGLE3", "--speculative-algorithm EAGLE3"),
+        ("enable_hierarchical_cache", True, "--enable-hierarchical-cache"),
+    ],
+)
+def test_what_was_not_tested_beside_two_pools_is_refused(cfg, monkeypatch, field, value, flag):
     monkeypatch.setattr("sglang_dynts.boot.model_kinds.mambaish_config", lambda _model: None)
     gpt_oss = {"is_hybrid_swa": True, "hf_config": architecture("GptOssForCausalLM")}
     with refuses(
-        "--speculative-algorithm EAGLE3 with a model whose sliding layers have a KV pool of "
-        "their own: drafts have not been tested there yet; drop the flag"
+        f"{flag} with a model whose sliding layers have a KV pool of their own: the two have not been "
+        "tested together yet; drop the flag"
     ):
-        refuse_unsupported(
-            changed(cfg, speculative_algorithm="EAGLE3"), Namespace(**(vars(PLAIN_MODEL) | gpt_oss))
-        )
+        refuse_unsupported(changed(cfg, **{field: value}), Namespace(**(vars(PLAIN_MODEL) | gpt_oss)))
 
 
 def test_a_stream_of_its_own_for_drafts_plans_is_refused(cfg):
@@ -506,17 +511,6 @@ def test_a_plain_model_is_none_of_these(cfg, monkeypatch):
         {"is_hybrid_swa": True, "hf_config": architecture("GptOssForCausalLM")},
     ):
         refuse_unsupported(cfg, Namespace(**(vars(PLAIN_MODEL) | served)))
-
-
-@pytest.mark.parametrize("field", ["speculative_algorithm", "enable_hierarchical_cache"])
-def test_what_was_not_tested_beside_two_pools_is_refused(cfg, monkeypatch, field):
-    monkeypatch.setattr("sglang_dynts.boot.model_kinds.mambaish_config", lambda _model: None)
-    two = {"is_hybrid_swa": True, "hf_config": architecture("GptOssForCausalLM")}
-    asked = "NGRAM" if field == "speculative_algorithm" else True
-    flag = f"--{field.replace('_', '-')}{' NGRAM' if asked == 'NGRAM' else ''}"
-    given = Namespace(**(vars(cfg) | {field: asked}))
-    with pytest.raises(ValueError, match=f"support {flag} with a model whose sliding layers .*drop the"):
-        refuse_unsupported(given, Namespace(**(vars(PLAIN_MODEL) | two)))
 
 
 def test_nothing_is_refused_of_a_server_without_dynts(view):
