@@ -21,9 +21,12 @@ from sgl_dynts.demo import ledger
 from sgl_dynts.harness.client import Client
 from sgl_dynts.harness.server import one_thread, running, unwind_on_sigterm
 
-STEPS = ("--speculative-num-steps", "3", "--speculative-eagle-topk", "1")
+DRAFT_MODEL = (
+    *("--speculative-num-steps", "3", "--speculative-eagle-topk", "1"),
+    *("--speculative-num-draft-tokens", "4"),
+)
 WAYS = {
-    "STANDALONE": (*STEPS, "--speculative-num-draft-tokens", "4"),
+    "STANDALONE": DRAFT_MODEL,
     "NGRAM": ("--speculative-num-draft-tokens", "8"),
 }
 """Of each way to draft its flags."""

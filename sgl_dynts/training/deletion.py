@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sgl_dynts.training.attention_rows import Attended
+from sgl_dynts.training.attention_rows import Attended, row_chunks
 
 LEAST_REST = 1e-6
 """Of attention to other tokens; float64 cannot tell what a head loses that reads less of them."""
@@ -35,33 +35,48 @@ def entering_sizes(model: PreTrainedModel) -> Iterator[list[Tensor]]:
             hook.remove()
 
 
-def deletion_effects(attended: Attended, sizes: Tensor, rows: range, distance: int) -> Tensor:
-    """Return what some tokens lose in one layer, for each token that they read: [s] float32.
+def deletion_effects(attended: Attended, sizes: Tensor, first: int, last: int, distance: int) -> Tensor:
+    """Return what tokens lose in one layer, for each token that they read: [s] float32.
 
     Without token j a head turns to the rest of what it reads, so that its output o changes by
     a / (1 - a) * (o - v_j), a being the attention to j. That goes through the output weights W, and
     counts by its square as a share of the state that it is added to:
     sum over heads and rows of (a / (1 - a) * |W (o - v_j)| / |state|)^2.
 
-    Sizes are taken by W'W of each head, so that the largest intermediates are [heads, rows, s]. They are
-    float64: where a head reads little but j, o and v_j are almost the same.
+    Sizes are taken by W'W of each head, so that the largest intermediates are [heads, rows, s], with at
+    most ROWS_AT_ONCE rows. They are float64: where a head reads little but j, o and v_j are almost the
+    same.
 
     Args:
         attended: of the layer.
         sizes: [s] float32, of the states that enter the layer.
-        rows: consecutive tokens, at most ROWS_AT_ONCE.
-        distance: tokens this near to a row, and the row itself, lose nothing there.
+        first: of the tokens that lose.
+        last: of them, not counted.
+        distance: tokens this near to one, and the one itself, it loses nothing by.
     """
-    attention = attended.head_rows(rows, torch.float64)
-    num_heads = len(attention)
-    values = attended.value[0].double().repeat_interleave(num_heads // attended.value.shape[1], 0)
-    outputs = attention @ values
-    output_weights: Any = attended.module.o_proj.weight
-    by_head = output_weights.double().unflatten(1, (num_heads, -1)).transpose(0, 1)
-    gram = by_head.transpose(1, 2) @ by_head  # [heads, head_dim, head_dim]
-    of_outputs = ((outputs @ gram) * outputs).sum(-1, keepdim=True)
+    values, gram = _values_by_head(attended), _output_gram(attended)
     of_values = ((values @ gram) * values).sum(-1)[:, None]
-    squares = of_outputs + of_values - 2 * (outputs @ gram) @ values.transpose(1, 2)
-    shares = attention / (1 - attention).clamp_min(LEAST_REST)
-    effects = shares.square() * squares.clamp_min(0) / sizes[rows.start : rows.stop, None].square()
-    return effects.tril(rows.start - distance - 1).sum((0, 1)).float()
+    total = torch.zeros_like(sizes)
+    for rows in row_chunks(first, last):
+        attention = attended.head_rows(rows, torch.float64)
+        outputs = attention @ values
+        seen = outputs @ gram
+        of_outputs = (seen * outputs).sum(-1, keepdim=True)
+        squares = of_outputs + of_values - 2 * seen @ values.transpose(1, 2)
+        shares = attention / (1 - attention).clamp_min(LEAST_REST)
+        effects = shares.square() * squares.clamp_min(0) / sizes[rows.start : rows.stop, None].square()
+        total += effects.tril(rows.start - distance - 1).sum((0, 1)).float()
+    return total
+
+
+def _values_by_head(attended: Attended) -> Tensor:
+    """[heads, s, head_dim] float64: the values that each query head reads."""
+    group = attended.query.shape[1] // attended.value.shape[1]
+    return attended.value[0].double().repeat_interleave(group, 0)
+
+
+def _output_gram(attended: Attended) -> Tensor:
+    """[heads, head_dim, head_dim] float64: W'W of each head's part of the output weights."""
+    weights = attended.module.o_proj.weight.double()
+    by_head = weights.unflatten(1, (attended.query.shape[1], -1)).transpose(0, 1)
+    return by_head.transpose(1, 2) @ by_head

@@ -176,8 +176,7 @@ class _Effects:
 
     def record(self, attended: Attended) -> None:
         self.total = self.total.to(attended.query.device)
-        for rows in row_chunks(*self.rows):
-            self.total += deletion_effects(attended, self.sizes[-1], rows, self.distance)
+        self.total += deletion_effects(attended, self.sizes[-1], *self.rows, self.distance)
 
 
 @torch.no_grad()

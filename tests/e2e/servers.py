@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmark.drafts import DRAFT_MODEL
 from benchmark.forced.served import FLAGS as FORCING
 from sgl_dynts.harness.server import LAUNCH_SERVER
 from tests.e2e.hf_reference import NUM_QUERIES
@@ -28,9 +29,8 @@ ROOM = ("--mem-fraction-static", "0.5")
 EXACT = "--dynts-disable-elastic"
 """Compact where the budget is reached and nowhere else."""
 NGRAM = ("--speculative-algorithm", "NGRAM", "--speculative-num-draft-tokens", "6")
-STEPS = ("--speculative-num-steps", "3", "--speculative-eagle-topk", "1")
-STANDALONE = ("--speculative-algorithm", "STANDALONE", *STEPS, "--speculative-num-draft-tokens", "4")
-EAGLE = ("--speculative-algorithm", "EAGLE", *STEPS, "--speculative-num-draft-tokens", "4")
+STANDALONE = ("--speculative-algorithm", "STANDALONE", *DRAFT_MODEL)
+EAGLE = ("--speculative-algorithm", "EAGLE", *DRAFT_MODEL)
 HIERARCHICAL = ("--enable-hierarchical-cache", "--hicache-ratio", "8", "--enable-cache-report")
 TWO_CORES = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
 

@@ -67,9 +67,8 @@ class HostCpuPlatform(CpuDeviceMixin, SRTPlatform):
         if server_args.attention_backend is None:
             server_args.attention_backend = "torch_native"
         if server_args.moe_runner_backend == "auto":
-            server_args.moe_runner_backend = (
-                "triton"  # torch here; gpt-oss's own choice lays weights out anew
-            )
+            # All names are torch here; gpt-oss's own choice would lay its weights out anew.
+            server_args.moe_runner_backend = "triton"
         server_args.disable_custom_all_reduce = True
         choose_threads(server_args.tp_size)
 

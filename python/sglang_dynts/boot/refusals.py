@@ -5,7 +5,7 @@ makes wrong, such as ``--dynts-budget 1``, is refused by :mod:`sgl_dynts.config`
 alike.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -127,10 +127,7 @@ def refuse_unsupported(cfg, model_config) -> None:
     Raises:
         ValueError: naming flag, value, reason and remedy.
     """
-    for refusal in FLAG_REFUSALS:
-        value = getattr(cfg, refusal.field)
-        if value != refusal.neutral:
-            raise ValueError(refusal.message(value))
+    _refuse_flags(cfg, FLAG_REFUSALS)
     if cfg.tokenizer_worker_num > 1:
         refuse_keys_of_workers(cfg)
     if cfg.enable_hierarchical_cache:
@@ -149,6 +146,14 @@ def refuse_unsupported(cfg, model_config) -> None:
     for variable, why in ENVIRONMENT_REFUSALS:
         if getattr(envs, variable).get():
             raise ValueError(f"DynTS does not support {variable}=1: {why}; unset it")
+
+
+def _refuse_flags(cfg, refusals: Sequence[FlagRefusal], more: str = "") -> None:
+    """Refuse the first flag that has not its neutral value; ``more`` ends the message."""
+    for refusal in refusals:
+        value = getattr(cfg, refusal.field)
+        if value != refusal.neutral:
+            raise ValueError(refusal.message(value) + more)
 
 
 def refuse_keys_of_workers(cfg) -> None:
@@ -172,10 +177,7 @@ def refuse_hierarchy(cfg) -> None:
     Raises:
         ValueError: naming flag, value, reason and remedy.
     """
-    for refusal in HIERARCHY_REFUSALS:
-        value = getattr(cfg, refusal.field)
-        if value != refusal.neutral:
-            raise ValueError(refusal.message(value))
+    _refuse_flags(cfg, HIERARCHY_REFUSALS)
     if cfg.hicache_write_policy == "write_back":
         raise ValueError(
             "DynTS does not support --hicache-write-policy write_back: it has not been tested yet; use "
@@ -200,10 +202,7 @@ def refuse_speculation(cfg) -> None:
         raise ValueError(
             f"DynTS does not support {asked}: {why}; use one of {', '.join(SPECULATIVE_ALGORITHMS)}"
         )
-    for refusal in SPECULATIVE_REFUSALS:
-        value = getattr(cfg, refusal.field)
-        if value != refusal.neutral:
-            raise ValueError(f"{refusal.message(value)}, or {asked}")
+    _refuse_flags(cfg, SPECULATIVE_REFUSALS, f", or {asked}")
     if envs.SGLANG_ENABLE_OVERLAP_PLAN_STREAM.get():
         raise ValueError(
             f"DynTS does not support SGLANG_ENABLE_OVERLAP_PLAN_STREAM=1 with {asked}: positions are "
@@ -216,11 +215,12 @@ def _refuse_beside_two_pools(cfg) -> None:
         f"--speculative-algorithm {cfg.speculative_algorithm}": cfg.speculative_algorithm is not None,
         "--enable-hierarchical-cache": cfg.enable_hierarchical_cache,
     }
-    for flag in [flag for flag, is_given in asked.items() if is_given]:
-        raise ValueError(
-            f"DynTS does not support {flag} with a model whose sliding layers have a KV pool of their "
-            "own: the two have not been tested together yet; drop the flag"
-        )
+    for flag, is_given in asked.items():
+        if is_given:
+            raise ValueError(
+                f"DynTS does not support {flag} with a model whose sliding layers have a KV pool of "
+                "their own: the two have not been tested together yet; drop the flag"
+            )
 
 
 def _refuse_head_size(cfg, config) -> None:
