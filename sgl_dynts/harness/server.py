@@ -13,6 +13,7 @@ import urllib.error
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 from sgl_dynts.harness.client import LOST, Client
 
@@ -33,6 +34,17 @@ LINES_OF_A_FAILURE = 40
 
 class ServerError(RuntimeError):
     """A server did not start, or ended; the message ends with its log."""
+
+
+class Process(Protocol):
+    """What is used of ``subprocess.Popen``."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
 
 
 class Server:
@@ -66,13 +78,17 @@ class Server:
         self.log = log
         self.client = Client(f"http://{HOST}:{self.port}", headers)
         self.command = [*command, *words, "--host", HOST, "--port", str(self.port)]
-        with log.open("w") as out:
-            self.process = subprocess.Popen(
+        self.process = self.launch(environment or {})
+
+    def launch(self, environment: Mapping[str, str]) -> Process:
+        """Start the command, as the leader of a session, with these variables beside our own."""
+        with self.log.open("w") as out:
+            return subprocess.Popen(
                 self.command,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env=os.environ | (environment or {}),
+                env=os.environ | environment,
                 start_new_session=True,
             )
 
@@ -200,7 +216,7 @@ def unwind_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
 
 
-def end(process: subprocess.Popen) -> None:
+def end(process: Process) -> None:
     """End a process by its pid, then whatever is left of its process group."""
     process.terminate()
     try:

@@ -11,6 +11,7 @@ from tests.e2e.hf_reference import Expected, Reference, Windows
 from tests.e2e.models import VOCAB_SIZE, build_model
 from tests.e2e.server import Server
 from tests.e2e.servers import DEMO, DEMO_POOL, SharedServers
+from tests.e2e.warm import WarmProcesses
 
 
 def pytest_collection_modifyitems(items):
@@ -37,10 +38,18 @@ def reference_of(model_of) -> Callable[[str], Reference]:
 
 
 @pytest.fixture(scope="session")
-def shared_servers(request, model_of, tmp_path_factory) -> Iterator[SharedServers]:
+def warm() -> Iterator[WarmProcesses]:
+    processes = WarmProcesses()
+    yield processes
+    processes.stop()
+
+
+@pytest.fixture(scope="session")
+def shared_servers(request, model_of, tmp_path_factory, warm) -> Iterator[SharedServers]:
     params = [getattr(item, "callspec", None) for item in request.session.items]
     names = [spec.params["server"] for spec in params if spec and "server" in spec.params]
-    shared = SharedServers(list(dict.fromkeys(names)), model_of, tmp_path_factory.mktemp("shared"))
+    logs = tmp_path_factory.mktemp("shared")
+    shared = SharedServers(list(dict.fromkeys(names)), model_of, logs, warm)
     yield shared
     shared.stop()
 
@@ -56,23 +65,23 @@ def server(request, shared_servers) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def stock(tmp_path_factory) -> Iterator[Server]:
+def stock(tmp_path_factory, warm) -> Iterator[Server]:
     """Stock SGLang on the model and the pool of the shared server ``demo``."""
     log = tmp_path_factory.mktemp("stock") / "stock.log"
     flags = ("--attention-backend", "torch_native", *DEMO_POOL)
-    with Server(demo_model_path(), log, *flags) as server:
+    with Server(demo_model_path(), log, *flags, warm=warm) as server:
         yield server.wait_ready()
 
 
 @pytest.fixture(scope="module")
-def start(tmp_path_factory) -> Iterator[Callable[..., Server]]:
+def start(tmp_path_factory, warm) -> Iterator[Callable[..., Server]]:
     """Start servers that live as long as the module's tests."""
     folder = tmp_path_factory.mktemp("logs")
     servers: list[Server] = []
 
     def start_one(model: Path, *flags: str, **options) -> Server:
         log = folder / f"server{len(servers)}.log"
-        servers.append(Server(model, log, *flags, **options))
+        servers.append(Server(model, log, *flags, warm=warm, **options))
         return servers[-1].wait_ready()
 
     yield start_one

@@ -3,13 +3,14 @@
 import sys
 import time
 import urllib.error
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from sgl_dynts.harness import server as harness
 from sgl_dynts.harness.server import LAUNCH_SERVER, ServerError
+from tests.e2e.warm import WarmProcesses
 
 STRICT = {
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
@@ -31,8 +32,20 @@ class Server(harness.Server):
         log: Path,
         *flags: str,
         command: Sequence[str] = LAUNCH_SERVER,
+        warm: WarmProcesses | None = None,
         **environment: str,
     ) -> None:
+        """Start it.
+
+        Args:
+            model: its folder.
+            log: what it writes goes there.
+            flags: its arguments, beside what all servers of tests have.
+            command: what starts it.
+            warm: have it start as a copy of one of these; the command is then ``python -m module``.
+            environment: its variables, beside what all servers of tests have.
+        """
+        self._warm = warm
         self.has_dynts = "dynts" in flags or "--enable-dynts" in flags
         headers = {}
         if "--api-key" in flags:
@@ -43,6 +56,18 @@ class Server(harness.Server):
             words += ["--max-total-tokens", "4000"]
         variables = STRICT | environment
         super().__init__(words, log, environment=variables, command=command, headers=headers)
+
+    def launch(self, environment: Mapping[str, str]) -> harness.Process:
+        if self._warm is None:
+            return super().launch(environment)
+        _python, _m, module, *words = self.command
+        return self._warm.of(environment).start(module, words, self.log)
+
+    def stop(self) -> None:
+        """End it; a copy at once, since SGLang looks for a polite signal every five seconds only."""
+        if self._warm is not None:
+            self.process.kill()
+        super().stop()
 
     def wait_ready(self) -> "Server":
         try:

@@ -13,6 +13,7 @@ from sgl_dynts.harness.server import LAUNCH_SERVER
 from tests.e2e.hf_reference import NUM_QUERIES
 from tests.e2e.models import CHANGES_ITS_MIND, EAGLE_HEAD, SPELLER, UNTRAINED, WORDS_FILE
 from tests.e2e.server import RETRACTING, SGLANG_SERVE, Server
+from tests.e2e.warm import WarmProcesses
 
 DYNTS = ("--attention-backend", "dynts")
 DEMO = "demo"
@@ -46,14 +47,21 @@ class Spec:
     flags: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     command: Sequence[str] = LAUNCH_SERVER
+    as_a_user: bool = False
+    """Start new processes that import SGLang, a minute's work, instead of copies of one that has."""
     draft: str | None = None
     """The kind of model that drafts for it."""
 
 
 SERVERS = {
-    "demo": Spec(DEMO, (*DEMO_POOL, "--reasoning-parser", "deepseek-r1"), command=SGLANG_SERVE),
+    "demo": Spec(
+        DEMO, (*DEMO_POOL, "--reasoning-parser", "deepseek-r1"), command=SGLANG_SERVE, as_a_user=True
+    ),
     "demo_retracting": Spec(
-        DEMO, DEMO_POOL, {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "150"}
+        DEMO,
+        DEMO_POOL,
+        {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "150"},
+        as_a_user=True,
     ),
     "overlap": Spec("qwen3", ("--enable-cache-report", "--enable-metrics", "--api-key", API_KEY)),
     "no_overlap": Spec("qwen2", ("--disable-overlap-schedule",)),
@@ -114,6 +122,7 @@ SERVERS = {
         "qwen3",
         (*ROOM, "--tokenizer-worker-num", "2", "--enable-metrics"),
         {"SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT": "600"},  # one may be stopped for a while
+        as_a_user=True,
     ),
     "retracting_no_overlap": Spec("qwen3", (*SMALL_POOL, "--disable-overlap-schedule"), RETRACTING),
     "gemma2": Spec("gemma2", (*MIXED, *QUEUE)),
@@ -152,8 +161,10 @@ def served_by(*names: str) -> pytest.MarkDecorator:
 class SharedServers:
     """Gives the servers of a session in the order in which its tests need them."""
 
-    def __init__(self, order: list[str], models: Callable[[str], Path], logs: Path) -> None:
-        self._order, self._models, self._logs = order, models, logs
+    def __init__(
+        self, order: list[str], models: Callable[[str], Path], logs: Path, warm: WarmProcesses
+    ) -> None:
+        self._order, self._models, self._logs, self._warm = order, models, logs, warm
         self._started: dict[str, Server] = {}
 
     def take(self, name: str) -> Server:
@@ -176,4 +187,5 @@ class SharedServers:
         flags = [flag.replace("{model}", str(model)) for flag in (*DYNTS, *spec.flags)]
         if spec.draft is not None:
             flags += ("--speculative-draft-model-path", str(self._models(spec.draft)))
-        return Server(model, log, *flags, command=spec.command, **spec.environment)
+        warm = None if spec.as_a_user else self._warm
+        return Server(model, log, *flags, command=spec.command, warm=warm, **spec.environment)

@@ -1,0 +1,188 @@
+"""Servers that start in seconds: copies of a process that has imported SGLang already.
+
+Each of a server's processes imports SGLang, which is most of its start. A copy (``fork``) has that behind
+it. Whatever comes after the imports happens in the copy as in a new process, the plug-in's loading
+included; and the server's own processes are copies as well, where SGLang says ``spawn``.
+"""
+
+import gc
+import json
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+SECONDS_BETWEEN_LOOKS = 0.05
+
+
+class Warm:
+    """A process that has imported SGLang, and starts copies of itself; not for a machine's GPU."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        """Start it; it imports meanwhile.
+
+        Args:
+            environment: variables beside this process's own. SGLang reads some while it is imported, so a
+                copy cannot have others.
+        """
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.e2e.warm"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | environment,
+            text=True,
+        )
+        self._lock = Lock()
+
+    def start(self, module: str, words: Sequence[str], log: Path) -> "Copy":
+        """Start a copy that does what ``python -m module words`` does, and writes into the log."""
+        return Copy(self, self.ask(module=module, words=list(words), log=str(log)))
+
+    def ask(self, **question: Any) -> Any:
+        """Send one line of JSON and return what comes back."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with self._lock:
+            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.flush()
+            return json.loads(self._process.stdout.readline())
+
+    def stop(self) -> None:
+        """End it, and its copies if any are left."""
+        with suppress(BrokenPipeError):
+            self._process.communicate()
+
+
+class WarmProcesses:
+    """One for each set of variables, started when it is first asked for."""
+
+    def __init__(self) -> None:
+        self._by_environment: dict[str, Warm] = {}
+
+    def of(self, environment: Mapping[str, str]) -> Warm:
+        """Return the one with these variables beside this process's own."""
+        key = json.dumps(environment, sort_keys=True)
+        if key not in self._by_environment:
+            self._by_environment[key] = Warm(environment)
+        return self._by_environment[key]
+
+    def stop(self) -> None:
+        """End them all."""
+        for warm in self._by_environment.values():
+            warm.stop()
+
+
+class Copy:
+    """A copy's process, with what tests use of ``subprocess.Popen``."""
+
+    def __init__(self, origin: Warm, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._origin = origin
+
+    def poll(self) -> int | None:
+        """Return its exit status, None while it runs."""
+        if self.returncode is None:
+            self.returncode = self._origin.ask(status_of=self.pid)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return its exit status once it has ended.
+
+        Raises:
+            subprocess.TimeoutExpired: it runs for longer than these seconds.
+        """
+        started = time.monotonic()
+        while (status := self.poll()) is None:
+            if timeout is not None and time.monotonic() - started > timeout:
+                raise subprocess.TimeoutExpired(f"copy {self.pid}", timeout)
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        return status
+
+    def terminate(self) -> None:
+        self._send(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._send(signal.SIGKILL)
+
+    def _send(self, sign: signal.Signals) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, sign)
+
+
+def main() -> None:
+    """Import SGLang, then start a copy or tell a copy's fate for each line of standard input."""
+    _import()
+    running = set()
+    for line in sys.stdin:
+        question = json.loads(line)
+        if "status_of" in question:
+            answer = _status(question["status_of"])
+            running -= set() if answer is None else {question["status_of"]}
+        else:
+            answer = _copy(**question)
+            running.add(answer)
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+    for pid in running:
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _import() -> None:
+    """Import what a server's processes import, none of which may start a thread."""
+    import sglang.launch_server
+    import sglang.srt.entrypoints.http_server
+    import sglang.srt.managers.detokenizer_manager
+    import sglang.srt.managers.scheduler
+    import sglang.srt.models.registry  # noqa: F401
+
+    assert len(os.listdir("/proc/self/task")) == 1
+    gc.freeze()  # pages that no copy's collector writes to stay shared
+
+
+def _status(pid: int) -> int | None:
+    ended, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if ended else None
+
+
+def _copy(module: str, words: list[str], log: str) -> int:
+    """Return the pid of a copy that runs a module; the copy itself does not return."""
+    sys.stdout.flush()
+    if pid := os.fork():
+        return pid
+    try:
+        _become(module, words, log)
+    except SystemExit as end:
+        code = end.code
+    except BaseException:  # noqa: BLE001
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    else:
+        code = 0
+    sys.stdout.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def _become(module: str, words: list[str], log: str) -> None:
+    """Run a module as the leader of a session, as the harness starts servers."""
+    os.setsid()
+    with open(os.devnull) as nothing, open(log, "w") as out:
+        os.dup2(nothing.fileno(), 0)
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+    set_method = multiprocessing.set_start_method
+    multiprocessing.set_start_method = lambda _method, force=False: set_method("fork", force)
+    sys.argv = [module, *words]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
