@@ -41,10 +41,19 @@ class Process(Protocol):
 
     pid: int
 
-    def poll(self) -> int | None: ...
-    def wait(self, timeout: float | None = None) -> int: ...
-    def terminate(self) -> None: ...
-    def kill(self) -> None: ...
+    def poll(self) -> int | None:
+        """Return its exit status, None while it runs."""
+        ...
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return its exit status once it has ended; raise ``TimeoutExpired`` after these seconds."""
+        ...
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+
+    def kill(self) -> None:
+        """End it."""
 
 
 class Server:
@@ -107,7 +116,7 @@ class Server:
         while not self.client.is_up():
             now = time.monotonic()
             if self.process.poll() is not None:
-                raise self.failure(f"the server ended with {self.process.returncode}")
+                raise self.failure(f"the server ended with {self.process.poll()}")
             if now - started > seconds:
                 raise self.failure(f"the server did not answer within {seconds:g} s")
             if say is not None and now >= next_sign:

@@ -9,7 +9,7 @@ from benchmark.harness.tiny_models import FIRST_WORD
 from sgl_dynts import demo_model_path
 from tests.e2e.hf_reference import Expected, Reference, Windows
 from tests.e2e.models import VOCAB_SIZE, build_model
-from tests.e2e.server import Server
+from tests.e2e.server import Server, WarmServer
 from tests.e2e.servers import DEMO, DEMO_POOL, SharedServers
 from tests.e2e.warm import WarmProcesses
 
@@ -69,7 +69,7 @@ def stock(tmp_path_factory, warm) -> Iterator[Server]:
     """Stock SGLang on the model and the pool of the shared server ``demo``."""
     log = tmp_path_factory.mktemp("stock") / "stock.log"
     flags = ("--attention-backend", "torch_native", *DEMO_POOL)
-    with Server(demo_model_path(), log, *flags, warm=warm) as server:
+    with WarmServer(warm, demo_model_path(), log, *flags) as server:
         yield server.wait_ready()
 
 
@@ -81,7 +81,7 @@ def start(tmp_path_factory, warm) -> Iterator[Callable[..., Server]]:
 
     def start_one(model: Path, *flags: str, **options) -> Server:
         log = folder / f"server{len(servers)}.log"
-        servers.append(Server(model, log, *flags, warm=warm, **options))
+        servers.append(WarmServer(warm, model, log, *flags, **options))
         return servers[-1].wait_ready()
 
     yield start_one

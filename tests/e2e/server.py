@@ -32,20 +32,8 @@ class Server(harness.Server):
         log: Path,
         *flags: str,
         command: Sequence[str] = LAUNCH_SERVER,
-        warm: WarmProcesses | None = None,
         **environment: str,
     ) -> None:
-        """Start it.
-
-        Args:
-            model: its folder.
-            log: what it writes goes there.
-            flags: its arguments, beside what all servers of tests have.
-            command: what starts it.
-            warm: have it start as a copy of one of these; the command is then ``python -m module``.
-            environment: its variables, beside what all servers of tests have.
-        """
-        self._warm = warm
         self.has_dynts = "dynts" in flags or "--enable-dynts" in flags
         headers = {}
         if "--api-key" in flags:
@@ -56,18 +44,6 @@ class Server(harness.Server):
             words += ["--max-total-tokens", "4000"]
         variables = STRICT | environment
         super().__init__(words, log, environment=variables, command=command, headers=headers)
-
-    def launch(self, environment: Mapping[str, str]) -> harness.Process:
-        if self._warm is None:
-            return super().launch(environment)
-        _python, _m, module, *words = self.command
-        return self._warm.of(environment).start(module, words, self.log)
-
-    def stop(self) -> None:
-        """End it; a copy at once, since SGLang looks for a polite signal every five seconds only."""
-        if self._warm is not None:
-            self.process.kill()
-        super().stop()
 
     def wait_ready(self) -> "Server":
         try:
@@ -131,3 +107,20 @@ class Server(harness.Server):
         text = self.log.read_text()
         for sign in ("leak", "hit an exception"):
             assert sign not in text.lower(), text[text.lower().index(sign) :][:3000]
+
+
+class WarmServer(Server):
+    """One that starts in seconds, as a copy of a process that has imported SGLang."""
+
+    def __init__(self, warm: WarmProcesses, model: Path, log: Path, *flags: str, **options: Any) -> None:
+        self._warm = warm
+        super().__init__(model, log, *flags, **options)
+
+    def launch(self, environment: Mapping[str, str]) -> harness.Process:
+        _python, _m, module, *words = self.command
+        return self._warm.of(environment).start(module, words, self.log)
+
+    def stop(self) -> None:
+        """End it at once: SGLang looks only every five seconds whether it was asked to."""
+        self.process.kill()
+        super().stop()

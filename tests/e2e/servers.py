@@ -12,7 +12,7 @@ from benchmark.forced.served import FLAGS as FORCING
 from sgl_dynts.harness.server import LAUNCH_SERVER
 from tests.e2e.hf_reference import NUM_QUERIES
 from tests.e2e.models import CHANGES_ITS_MIND, EAGLE_HEAD, SPELLER, UNTRAINED, WORDS_FILE
-from tests.e2e.server import RETRACTING, SGLANG_SERVE, Server
+from tests.e2e.server import RETRACTING, SGLANG_SERVE, Server, WarmServer
 from tests.e2e.warm import WarmProcesses
 
 DYNTS = ("--attention-backend", "dynts")
@@ -187,5 +187,6 @@ class SharedServers:
         flags = [flag.replace("{model}", str(model)) for flag in (*DYNTS, *spec.flags)]
         if spec.draft is not None:
             flags += ("--speculative-draft-model-path", str(self._models(spec.draft)))
-        warm = None if spec.as_a_user else self._warm
-        return Server(model, log, *flags, command=spec.command, warm=warm, **spec.environment)
+        if spec.as_a_user:
+            return Server(model, log, *flags, command=spec.command, **spec.environment)
+        return WarmServer(self._warm, model, log, *flags, command=spec.command, **spec.environment)

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -163,7 +164,7 @@ def _copy(module: str, words: list[str], log: str) -> int:
     except SystemExit as end:
         code = end.code
     except BaseException:  # noqa: BLE001
-        sys.excepthook(*sys.exc_info())
+        traceback.print_exc()
         code = 1
     else:
         code = 0
