@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from sgl_dynts.expected_attention import LayerQueries, QueryMoments, QueryStatistics, Rotation
 from sgl_dynts.policies import LayerView
-from sgl_dynts.training.attention_rows import Attended, recording_attention
+from sgl_dynts.training.attention_rows import FULL_ATTENTION, Attended, recording_attention
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,13 @@ class _Recorder:
         self.scaling = 1.0
 
     def record(self, attended: Attended) -> None:
-        """Take [b, heads, n, head_dim]."""
+        """Take [b, heads, n, head_dim].
+
+        Raises:
+            ValueError: the attention has soft caps or sinks, which policies here do not compute.
+        """
+        if attended.softcap is not None or attended.sinks is not None:
+            raise ValueError("attention with soft caps or sinks is not simulated; use another model")
         self.queries.append(attended.query)
         self.scaling = attended.scaling
 
@@ -88,12 +94,18 @@ class Reader:
             num_queries: newest queries that are kept of each request.
 
         Raises:
-            ValueError: its type is not supported, or it has layers that do not attend to everything.
+            ValueError: some of its layers do not attend to everything.
         """
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self.num_queries = num_queries
         self.num_layers = self.model.config.num_hidden_layers
         self.num_kv_heads = self.model.config.num_key_value_heads
+        kinds = set(getattr(self.model.config, "layer_types", None) or [FULL_ATTENTION])
+        if kinds != {FULL_ATTENTION}:
+            raise ValueError(
+                f"--model {folder}: only models whose layers all attend to everything are simulated, and "
+                f"this one has {', '.join(sorted(kinds))}; use another model"
+            )
 
     @torch.inference_mode()
     def read(
@@ -116,13 +128,12 @@ class Reader:
             for layer, pair in enumerate(zip(held.keys, held.values, strict=True)):
                 cache.update(*pair, layer)
         positions = torch.arange(start, start + len(tokens))[None]
-        with recording_attention(self.model):
+        with recording_attention(self.model, recorder):
             out = self.model.model(
                 torch.tensor([list(tokens)]).expand(batch, -1),
                 position_ids=positions,
                 past_key_values=cache,
                 use_cache=True,
-                recorder=recorder,
             )
         queries = recorder.queries
         if held is not None:

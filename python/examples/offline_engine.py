@@ -30,7 +30,7 @@ def main() -> None:
         max_total_tokens=args.max_total_tokens,
         tp_size=args.tp_size,
         dp_size=args.dp_size,
-        mem_fraction_static=0.1,
+        mem_fraction_static=0.5,
     )
     problems = [ledger.make_problem(seed) for seed in ledger.TEST_SEEDS[:3]]
     prompts = [f"<bos> {problem.question} <think>" for problem in problems]

@@ -120,7 +120,7 @@ def _server_flags() -> list[str]:
         "--attention-backend": "dynts",
         "--max-total-tokens": "4096",
         "--max-running-requests": "8",
-        "--mem-fraction-static": "0.1",
+        "--mem-fraction-static": "0.5",
     }
     return [word for pair in flags.items() for word in pair]
 

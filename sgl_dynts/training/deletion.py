@@ -26,7 +26,8 @@ def entering_sizes(model: PreTrainedModel) -> Iterator[list[Tensor]]:
         states = args[0] if args else kwargs["hidden_states"]
         sizes.append(states[0].float().norm(dim=-1))
 
-    layers: Any = model.base_model.layers
+    base: Any = model.base_model
+    layers = getattr(base, "language_model", base).layers
     hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
     try:
         yield sizes
@@ -43,6 +44,9 @@ def deletion_effects(attended: Attended, sizes: Tensor, first: int, last: int, d
     counts by its square as a share of the state that it is added to:
     sum over heads and rows of (a / (1 - a) * |W (o - v_j)| / |state|)^2.
 
+    A norm between W and the sum is not seen, so that layers of models that have one (Gemma, Olmo 3) weigh
+    as much as W makes them.
+
     Sizes are taken by W'W of each head, so that the largest intermediates are [heads, rows, s], with at
     most ROWS_AT_ONCE rows. They are float64: where a head reads little but j, o and v_j are almost the
     same.
@@ -53,6 +57,9 @@ def deletion_effects(attended: Attended, sizes: Tensor, first: int, last: int, d
         first: of the tokens that lose.
         last: of them, not counted.
         distance: tokens this near to one, and the one itself, it loses nothing by.
+
+    Raises:
+        ValueError: W does not take the heads' outputs as they are.
     """
     values, gram = _values_by_head(attended), _output_gram(attended)
     of_values = ((values @ gram) * values).sum(-1)[:, None]
@@ -76,7 +83,21 @@ def _values_by_head(attended: Attended) -> Tensor:
 
 
 def _output_gram(attended: Attended) -> Tensor:
-    """[heads, head_dim, head_dim] float64: W'W of each head's part of the output weights."""
-    weights = attended.module.o_proj.weight.double()
+    """[heads, value_dim, value_dim] float64: W'W of each head's part of the output weights."""
+    weights = _output_weights(attended).double()
     by_head = weights.unflatten(1, (attended.query.shape[1], -1)).transpose(0, 1)
     return by_head.transpose(1, 2) @ by_head
+
+
+def _output_weights(attended: Attended) -> Tensor:
+    """[d, heads * value_dim]: what the heads' outputs go through."""
+    (heads, width), module = attended.query.shape[1::2], attended.module
+    projection, queries = getattr(module, "o_proj", None), getattr(module, "q_proj", None)
+    gated = queries is not None and queries.weight.shape[0] == 2 * heads * width
+    if projection is None or gated:
+        why = "gates what its heads give" if gated else "names no o_proj"
+        raise ValueError(
+            f"the attention {type(module).__name__} {why}, so that the target deletion cannot be "
+            "computed; take another target"
+        )
+    return projection.weight

@@ -1,8 +1,9 @@
-"""Importance targets of the thinking tokens of one trace, for Llama, Qwen2 and Qwen3 models.
+"""Importance targets of the thinking tokens of one trace, for models of Hugging Face's library.
 
 Nothing here holds a matrix of all rows of attention. With s tokens, `answer` needs memory for a chunk
 of rows times s; `deletion` for one per head; `future` also for the queries and keys of all layers;
-`gradient` for one backward pass.
+`gradient` for one backward pass. A model whose attention has soft caps or sinks attends by its own
+file's code, which does hold such a matrix per layer.
 """
 
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def answer_importance(model: PreTrainedModel, ids: Tensor, spans: TraceSpans) ->
         spans: of `ids`.
 
     Raises:
-        ValueError: the model is not supported or the trace is longer than it.
+        ValueError: no layer attends in a way that can be recorded, or the trace is longer than the model.
     """
     recorder = _AnswerRows(spans)
     hidden = _forward(model, ids, recorder)
@@ -183,13 +184,13 @@ class _Effects:
 def _forward(model: PreTrainedModel, ids: Tensor, recorder: Recorder) -> Tensor:
     """Return the states after the final norm [s, d], having shown the recorder each layer."""
     _check_length(model, len(ids))
-    with recording_attention(model):
-        output = model.base_model(input_ids=ids[None], use_cache=False, recorder=recorder)
+    with recording_attention(model, recorder):
+        output = model.base_model(input_ids=ids[None], use_cache=False)
     return output.last_hidden_state[0]
 
 
 def _check_length(model: PreTrainedModel, length: int) -> None:
-    longest = model.config.max_position_embeddings
+    longest = model.config.get_text_config().max_position_embeddings
     if length > longest:
         raise ValueError(
             f"a trace of {length} tokens is longer than the model's max_position_embeddings={longest}; "

@@ -18,6 +18,8 @@ STRICT = {
     **harness.one_thread(),
 }
 RETRACTING = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "40"}
+ROOM = "0.5"
+"""Of memory. SGLang counts what other programs take meanwhile as weights; pools are small all the same."""
 SGLANG_SERVE = (str(Path(sys.executable).with_name("sglang")), "serve")
 
 
@@ -39,7 +41,7 @@ class Server(harness.Server):
         if "--api-key" in flags:
             headers["Authorization"] = f"Bearer {flags[flags.index('--api-key') + 1]}"
         words = ["--model-path", str(model), "--dtype", "float32"]
-        words += ["--mem-fraction-static", "0.1", "--skip-server-warmup", "--sleep-on-idle", *flags]
+        words += ["--mem-fraction-static", ROOM, "--skip-server-warmup", "--sleep-on-idle", *flags]
         if "--max-total-tokens" not in flags:
             words += ["--max-total-tokens", "4000"]
         variables = STRICT | environment
@@ -117,8 +119,7 @@ class WarmServer(Server):
         super().__init__(model, log, *flags, **options)
 
     def launch(self, environment: Mapping[str, str]) -> harness.Process:
-        _python, _m, module, *words = self.command
-        return self._warm.of(environment).start(module, words, self.log)
+        return self._warm.of(environment).start(self.command[1:], self.log)
 
     def stop(self) -> None:
         """End it at once: SGLang looks only every five seconds whether it was asked to."""

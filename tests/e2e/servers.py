@@ -25,8 +25,6 @@ SMALL_POOL = ("--max-total-tokens", "700")
 MIXED = ("--enable-mixed-chunk", "--chunked-prefill-size", "32")
 CHUNKS = ("--chunked-prefill-size", "64")
 CALIBRATED = ("--dynts-calibration-text", "{model}/" + WORDS_FILE)
-ROOM = ("--mem-fraction-static", "0.5")
-"""SGLang counts what other programs take meanwhile as weights; the pool is as small as elsewhere."""
 EXACT = "--dynts-disable-elastic"
 """Compact where the budget is reached and nowhere else."""
 NGRAM = ("--speculative-algorithm", "NGRAM", "--speculative-num-draft-tokens", "6")
@@ -99,28 +97,28 @@ SERVERS = {
     ),
     "retracting": Spec("qwen3", (*MIXED, *SMALL_POOL, *CALIBRATED), RETRACTING),
     "untrained": Spec(UNTRAINED, ("--enable-metrics",)),
-    "ngram": Spec("qwen3", (*ROOM, *NGRAM, EXACT)),
-    "ngram_queue": Spec("qwen3", (*ROOM, *NGRAM, *QUEUE, "--chunked-prefill-size", "32")),
-    "ngram_no_overlap": Spec(CHANGES_ITS_MIND, (*ROOM, *NGRAM, EXACT, "--disable-overlap-schedule")),
-    "standalone": Spec("llama", (*ROOM, *STANDALONE, EXACT), draft="llama"),
+    "ngram": Spec("qwen3", (*NGRAM, EXACT)),
+    "ngram_queue": Spec("qwen3", (*NGRAM, *QUEUE, "--chunked-prefill-size", "32")),
+    "ngram_no_overlap": Spec(CHANGES_ITS_MIND, (*NGRAM, EXACT, "--disable-overlap-schedule")),
+    "standalone": Spec("llama", (*STANDALONE, EXACT), draft="llama"),
     "demo_standalone": Spec(DEMO, (*DEMO_POOL, *STANDALONE), draft=DEMO),
-    "standalone_retracting": Spec("qwen3", (*ROOM, *STANDALONE, *SMALL_POOL), RETRACTING, draft="qwen3"),
-    "eagle": Spec("llama", (*ROOM, *EAGLE, EXACT), draft=EAGLE_HEAD),
-    "hierarchical": Spec("qwen3", (*ROOM, *HIERARCHICAL, *SMALL_POOL)),
+    "standalone_retracting": Spec("qwen3", (*STANDALONE, *SMALL_POOL), RETRACTING, draft="qwen3"),
+    "eagle": Spec("llama", (*EAGLE, EXACT), draft=EAGLE_HEAD),
+    "hierarchical": Spec("qwen3", (*HIERARCHICAL, *SMALL_POOL)),
     "hierarchical_retracting": Spec(
-        "qwen3", (*ROOM, *HIERARCHICAL, *SMALL_POOL, "--hicache-mem-layout", "layer_first"), RETRACTING
+        "qwen3", (*HIERARCHICAL, *SMALL_POOL, "--hicache-mem-layout", "layer_first"), RETRACTING
     ),
     "hierarchical_without_copies": Spec(
         "deepseek_v3_dense",
         (
-            *(*ROOM, *HIERARCHICAL, *SMALL_POOL, "--dynts-host-memory-gb", "0"),
+            *(*HIERARCHICAL, *SMALL_POOL, "--dynts-host-memory-gb", "0"),
             *("--hicache-write-policy", "write_through_selective"),
         ),
         RETRACTING,
     ),
     "tokenizer_workers": Spec(
         "qwen3",
-        (*ROOM, "--tokenizer-worker-num", "2", "--enable-metrics"),
+        ("--tokenizer-worker-num", "2", "--enable-metrics"),
         {"SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT": "600"},  # one may be stopped for a while
         as_a_user=True,
     ),
@@ -138,7 +136,7 @@ SERVERS = {
     "qwen3_vl_retracting": Spec("qwen3_vl", SMALL_POOL, RETRACTING),
     "mistral": Spec("mistral", ("--disable-radix-cache",)),
     "phi3": Spec("phi3"),
-    "gemma2_ngram": Spec("gemma2", (*ROOM, *NGRAM, EXACT)),
+    "gemma2_ngram": Spec("gemma2", (*NGRAM, EXACT)),
     "gpt_oss": Spec("gpt_oss", (*MIXED, *QUEUE)),
     "gpt_oss_tensor_parallel": Spec("gpt_oss", ("--tp-size", "2", *CALIBRATED), TWO_CORES),
     "gpt_oss_retracting": Spec("gpt_oss", (*MIXED, *SMALL_POOL, *CALIBRATED), RETRACTING),

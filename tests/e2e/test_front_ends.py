@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,30 @@ def run_python(*words: str, **environment: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("ranks", [[], ["--tp-size", "2"], ["--dp-size", "2"]], ids=" ".join)
-def test_the_offline_engine(ranks):
-    printed = run_example("offline_engine.py", *ranks, **(TWO_CORES if ranks else {}))
+@pytest.fixture
+def run_warm(warm, tmp_path) -> Callable[..., str]:
+    """Give what a program prints, as :func:`run_python`, from a process that has imported SGLang."""
+
+    def run(*words: str, **environment: str) -> str:
+        log = tmp_path / "printed.log"
+        process = warm.of(STRICT | environment).start(words, log)
+        assert process.wait(600) == 0, log.read_text()[-3000:]
+        return log.read_text()
+
+    return run
+
+
+def test_the_offline_engine_of_two_data_parallel_ranks():
+    assert_engine_compacts(run_example("offline_engine.py", "--dp-size", "2", **TWO_CORES))
+
+
+@pytest.mark.parametrize("ranks", [[], ["--tp-size", "2"]], ids=" ".join)
+def test_the_offline_engine(run_warm, ranks):
+    environment = TWO_CORES if ranks else {}
+    assert_engine_compacts(run_warm(str(EXAMPLES / "offline_engine.py"), *ranks, **environment))
+
+
+def assert_engine_compacts(printed: str) -> None:
     lines = [line for line in printed.splitlines() if "compactions" in line]
     assert len(lines) == 3
     for line in lines:
@@ -55,8 +76,8 @@ def test_the_offline_engine(ranks):
         assert int(line.split("compactions ")[1]) >= 2
 
 
-def test_what_a_front_end_did_not_check_ends_alone_in_the_scheduler():
-    printed = run_python("-m", "tests.e2e.unverified", str(demo_model_path()))
+def test_what_a_front_end_did_not_check_ends_alone_in_the_scheduler(run_warm):
+    printed = run_warm("-m", "tests.e2e.unverified", str(demo_model_path()))
     replies = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
     assert [reply.get("budget") for reply in replies] == [None, 300, None, None, None, 308]
     refused = [reply["refused"] for reply in replies if "refused" in reply]

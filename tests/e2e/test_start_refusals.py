@@ -3,13 +3,13 @@
 import pytest
 
 from tests.e2e.models import build_model, write_predictor
-from tests.e2e.server import RefusedError, Server
+from tests.e2e.server import RefusedError, Server, WarmServer
 from tests.e2e.servers import DYNTS
 
 
 @pytest.fixture(scope="module")
-def said(model_of, tmp_path_factory) -> dict[str, str]:
-    """What three servers wrote that were started at once and ended instead of serving."""
+def said(model_of, tmp_path_factory, warm) -> dict[str, str]:
+    """What servers wrote that ended instead of serving: one as a user starts it, others as copies."""
     folder = tmp_path_factory.mktemp("refused")
     write_predictor(folder / "wide.safetensors", hidden_size=128)
     bare = build_model("llama", folder / "bare_model")
@@ -21,6 +21,8 @@ def said(model_of, tmp_path_factory) -> dict[str, str]:
     }
     servers = {
         name: Server(model, folder / f"{name}.log", *DYNTS, *flags)
+        if name == "bare"
+        else WarmServer(warm, model, folder / f"{name}.log", *DYNTS, *flags)
         for name, (model, *flags) in words.items()
     }
     return {name: refusal_of(server) for name, server in servers.items()}

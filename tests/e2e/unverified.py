@@ -26,7 +26,7 @@ def main() -> None:
         model_path=sys.argv[1],
         attention_backend="dynts",
         max_total_tokens=2000,
-        mem_fraction_static=0.1,
+        mem_fraction_static=0.5,
         log_level="error",
     )
     SamplingParams.verify = check_nothing  # pyright: ignore

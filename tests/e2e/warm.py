@@ -43,9 +43,14 @@ class Warm:
         )
         self._lock = Lock()
 
-    def start(self, module: str, words: Sequence[str], log: Path) -> "Copy":
-        """Start a copy that does what ``python -m module words`` does, and writes into the log."""
-        return Copy(self, self.ask(module=module, words=list(words), log=str(log)))
+    def start(self, words: Sequence[str], log: Path) -> "Copy":
+        """Start a copy that does what ``python`` does with these words, and writes into the log.
+
+        Args:
+            words: ``-m`` and a module, or a file; then its arguments.
+            log: for both of its streams.
+        """
+        return Copy(self, self.ask(words=list(words), log=str(log)))
 
     def ask(self, **question: Any) -> Any:
         """Send one line of JSON and return what comes back."""
@@ -154,13 +159,13 @@ def _status(pid: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if ended else None
 
 
-def _copy(module: str, words: list[str], log: str) -> int:
-    """Return the pid of a copy that runs a module; the copy itself does not return."""
+def _copy(words: list[str], log: str) -> int:
+    """Return the pid of a copy that runs a program; the copy itself does not return."""
     sys.stdout.flush()
     if pid := os.fork():
         return pid
     try:
-        _become(module, words, log)
+        _become(words, log)
     except SystemExit as end:
         code = end.code
     except BaseException:  # noqa: BLE001
@@ -172,8 +177,8 @@ def _copy(module: str, words: list[str], log: str) -> int:
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 
-def _become(module: str, words: list[str], log: str) -> None:
-    """Run a module as the leader of a session, as the harness starts servers."""
+def _become(words: list[str], log: str) -> None:
+    """Run a program as the leader of a session, as the harness starts servers."""
     os.setsid()
     with open(os.devnull) as nothing, open(log, "w") as out:
         os.dup2(nothing.fileno(), 0)
@@ -181,8 +186,12 @@ def _become(module: str, words: list[str], log: str) -> None:
         os.dup2(out.fileno(), 2)
     set_method = multiprocessing.set_start_method
     multiprocessing.set_start_method = lambda _method, force=False: set_method("fork", force)
-    sys.argv = [module, *words]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    if words[0] == "-m":
+        sys.argv = words[1:]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = words
+        runpy.run_path(words[0], run_name="__main__")
 
 
 if __name__ == "__main__":
