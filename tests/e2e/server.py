@@ -19,7 +19,7 @@ STRICT = {
 }
 RETRACTING = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "40"}
 ROOM = "0.5"
-"""Of memory. SGLang counts what other programs take meanwhile as weights; pools are small all the same."""
+"""Of memory: SGLang counts what other programs take meanwhile as weights. The pools are small."""
 SGLANG_SERVE = (str(Path(sys.executable).with_name("sglang")), "serve")
 
 
