@@ -1,7 +1,10 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.warm import WarmProcesses
 
 
 def pytest_addoption(parser):
@@ -16,3 +19,10 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, this machine has none"))
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[WarmProcesses]:
+    processes = WarmProcesses()
+    yield processes
+    processes.stop()

@@ -11,7 +11,6 @@ from tests.e2e.hf_reference import Expected, Reference, Windows
 from tests.e2e.models import VOCAB_SIZE, build_model
 from tests.e2e.server import Server, WarmServer
 from tests.e2e.servers import DEMO, DEMO_POOL, SharedServers
-from tests.e2e.warm import WarmProcesses
 
 
 def pytest_collection_modifyitems(items):
@@ -35,13 +34,6 @@ def model_of(tmp_path_factory) -> Callable[[str], Path]:
 @pytest.fixture(scope="session")
 def reference_of(model_of) -> Callable[[str], Reference]:
     return cache(lambda kind: Reference(model_of(kind)))
-
-
-@pytest.fixture(scope="session")
-def warm() -> Iterator[WarmProcesses]:
-    processes = WarmProcesses()
-    yield processes
-    processes.stop()
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from typing import Any
 
 from sgl_dynts.harness import server as harness
 from sgl_dynts.harness.server import LAUNCH_SERVER, ServerError
-from tests.e2e.warm import WarmProcesses
+from tests.warm import WarmProcesses
 
 STRICT = {
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",

@@ -13,7 +13,7 @@ from sgl_dynts.harness.server import LAUNCH_SERVER
 from tests.e2e.hf_reference import NUM_QUERIES
 from tests.e2e.models import CHANGES_ITS_MIND, EAGLE_HEAD, SPELLER, UNTRAINED, WORDS_FILE
 from tests.e2e.server import RETRACTING, SGLANG_SERVE, Server, WarmServer
-from tests.e2e.warm import WarmProcesses
+from tests.warm import WarmProcesses
 
 DYNTS = ("--attention-backend", "dynts")
 DEMO = "demo"

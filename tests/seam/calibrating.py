@@ -17,7 +17,7 @@ from sglang_dynts.forward.queries.calibrate import calibrate
 
 FLAGS = (
     *("--device", "cpu", "--dtype", "float32", "--attention-backend", "dynts", "--log-level", "error"),
-    *("--max-total-tokens", "2000", "--mem-fraction-static", "0.1", "--chunked-prefill-size", "200"),
+    *("--max-total-tokens", "2000", "--mem-fraction-static", "0.5", "--chunked-prefill-size", "200"),
 )
 
 

@@ -2,8 +2,6 @@
 
 import importlib
 import random
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -12,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmark.harness.tiny_models import FIRST_WORD, config_of
 from sgl_dynts.calibration import load_calibration
+from sgl_dynts.harness.server import one_thread
 from sglang_dynts.forward.queries.calibrate import chunks
 from tests.e2e.models import CONFIGS, VOCAB_SIZE, write_model
 from tests.seam.calibrating import FLAGS
@@ -53,12 +52,13 @@ def queries(folder, text: list[int]) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_the_statistics_are_those_of_the_queries_before_their_rotation(tmp_path, kind):
+def test_the_statistics_are_those_of_the_queries_before_their_rotation(tmp_path, kind, warm):
     folder, path = write_model(MODELS[kind], 1, tmp_path / "model"), tmp_path / "calibration.safetensors"
     draw = random.Random(1)
     text = [draw.randrange(FIRST_WORD, VOCAB_SIZE) for _ in range(500)]
-    command = [sys.executable, "-m", "tests.seam.calibrating", str(folder), str(path), *map(str, text)]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    words, log = ["-m", "tests.seam.calibrating", str(folder), str(path)], tmp_path / "log"
+    process = warm.of(one_thread()).start([*words, *map(str, text)], log)
+    assert process.wait(300) == 0, log.read_text()[-3000:]
     found = load_calibration(path)
     wanted = queries(folder, text)
     assert len(found.layers) == len(wanted)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import sgl_dynts
+from sgl_dynts.harness.server import one_thread
 
 PROJECT = """
 [build-system]
@@ -54,9 +55,14 @@ def installed(folder: Path, code: str, what: str = "EveryOther", module: str = "
 
 def asked(target: Path, code: str) -> str:
     """What a fresh Python prints that has the package."""
-    given = f"import sys; sys.path.insert(0, {str(target)!r})\n{code}"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", given], capture_output=True, text=True)
+    command = [sys.executable, "-W", "ignore", "-c", given(target, code)]
+    done = subprocess.run(command, capture_output=True, text=True)
     return (done.stdout + done.stderr).strip()
+
+
+def given(target: Path, code: str) -> str:
+    """A program that has the package."""
+    return f"import sys; sys.path.insert(0, {str(target)!r})\n{code}"
 
 
 def test_an_installed_policy_is_registered_described_and_scores(tmp_path):
@@ -73,10 +79,9 @@ print(policy_names()[-1], kept.tolist(), row in as_markdown())
 
 
 @pytest.mark.e2e
-def test_flags_help_and_requests_know_it(tmp_path):
+def test_flags_help_and_requests_know_it(tmp_path, warm):
     target = installed(tmp_path, guide())
     code = """
-import sglang.srt.managers.scheduler
 from sglang.srt.plugins import load_plugins
 load_plugins()
 import msgspec
@@ -88,7 +93,11 @@ hints = DynTSServerArgs.__annotations__["dynts_policy"].__metadata__[0].help
 config = DynTSConfig(96, 16, 0.4)
 print("RESULT", "every-other" in hints, request_config({"policy": "every-other"}, config, None) == config)
 """
-    assert "RESULT True True" in asked(target, code)
+    program, log = tmp_path / "program.py", tmp_path / "log"
+    program.write_text(given(target, code))
+    process = warm.of(one_thread()).start([str(program)], log)
+    assert process.wait(300) == 0, log.read_text()
+    assert "RESULT True True" in log.read_text()
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ class Warm:
                 copy cannot have others.
         """
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.e2e.warm"],
+            [sys.executable, "-m", "tests.warm"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | environment,
@@ -59,7 +59,9 @@ class Warm:
         with self._lock:
             self._process.stdin.write(json.dumps(question) + "\n")
             self._process.stdin.flush()
-            return json.loads(self._process.stdout.readline())
+            answer = self._process.stdout.readline()
+        assert answer, f"the process that has imported SGLang ended with {self._process.wait()}"
+        return json.loads(answer)
 
     def stop(self) -> None:
         """End it, and its copies if any are left."""
