@@ -73,9 +73,10 @@ def _register_host_cpu() -> None:
         return
     table = [Seam(seams.NO_OVERLAP_ON_CPU, host_cpu_platform.keep_overlap, HookType.REPLACE)]
     if seams.SCHEDULER_MODULE in sys.modules:
-        from sglang_dynts.boot.cpu import hierarchy, speculation
+        from sglang_dynts.boot.cpu import hierarchy, recurrent, speculation
 
-        table += speculation.scheduler_seams() + hierarchy.scheduler_seams()
+        for part in (speculation, hierarchy, recurrent):
+            table += part.scheduler_seams()
     seams.put_in_place(Process.HOST_CPU, table)
 
 
@@ -103,7 +104,7 @@ def _scheduler_seams() -> list[Seam]:
         predictor_runner,
         weight_updates,
     )
-    from sglang_dynts.scheduling import admission, resume, round, speculation, start
+    from sglang_dynts.scheduling import admission, prefix_cache, resume, round, speculation, start
     from sglang_dynts.telling import health, reporting
 
     return [
@@ -128,6 +129,7 @@ def _scheduler_seams() -> list[Seam]:
         Seam(seams.NEW_EMBEDDING, arrival.admit_embedding, HookType.AROUND),
         Seam(seams.MAX_NEW_TOKENS, resume.allow_beyond_pool, HookType.AROUND),
         Seam(seams.RELEASE_REQ, resume.copy_before_release, HookType.AROUND),
+        Seam(seams.KEEP_STATE, prefix_cache.keep_state, HookType.AROUND),
         Seam(seams.POOL_STATS, reporting.add_totals, HookType.AFTER),
         Seam(seams.INTERNAL_STATE, health.add_facts, HookType.AFTER),
     ]

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import DynamicCache
 
 from tests.e2e.hf_reference import (
     NUM_QUERIES,
@@ -55,7 +54,7 @@ class HeadReference(Reference):
         question = question_len(prompt, self.markers)
         answers = answers_in(tokens, question, self.markers)
         first, last = len(prompt) + 1, len(prompt) + len(served) - 1
-        cache, output, queries = DynamicCache(), [], {}
+        cache, output, queries = self.new_cache(), [], {}
         seen: dict[int, list[torch.Tensor]] = {}
         received = [[[] for _ in range(shape[1])] for _ in range(shape[0])]
         self.born: dict[int, float] = {}
@@ -159,11 +158,6 @@ class HeadReference(Reference):
                 row.append(scores)
             found.append(row)
         return found
-
-    @cached_property
-    def full(self) -> list[int]:
-        """The layers that do not slide: a compaction reaches no other."""
-        return [layer for layer, slides in enumerate(self.slides) if not slides]
 
     @cached_property
     def statistics(self) -> dict[str, torch.Tensor]:

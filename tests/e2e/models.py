@@ -124,6 +124,19 @@ IMAGE_IDS = dict(
         strict=True,
     )
 )
+RECURRENT = {
+    "num_hidden_layers": 4,
+    "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+    "full_attention_interval": 4,  # the same, as SGLang 0.5.23 reads it
+    "head_dim": 32,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+"""Three layers with a recurrent state, and one with full attention."""
+QUARTER_MROPE = MROPE["rope_parameters"] | {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.25}
 GEMMA = {**SLIDING, "query_pre_attn_scalar": 16, "tie_word_embeddings": True}
 
 CONFIGS = {
@@ -154,6 +167,16 @@ CONFIGS = {
     ),
     "qwen3_vl": config_of("qwen3_vl", text_config={**SIZES, **MROPE}, vision_config=VISION, **IMAGE_IDS),
     "gpt_oss": config_of("gpt_oss", **SLIDING, num_local_experts=4, num_experts_per_tok=2),
+    "qwen3_next": config_of(
+        "qwen3_next", **RECURRENT | EXPERTS, shared_expert_intermediate_size=48, decoder_sparse_step=1
+    ),
+    "qwen3_5": config_of(
+        "qwen3_5",
+        text_config={**SIZES, **RECURRENT, "rope_parameters": QUARTER_MROPE},
+        vision_config=VISION,
+        **IMAGE_IDS,
+    ),
+    "qwen3_5_text": config_of("qwen3_5_text", **RECURRENT, rope_parameters=QUARTER_MROPE),
 }
 """By kind; its place is the seed of its weights, so new kinds come last."""
 

@@ -139,6 +139,7 @@ SERVERS = {
     "gpt_oss_little_sliding_pool": Spec(  # 200 slots: less than twelve requests take between two slides
         "gpt_oss", ("--max-total-tokens", "2000", "--swa-full-tokens-ratio", "0.1", *CHUNKS)
     ),
+    "qwen3_next_no_radix_cache": Spec("qwen3_next", (*MIXED, *QUEUE, "--disable-radix-cache")),
     "retracting_no_radix_cache": Spec("qwen3", (*SMALL_POOL, "--disable-radix-cache"), RETRACTING),
 }
 

@@ -19,6 +19,7 @@ SERVED = (
     *("gemma2", "gemma3_tensor_parallel", "mistral", "phi3"),
     *("deepseek", "deepseek_tensor_parallel", "qwen3_vl"),
     *("gemma2_ngram", "gpt_oss", "gpt_oss_tensor_parallel"),
+    "qwen3_next_no_radix_cache",
 )
 RETRACTING = (
     *("olmo3_retracting", "deepseek_dense_retracting", "qwen3_vl_retracting"),
