@@ -110,7 +110,7 @@ def delta_rule(
     outputs, chunks = torch.empty_like(v), []
     starts = cu_seqlens.tolist()
     for slot, start, end in zip(initial_state_indices.tolist(), starts[:-1], starts[1:], strict=True):
-        state = initial_state[slot].float()
+        state = initial_state[slot].to(torch.float32, copy=True)
         for at in range(start, end):
             if (at - start) % CHUNK == 0:
                 chunks.append(state)
