@@ -267,6 +267,11 @@ def slides(config: PreTrainedConfig) -> bool:
     return "sliding_attention" in (getattr(config, "layer_types", None) or ())
 
 
+def has_states(kind: str) -> bool:
+    """Whether layers of this kind of model keep a recurrent state."""
+    return "linear_attention" in (getattr(CONFIGS[kind].get_text_config(), "layer_types", None) or ())
+
+
 def write_eagle_head(folder: Path) -> Path:
     """Write random weights of a draft head for the llama: one layer, and a projection before it."""
     config = config_of("llama", num_hidden_layers=1)
