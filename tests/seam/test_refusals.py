@@ -319,6 +319,11 @@ BESIDE_STATES = [
         "--enable-linear-replayssm-spec: states that lag behind have not been tested yet; drop the flag, "
         "or serve the model without DynTS",
     ),
+    (
+        {"dynts_observe_queries": 8},
+        "--dynts-observe-queries 8: attention beside states has not been tested yet; drop the flag, or "
+        "serve the model without DynTS",
+    ),
     *(
         (
             {"mamba_radix_cache_strategy": strategy},

@@ -80,7 +80,7 @@ SERVED_KINDS = (
         "recurrent states in most layers, full attention in the others",
         "Qwen3-Next, Qwen3.5, dense or with experts",
         "FlashInfer, fa3, Triton",
-        "a larger share of memory for states: `--mamba-full-memory-ratio`, see below",
+        "a larger `--mamba-full-memory-ratio`, see below",
         "not measured; less, since a compaction makes no state smaller",
         f"{_ON_CPU}; not yet on a GPU",
     ),

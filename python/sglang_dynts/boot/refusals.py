@@ -117,6 +117,7 @@ RECURRENT_REFUSALS = (
     FlagRefusal("enable_int8_mamba_checkpoint", "states of eight bits have not been tested yet"),
     FlagRefusal("enable_linear_replayssm", "states that lag behind have not been tested yet"),
     FlagRefusal("enable_linear_replayssm_spec", "states that lag behind have not been tested yet"),
+    FlagRefusal("dynts_observe_queries", "attention beside states has not been tested yet", 0),
 )
 """Flags that must keep their values beside recurrent states."""
 
