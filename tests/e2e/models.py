@@ -36,6 +36,8 @@ from sgl_dynts.config import DynTSConfig
 VOCAB_SIZE, HIDDEN_SIZE = SIZES["vocab_size"], SIZES["hidden_size"]
 SEPARATORS = {250: ".", 251: ",", 252: "?", 253: "!", 254: ";", 255: ":"}
 EXPERTS = {"head_dim": 32, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+EVERY_EXPERT = EXPERTS | {"num_experts_per_tok": EXPERTS["num_experts"]}
+"""In four layers two experts are so often as good as each other that rounding would choose."""
 CHANGES_ITS_MIND = "changes_its_mind"
 """A model that closes and opens its thinking now and then."""
 EAGLE_HEAD = "eagle_head"
@@ -168,7 +170,10 @@ CONFIGS = {
     "qwen3_vl": config_of("qwen3_vl", text_config={**SIZES, **MROPE}, vision_config=VISION, **IMAGE_IDS),
     "gpt_oss": config_of("gpt_oss", **SLIDING, num_local_experts=4, num_experts_per_tok=2),
     "qwen3_next": config_of(
-        "qwen3_next", **RECURRENT | EXPERTS, shared_expert_intermediate_size=48, decoder_sparse_step=1
+        "qwen3_next",
+        **RECURRENT | EVERY_EXPERT,
+        shared_expert_intermediate_size=48,
+        decoder_sparse_step=1,
     ),
     "qwen3_5": config_of(
         "qwen3_5",
@@ -212,6 +217,7 @@ WIDE_LATENT = {
     "num_attention_heads": 16,
     "num_key_value_heads": 16,
 }
+WIDE_STATES = {"head_dim": 64, "linear_key_head_dim": 128, "linear_value_head_dim": 128}
 WIDE_CONFIGS = {
     "sliding": config_of(
         "gemma2",
@@ -229,6 +235,12 @@ WIDE_CONFIGS = {
     ),
     "two_pools": config_of(
         "gpt_oss", **SLIDING | WIDE | {"head_dim": 64}, num_local_experts=4, num_experts_per_tok=2
+    ),
+    "recurrent": config_of(
+        "qwen3_next",
+        **RECURRENT | EVERY_EXPERT | WIDE | WIDE_STATES,
+        shared_expert_intermediate_size=48,
+        decoder_sparse_step=1,
     ),
 }
 """Of other families, as wide as the GPU kernels need."""

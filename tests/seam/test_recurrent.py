@@ -129,12 +129,24 @@ def test_of_continued_thinking_only_a_state_of_the_question_is_shared(engine, qu
 
 
 def test_without_the_guard_a_follow_up_would_go_on_from_a_state_of_other_thoughts(engine, monkeypatch):
-    monkeypatch.setattr(prefix_cache, "_limit_of_state", lambda _req, limit: limit)
+    monkeypatch.setattr(prefix_cache, "_limit_of_state", lambda _req, limit, _dropped: limit)
     prompt = [*OPENED, *thoughts(100, 6)]
     req = engine.prefill(prompt)
     kept = req.kv.mamba_last_track_seqlen
     assert engine.num_shared([*OPENED, *thoughts(150, 6)]) == 5  # of a state that saw eight tokens
     assert kept is None  # it was given to the tree
+
+
+def test_a_finished_request_that_dropped_nothing_shares_the_longest_state_of_what_it_said(engine):
+    """The forward in flight keeps a state of one token more; SGLang takes the one before it."""
+    said = [*thoughts(50, 10), *thoughts(100, 4)]
+    req = engine.prefill(said[:10])
+    engine.decode(req, said[10:])
+    req.kv.mamba_prev_track_seqlen, req.kv.mamba_last_track_seqlen = 12, 15
+    req.kv.mamba_last_track_idx = 0
+    engine.finish(req)
+    assert engine.num_shared(said) == 12
+    engine.check_conservation()
 
 
 def at_a_boundary(engine: RecurrentEngine, req: Req, update) -> None:

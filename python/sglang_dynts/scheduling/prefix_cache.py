@@ -40,7 +40,7 @@ class DynTSRadixCache(Governed, UnifiedRadixCache):
         if self.supports_swa():
             limit = self._limit_in_sight(req, limit)
         if self.supports_mamba():
-            limit = _limit_of_state(req, limit)
+            limit = _limit_of_state(req, limit, governed.dropped)
         super().checkpoint(req, up_to=limit, **kwargs)
         if governed.num_resumptions:
             build_fill_ids_anew(req)
@@ -130,12 +130,14 @@ def _shareable_len(req, governed: GovernedRequest) -> int:
     return len(req.full_untruncated_fill_ids) if whole else governed.question_len
 
 
-def _limit_of_state(req, limit: int) -> int:
+def _limit_of_state(req, limit: int, dropped: int) -> int:
     """Where the kept recurrent state is of more tokens than may be shared, share nothing.
 
-    Whoever went on from it would have seen tokens that are not his. Of a compacted request SGLang names
-    the state by columns of the row, which are more than its question has.
+    Whoever went on from it would have seen tokens that are not his. Of a finished request SGLang looks
+    for an earlier state itself; but of one that dropped tokens it names them by columns of the row.
     """
+    if req.finished() and not dropped:
+        return limit
     state_len = req.kv.mamba_last_track_seqlen
     return 0 if state_len is not None and state_len > limit else limit
 
