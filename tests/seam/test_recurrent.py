@@ -4,6 +4,7 @@ The books are SGLang's own: its pools of slots and of states, its radix tree.
 """
 
 from inspect import unwrap
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,13 +18,16 @@ from sglang.srt.mem_cache.allocator.token import TokenToKVPoolAllocator
 from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool, HybridReqToTokenPool
 from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 
+from benchmark.harness.tiny_models import config_of
 from sglang_dynts.entry.host_copies import HostCopies, bytes_per_token
 from sglang_dynts.forward.head_moves import movable_tensors
 from sglang_dynts.forward.kv_pools import full_side, is_compacted, refuse_unknown_pool
 from sglang_dynts.scheduling import prefix_cache
 from sglang_dynts.scheduling.slots.pools import OnePool
+from tests.e2e.models import build_model
 from tests.seam.engine import MAX_LEN, NUM_ROWS, NUM_SLOTS, POOL, PROMPT, Engine, thoughts
 
+DYNTS = ("--attention-backend", "dynts")
 FULL_LAYER, RECURRENT_LAYERS = 2, [0, 1]
 NUM_STATES, GRID = 20, 4
 """States there are, and tokens after which a prefill's is kept; in SGLang these are 64."""
@@ -86,8 +90,41 @@ class RecurrentEngine(Engine):
 
 @pytest.fixture
 def engine(serve) -> RecurrentEngine:
-    serve("--attention-backend", "dynts")
+    serve(*DYNTS)
     return RecurrentEngine()
+
+
+@pytest.fixture(scope="module", params=["qwen3_next", "qwen3_5"])
+def folder(request, tmp_path_factory) -> Path:
+    return build_model(request.param, tmp_path_factory.mktemp("recurrent") / request.param)
+
+
+@pytest.mark.parametrize("flags", [(), ("--disable-radix-cache",)])
+def test_the_users_own_command_serves_such_a_model(view, folder, flags):
+    cfg = view(*DYNTS, *flags, folder=folder)
+    assert (cfg.enable_dynts, cfg.radix_cache_backend, cfg.page_size) == (True, "dynts", 1)
+    assert (cfg.attention_backend, cfg.linear_attn_backend) == ("torch_native", "triton")
+    assert (cfg.disable_overlap_schedule, cfg.dynts_host_memory_gb) == (False, 0)
+    assert cfg.mamba_radix_cache_strategy == ("auto" if flags else "extra_buffer")
+
+
+def test_what_sglang_would_choose_without_overlap_is_refused_with_two_ways_out(resolve, folder):
+    with pytest.raises(ValueError, match="no_buffer, given or chosen by SGLang: it keeps no "):
+        resolve(*DYNTS, "--disable-overlap-schedule", folder=folder)
+    for way in (("--mamba-radix-cache-strategy", "extra_buffer"), ("--disable-radix-cache",)):
+        resolve(*DYNTS, "--disable-overlap-schedule", *way, folder=folder)
+
+
+def test_copies_on_the_host_are_refused_and_sglang_without_dynts_is_left_alone(resolve, folder):
+    with pytest.raises(ValueError, match="--dynts-host-memory-gb 4 with a model with recurrent states: "):
+        resolve(*DYNTS, "--dynts-host-memory-gb", "4", folder=folder)
+    resolve("--attention-backend", "torch_native", "--disable-overlap-schedule", folder=folder)
+
+
+def test_states_of_another_kind_are_refused_by_name(resolve, tmp_path):
+    config_of("falcon_h1", architectures=["FalconH1ForCausalLM"]).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="of another kind than the gated delta rule: they have not been"):
+        resolve(*DYNTS, "--disable-radix-cache", folder=tmp_path)
 
 
 def test_a_compaction_frees_slots_and_changes_no_state(engine):
