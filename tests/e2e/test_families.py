@@ -190,6 +190,7 @@ def equals(reply: dict, reference, job: dict) -> bool:
 
 @served_by("qwen3_vl", "qwen3_5_without_copies")
 def test_a_request_with_an_image_is_refused_and_text_after_it_is_served(server, kind, reference_of):
+    assert server.request("/model_info")["has_image_understanding"] is False
     picture = BytesIO()
     Image.new("RGB", (64, 64)).save(picture, "PNG")
     text = f"w20 {''.join(IMAGE_WORDS[i] for i in (246, 244, 247))} w21"

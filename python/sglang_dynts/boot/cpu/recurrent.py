@@ -124,13 +124,13 @@ def delta_rule_newest(
     mixed_qkv,
     a,
     b,
-    A_log,
+    A_log,  # noqa: N803
     dt_bias,
     scale,
     initial_state,
     out,
     ssm_state_indices,
-    **_rest,  # noqa: N803
+    **_rest,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """REPLACE fused_recurrent.fused_recurrent_gated_delta_rule_packed_decode: one token of each request.
 
