@@ -73,19 +73,21 @@ def _register_host_cpu() -> None:
         return
     table = [Seam(seams.NO_OVERLAP_ON_CPU, host_cpu_platform.keep_overlap, HookType.REPLACE)]
     if seams.SCHEDULER_MODULE in sys.modules:
-        from sglang_dynts.boot.cpu import hierarchy, speculation
+        from sglang_dynts.boot.cpu import hierarchy, recurrent, speculation
 
-        table += speculation.scheduler_seams() + hierarchy.scheduler_seams()
+        for part in (speculation, hierarchy, recurrent):
+            table += part.scheduler_seams()
     seams.put_in_place(Process.HOST_CPU, table)
 
 
 def _launcher_seams() -> list[Seam]:
-    from sglang_dynts.entry import carriers, endpoint_refusals, options
+    from sglang_dynts.entry import carriers, endpoint_refusals, front_end, options
     from sglang_dynts.telling import health, reporting
 
     return [
         Seam(seams.VERIFY_SAMPLING_PARAMS, options.verify_request, HookType.AFTER),
         Seam(seams.UPDATE_META_INFO, reporting.report_one_object, HookType.BEFORE),
+        Seam(seams.TOKENIZER_READY, front_end.tell_no_images, HookType.AFTER),
         Seam(seams.TOKENIZER_READY, carriers.watch_bodies, HookType.AFTER),
         Seam(seams.TOKENIZER_READY, endpoint_refusals.guard_endpoints, HookType.AFTER),
         Seam(seams.TOKENIZER_READY, health.offer_health, HookType.AFTER),
@@ -103,7 +105,7 @@ def _scheduler_seams() -> list[Seam]:
         predictor_runner,
         weight_updates,
     )
-    from sglang_dynts.scheduling import admission, resume, round, speculation, start
+    from sglang_dynts.scheduling import admission, prefix_cache, resume, round, speculation, start
     from sglang_dynts.telling import health, reporting
 
     return [
@@ -128,6 +130,7 @@ def _scheduler_seams() -> list[Seam]:
         Seam(seams.NEW_EMBEDDING, arrival.admit_embedding, HookType.AROUND),
         Seam(seams.MAX_NEW_TOKENS, resume.allow_beyond_pool, HookType.AROUND),
         Seam(seams.RELEASE_REQ, resume.copy_before_release, HookType.AROUND),
+        Seam(seams.KEEP_STATE, prefix_cache.keep_state, HookType.AROUND),
         Seam(seams.POOL_STATS, reporting.add_totals, HookType.AFTER),
         Seam(seams.INTERNAL_STATE, health.add_facts, HookType.AFTER),
     ]

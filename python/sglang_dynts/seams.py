@@ -48,8 +48,13 @@ MAX_NEW_TOKENS = f"{SCHEDULER}.init_req_max_new_tokens"
 RELEASE_REQ = f"{MANAGERS}.schedule_batch.release_req"
 INTERNAL_STATE = f"{COMPONENTS}.internal_state.SchedulerInternalStateController.get_internal_state"
 POOL_STATS = f"{COMPONENTS}.pool_stats_observer.SchedulerPoolStatsObserver.get_pool_stats"
+KEEP_STATE = (
+    f"{COMPONENTS}.batch_result_processor.SchedulerBatchResultProcessor._mamba_prefix_cache_update"
+)
 
-SPECULATIVE = "sglang.kernels.ops.speculative"
+OPS = "sglang.kernels.ops"
+
+SPECULATIVE = f"{OPS}.speculative"
 DRAFT_BACKENDS = "sglang.srt.speculative.draft_utils.DraftBackendFactory"
 NO_OVERLAP_ON_CPU = "sglang.srt.arg_groups.speculative_hook._disable_overlap_schedule_for_cpu"
 TREE_FROM_MASK = f"{SPECULATIVE}.reconstruct_tree.reconstruct_indices_from_tree_mask_func"
@@ -70,12 +75,28 @@ LOAD_PREFIXES = f"{HOST_POOLS}.mha.MHATokenToKVPoolHost.load_to_device_per_layer
 BACK_UP_PREFIXES = f"{HOST_POOLS}.mha.MHATokenToKVPoolHost.backup_from_device_all_layer"
 LOAD_LATENTS = f"{HOST_POOLS}.mla.MLATokenToKVPoolHost.load_to_device_per_layer"
 BACK_UP_LATENTS = f"{HOST_POOLS}.mla.MLATokenToKVPoolHost.backup_from_device_all_layer"
+CONVOLVE = f"{OPS}.mamba.causal_conv1d_triton.causal_conv1d_fn"
+CONVOLVE_NEWEST = f"{OPS}.mamba.causal_conv1d_triton.causal_conv1d_update"
+KEEP_STATES = f"{OPS}.mamba.mamba_state_scatter_triton.track_mamba_states_all_layers"
+DELTA_GATES = f"{OPS}.attention.linear.fused_gdn_gating.fused_gdn_gating"
+DELTA_RULE = f"{OPS}.attention.fla.chunk.chunk_gated_delta_rule"
+DELTA_RULE_NEWEST = f"{OPS}.attention.fla.fused_recurrent.fused_recurrent_gated_delta_rule_packed_decode"
+GATED_NORM = f"{OPS}.attention.fla.layernorm_gated.RMSNorm.forward"
+FUSED_GATED_NORM = f"{OPS}.attention.fla.fused_norm_gate.FusedRMSNormGated.forward"
+SPLIT_BY_GROUP = f"{OPS}.attention.triton_gdn_fused_proj.fused_qkvzba_split_reshape_cat"
+SPLIT_IN_ORDER = f"{SPLIT_BY_GROUP}_contiguous"
+SIGMOID_GATE = f"{OPS}.elementwise.elementwise.fused_sigmoid_mul"
+SHARED_EXPERT = f"{OPS}.elementwise.elementwise._launch_fused_gate_sigmoid_mul"
+MAKE_DELTA_LAYER = "sglang.srt.models.qwen3_next.Qwen3GatedDeltaNet.__init__"
 
 HOST_CPU_TARGETS = (
     *(NO_OVERLAP_ON_CPU, TREE_FROM_MASK, BUILD_TREE, VERIFY_TREE, DRAFT_SLOTS, FRONT_SLOTS),
     *(ACCEPTED_SLOTS, NEWEST_TOKENS, GATHER_EXTRAS, WRITE_ROWS, PREPARE_MOVES),
     *(DRAFT_DECODE_BACKEND, DRAFT_EXTEND_BACKEND, TORCH_EXTEND),
     *(LOAD_PREFIXES, BACK_UP_PREFIXES, LOAD_LATENTS, BACK_UP_LATENTS),
+    *(CONVOLVE, CONVOLVE_NEWEST, KEEP_STATES, DELTA_GATES, DELTA_RULE, DELTA_RULE_NEWEST),
+    *(GATED_NORM, FUSED_GATED_NORM, SPLIT_BY_GROUP, SPLIT_IN_ORDER, SIGMOID_GATE, SHARED_EXPERT),
+    MAKE_DELTA_LAYER,
 )
 """Functions of SGLang's that are hooked where the host CPU serves."""
 
@@ -86,7 +107,7 @@ TARGETS = (
     *(INIT_OUTPUT_STREAMER, OUTPUT_STREAMER_CLASS, BEFORE_ADMISSION, PREFILL_ADDER_CLASS),
     *(VERIFY_DRAFTS, PROCESS_RESULT),
     *(NEW_GENERATION, NEW_EMBEDDING),
-    *(MAX_NEW_TOKENS, RELEASE_REQ, INTERNAL_STATE, POOL_STATS),
+    *(MAX_NEW_TOKENS, RELEASE_REQ, INTERNAL_STATE, POOL_STATS, KEEP_STATE),
 )
 """Every function of SGLang's that has a hook of ours."""
 

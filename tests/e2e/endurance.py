@@ -28,7 +28,7 @@ import psutil
 
 from sgl_dynts.harness.server import unwind_on_sigterm
 from tests.e2e.conftest import prompt
-from tests.e2e.models import build_model
+from tests.e2e.models import CONFIGS, build_model
 from tests.e2e.server import RETRACTING, Server
 from tests.e2e.soak import ABORT, HANG_UP, Life, check, draw_lives, hang_up
 
@@ -274,11 +274,12 @@ def main() -> int:
     what.add_argument("--requests", type=int, help="how many short requests to clock memory over")
     parser.add_argument("--at-once", type=int, default=12, help="requests in flight (12)")
     parser.add_argument("--longest", type=int, default=300, help="tokens of an output, at most (300)")
+    parser.add_argument("--model", default="qwen2", choices=CONFIGS, help="a kind of model (qwen2)")
     parser.add_argument("--log", type=Path, help="file for the server's log; default: a temporary one")
     args = parser.parse_args()
     unwind_on_sigterm()
     with tempfile.TemporaryDirectory() as folder:
-        model = build_model("qwen2", Path(folder) / "model")
+        model = build_model(args.model, Path(folder) / "model")
         log = args.log or Path(folder) / "server.log"
         flags = ("--attention-backend", "dynts", *SMALL_POOL)
         environment = RETRACTING if args.requests is None else {}

@@ -8,13 +8,13 @@ import importlib
 import math
 import struct
 import zlib
+from collections.abc import Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from transformers import DynamicCache
 
 from tests.e2e.hf_reference import (
     NUM_QUERIES,
@@ -55,7 +55,7 @@ class HeadReference(Reference):
         question = question_len(prompt, self.markers)
         answers = answers_in(tokens, question, self.markers)
         first, last = len(prompt) + 1, len(prompt) + len(served) - 1
-        cache, output, queries = DynamicCache(), [], {}
+        cache, output, queries = self.new_cache(), [], {}
         seen: dict[int, list[torch.Tensor]] = {}
         received = [[[] for _ in range(shape[1])] for _ in range(shape[0])]
         self.born: dict[int, float] = {}
@@ -74,10 +74,10 @@ class HeadReference(Reference):
                     attention_mask=self.masks(held[0][0], torch.arange(start, end)),
                     output_attentions=True,
                 )
-            attentions = [out.attentions[layer] for layer in self.full]
+            attentions, asked = self.of_full(out.attentions), self.of_full(rotated)
             for position in range(start, end):
                 seen[position] = [layer[0, :, position - start] for layer in attentions]
-                queries[position] = [rotated[layer][0, :, position - start] for layer in self.full]
+                queries[position] = [layer[0, :, position - start] for layer in asked]
             if policy == "hybrid":
                 self.born |= zip(range(start, end), self.score(out.last_hidden_state[0]), strict=True)
             for layer, attention in enumerate(attentions):
@@ -160,10 +160,9 @@ class HeadReference(Reference):
             found.append(row)
         return found
 
-    @cached_property
-    def full(self) -> list[int]:
-        """The layers that do not slide: a compaction reaches no other."""
-        return [layer for layer, slides in enumerate(self.slides) if not slides]
+    def of_full(self, found: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """What Hugging Face found in every layer with attention: of those with full attention."""
+        return list(found) if len(found) == len(self.full) else [found[layer] for layer in self.full]
 
     @cached_property
     def statistics(self) -> dict[str, torch.Tensor]:
@@ -175,14 +174,14 @@ class HeadReference(Reference):
 
         Pairs of numbers are complex ones, which a rotation multiplies by exp(i w t).
         """
-        config, half = self.model.config, keys.shape[1] // 2
-        rotary = self.model.model.rotary_emb
+        config, rotary = self.model.config, self.model.model.rotary_emb
+        half = len(rotary.inv_freq)  # numbers after these pairs are not rotated
         times = max(1, round(self.server_period / 64))
         ahead = torch.tensor([1, 4, 16, 64, 128, 256, 384, 512]) * times + newest
         size = torch.tensor(rotary.attention_scaling, dtype=torch.float32)
         rotation = torch.polar(size, ahead[:, None] * rotary.inv_freq).mean(0)
-        back = torch.complex(keys[:, :half], keys[:, half:]) * rotation.conj()
-        back = torch.cat([back.real, back.imag], 1)
+        back = torch.complex(keys[:, :half], keys[:, half : 2 * half]) * rotation.conj()
+        back = torch.cat([back.real, back.imag, keys[:, 2 * half :]], 1)
         group = config.num_attention_heads // num_heads
         total = torch.zeros(len(keys))
         for query in range(head * group, (head + 1) * group):

@@ -49,9 +49,9 @@ class Reference:
         torch.set_num_threads(1)  # two layers: a second thread waits more than it works
         whole = AutoConfig.from_pretrained(folder)
         config = whole.get_text_config()
-        kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-        self.slides = [kind == "sliding_attention" for kind in kinds]
-        if any(self.slides):
+        self.kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+        self.full = [layer for layer, kind in enumerate(self.kinds) if kind == "full_attention"]
+        if "sliding_attention" in self.kinds:
             attention = "eager"  # the one that caps logits and knows sinks
         else:
             config.sliding_window = None  # as SGLang, whose model of that name has no window
@@ -69,13 +69,17 @@ class Reference:
             hidden = torch.nn.functional.softplus(hidden @ self.weights[name].T)
         return hidden[:, 0].tolist()
 
+    def new_cache(self) -> DynamicCache:
+        """An empty cache; where layers slide, one in which they keep all tokens, and are masked."""
+        return DynamicCache(config=self.config) if "linear_attention" in self.kinds else DynamicCache()
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         found, cap = self.model.lm_head(hidden), getattr(self.config, "final_logit_softcapping", None)
         return torch.tanh(found / cap) * cap if cap else found
 
     def masks(self, held: list[int], new: torch.Tensor) -> dict[str, torch.Tensor] | None:
         """What new tokens see, by original positions: sliding layers hold all tokens of the text."""
-        if not any(self.slides):
+        if "sliding_attention" not in self.kinds:
             return None
         query = new[:, None]
         full, every = torch.tensor([*held, *new.tolist()]), torch.arange(int(new[-1]) + 1)
@@ -105,7 +109,7 @@ class Reference:
         before it, so that one forward computes all up to the next compaction: the tokens equal the served
         ones where, and only where, those that it generates by itself do.
         """
-        cache = DynamicCache()
+        cache = self.new_cache()
         question = question_len(prompt, self.markers)
         scores: list[float] = []
         held: list[int] = []
@@ -164,7 +168,7 @@ class Reference:
             kept = keep(held, judged, question, {p for p in answers if p < end}, windows)
             compactions.append(end)
             dropped += len(held) - len(kept)
-            edit_cache(cache, [held.index(position) for position in kept], self.slides)
+            edit_cache(cache, [held.index(position) for position in kept], self.full)
             held = kept
 
 
@@ -198,12 +202,10 @@ def stretch(
     return num_known, False
 
 
-def edit_cache(cache: DynamicCache, columns: list[int], slides: list[bool]) -> None:
-    """Drop tokens from the layers that do not slide."""
-    layers: Any = cache.layers
-    for layer, whole in zip(layers, slides, strict=True):
-        if whole:
-            continue
+def edit_cache(cache: DynamicCache, columns: list[int], full: list[int]) -> None:
+    """Drop tokens from the layers with full attention, and from no other."""
+    layers: Any = [cache.layers[index] for index in full]
+    for layer in layers:
         layer.keys = layer.keys[:, :, columns]
         layer.values = layer.values[:, :, columns]
 

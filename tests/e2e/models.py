@@ -36,6 +36,8 @@ from sgl_dynts.config import DynTSConfig
 VOCAB_SIZE, HIDDEN_SIZE = SIZES["vocab_size"], SIZES["hidden_size"]
 SEPARATORS = {250: ".", 251: ",", 252: "?", 253: "!", 254: ";", 255: ":"}
 EXPERTS = {"head_dim": 32, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+EVERY_EXPERT = EXPERTS | {"num_experts_per_tok": EXPERTS["num_experts"]}
+"""In four layers two experts are so often as good as each other that rounding would choose."""
 CHANGES_ITS_MIND = "changes_its_mind"
 """A model that closes and opens its thinking now and then."""
 EAGLE_HEAD = "eagle_head"
@@ -124,6 +126,19 @@ IMAGE_IDS = dict(
         strict=True,
     )
 )
+RECURRENT = {
+    "num_hidden_layers": 4,
+    "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+    "full_attention_interval": 4,  # the same, as SGLang 0.5.23 reads it
+    "head_dim": 32,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+"""Three layers with a recurrent state, and one with full attention."""
+QUARTER_MROPE = MROPE["rope_parameters"] | {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.25}
 GEMMA = {**SLIDING, "query_pre_attn_scalar": 16, "tie_word_embeddings": True}
 
 CONFIGS = {
@@ -154,6 +169,19 @@ CONFIGS = {
     ),
     "qwen3_vl": config_of("qwen3_vl", text_config={**SIZES, **MROPE}, vision_config=VISION, **IMAGE_IDS),
     "gpt_oss": config_of("gpt_oss", **SLIDING, num_local_experts=4, num_experts_per_tok=2),
+    "qwen3_next": config_of(
+        "qwen3_next",
+        **RECURRENT | EVERY_EXPERT,
+        shared_expert_intermediate_size=48,
+        decoder_sparse_step=1,
+    ),
+    "qwen3_5": config_of(
+        "qwen3_5",
+        text_config={**SIZES, **RECURRENT, "rope_parameters": QUARTER_MROPE},
+        vision_config=VISION,
+        **IMAGE_IDS,
+    ),
+    "qwen3_5_text": config_of("qwen3_5_text", **RECURRENT, rope_parameters=QUARTER_MROPE),
 }
 """By kind; its place is the seed of its weights, so new kinds come last."""
 
@@ -189,6 +217,7 @@ WIDE_LATENT = {
     "num_attention_heads": 16,
     "num_key_value_heads": 16,
 }
+WIDE_STATES = {"head_dim": 64, "linear_key_head_dim": 128, "linear_value_head_dim": 128}
 WIDE_CONFIGS = {
     "sliding": config_of(
         "gemma2",
@@ -206,6 +235,12 @@ WIDE_CONFIGS = {
     ),
     "two_pools": config_of(
         "gpt_oss", **SLIDING | WIDE | {"head_dim": 64}, num_local_experts=4, num_experts_per_tok=2
+    ),
+    "recurrent": config_of(
+        "qwen3_next",
+        **RECURRENT | EVERY_EXPERT | WIDE | WIDE_STATES,
+        shared_expert_intermediate_size=48,
+        decoder_sparse_step=1,
     ),
 }
 """Of other families, as wide as the GPU kernels need."""
@@ -242,6 +277,11 @@ def write_model(
 def slides(config: PreTrainedConfig) -> bool:
     """Whether a layer is served with a sliding window, whatever the configuration mentions."""
     return "sliding_attention" in (getattr(config, "layer_types", None) or ())
+
+
+def has_states(kind: str) -> bool:
+    """Whether layers of this kind of model keep a recurrent state."""
+    return "linear_attention" in (getattr(CONFIGS[kind].get_text_config(), "layer_types", None) or ())
 
 
 def write_eagle_head(folder: Path) -> Path:

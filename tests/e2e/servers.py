@@ -24,6 +24,8 @@ QUEUE = ("--max-total-tokens", "900")
 SMALL_POOL = ("--max-total-tokens", "700")
 MIXED = ("--enable-mixed-chunk", "--chunked-prefill-size", "32")
 CHUNKS = ("--chunked-prefill-size", "64")
+STATES = ("--max-mamba-cache-size", "100", "--mamba-track-interval", "64")
+"""Recurrent states: few, for the memory they take, and kept as often as can be."""
 CALIBRATED = ("--dynts-calibration-text", "{model}/" + WORDS_FILE)
 EXACT = "--dynts-disable-elastic"
 """Compact where the budget is reached and nowhere else."""
@@ -146,6 +148,9 @@ SERVERS = {
     "gpt_oss_little_sliding_pool": Spec(  # 200 slots: less than twelve requests take between two slides
         "gpt_oss", ("--max-total-tokens", "2000", "--swa-full-tokens-ratio", "0.1", *CHUNKS)
     ),
+    "qwen3_next": Spec("qwen3_next", (*MIXED, *QUEUE, *STATES, "--disable-radix-cache")),
+    "qwen3_5_without_copies": Spec("qwen3_5", (*SMALL_POOL, *CHUNKS, *STATES), RETRACTING),
+    "qwen3_5_tensor_parallel": Spec("qwen3_5_text", ("--tp-size", "2", *CALIBRATED, *STATES), TWO_CORES),
     "retracting_no_radix_cache": Spec("qwen3", (*SMALL_POOL, "--disable-radix-cache"), RETRACTING),
 }
 

@@ -6,10 +6,11 @@ from io import BytesIO
 import pytest
 from PIL import Image
 
+from benchmark.harness.tiny_models import THINK
 from tests.e2e.conftest import assert_equal, prompt
 from tests.e2e.head_reference import HeadReference
-from tests.e2e.hf_reference import Windows
-from tests.e2e.models import CONFIGS, IMAGE_WORDS, MODEL_WINDOW, slides
+from tests.e2e.hf_reference import Reference, Windows
+from tests.e2e.models import CONFIGS, IMAGE_WORDS, MODEL_WINDOW, has_states, slides
 from tests.e2e.server import Server
 from tests.e2e.servers import SERVERS, served_by
 from tests.e2e.test_equality_by_head import assert_equal_by_head
@@ -19,15 +20,21 @@ SERVED = (
     *("gemma2", "gemma3_tensor_parallel", "mistral", "phi3"),
     *("deepseek", "deepseek_tensor_parallel", "qwen3_vl"),
     *("gemma2_ngram", "gpt_oss", "gpt_oss_tensor_parallel"),
+    *("qwen3_next", "qwen3_5_tensor_parallel"),
 )
 RETRACTING = (
     *("olmo3_retracting", "deepseek_dense_retracting", "qwen3_vl_retracting"),
     "gpt_oss_retracting",
 )
-WITHOUT_COPIES = ("exaone4_without_copies", "glm_without_copies", "gpt_oss_without_copies")
+WITHOUT_COPIES = (
+    *("exaone4_without_copies", "glm_without_copies", "gpt_oss_without_copies"),
+    "qwen3_5_without_copies",
+)
 SLIDING = ("gemma2", "gemma3_tensor_parallel", "olmo3_retracting", "exaone4_without_copies", "gpt_oss")
 TWO_POOLS = ("gpt_oss",)
 """Kinds of models whose sliding layers have a KV pool of their own."""
+KEPT_AFTER = 64
+"""Tokens after which a prefill keeps a recurrent state that others may go on from."""
 
 
 @pytest.fixture
@@ -56,13 +63,16 @@ def test_a_second_round_hits_the_prompts_and_gives_the_tokens(server, kind, wind
     server.generate_all(jobs(length=120))
     for job, reply in zip(jobs(120), server.generate_all(jobs(120)), strict=True):
         assert_equal(reply, reference_of(kind), job, windows)
-        assert reply["meta_info"]["cached_tokens"] in hits(server, len(job["prompt"]))
+        assert reply["meta_info"]["cached_tokens"] in hits(server, kind, len(job["prompt"]))
 
 
-def hits(server: Server, prompt_len: int) -> range:
+def hits(server: Server, kind: str, prompt_len: int) -> range:
     """Prompt tokens that a second round may find: all but the last, where there is room for all."""
     if "--disable-radix-cache" in server.command:
         return range(1)
+    if has_states(kind):
+        kept = (prompt_len - 1) // KEPT_AFTER * KEPT_AFTER
+        return range(kept, kept + 1)
     if "900" in server.command:
         return range(prompt_len)
     return range(prompt_len - 1, prompt_len)
@@ -83,10 +93,35 @@ def test_without_copies_retracted_requests_end_and_others_change_no_token(
     replies = server.generate_all(jobs(first_seed=700))
     for job, reply in zip(jobs(first_seed=700), replies, strict=True):
         assert len(reply["output_ids"]) == job["length"]
-        if not reply["meta_info"]["num_retractions"]:
-            assert_equal(reply, reference_of(kind), job, windows)
+        assert_equal_or_again(reply, reference_of(kind), job, windows)
     retracted = [reply for reply in replies if reply["meta_info"]["num_retractions"]]
     assert 3 <= len(retracted) < len(replies)
+
+
+def assert_equal_or_again(reply: dict, reference: Reference, job: dict, windows: Windows) -> None:
+    """A request that was computed again is, from its first compaction, one that came with its tokens."""
+    if not reply["meta_info"]["num_retractions"]:
+        assert_equal(reply, reference, job, windows)
+        return
+    at, served = reply["meta_info"]["dynts"]["compacted_at"], reply["output_ids"]
+    expected = reference.generate(
+        job["prompt"], job["length"], windows, None, at, late=job["length"], served=served
+    )
+    since = at[0] - len(job["prompt"]) if at else job["length"]
+    assert served[since:] == expected.tokens[since:]
+
+
+@served_by("qwen3_5_tensor_parallel")
+def test_of_thinking_that_a_prompt_continues_no_recurrent_state_is_shared(
+    server, kind, windows, reference_of
+):
+    """The kept state is of 128 tokens: of a short question and of thoughts, or of a long question."""
+    for question_len, seed, found in ((80, 1, 0), (80, 2, 0), (140, 3, 0), (140, 4, 2 * KEPT_AFTER)):
+        question = [*prompt(question_len - 1, question_len), THINK]
+        job = {"prompt": [*question, *prompt(160 - question_len, seed)[1:]], "length": 120}
+        reply = server.generate(**job)
+        assert assert_equal(reply, reference_of(kind), job, windows, late=1).num_compactions >= 2
+        assert reply["meta_info"]["cached_tokens"] == found
 
 
 @served_by("gpt_oss_little_sliding_pool")
@@ -100,11 +135,12 @@ def test_a_sliding_pool_that_is_short_takes_turns_and_changes_no_token(
 
 
 @pytest.mark.parametrize("policy", ["random_per_head", "calibrated", "hybrid"])
-@served_by("gpt_oss_tensor_parallel", "gpt_oss_retracting")
+@served_by("gpt_oss_tensor_parallel", "gpt_oss_retracting", "qwen3_5_tensor_parallel")
 def test_full_layers_keep_a_set_per_head(server, kind, windows, model_of, policy):
-    """The K and V of sliding layers stay where they are."""
+    """The K and V of sliding layers stay where they are, and so do recurrent states."""
     reference = HeadReference(model_of(kind), attention="eager")
-    reference.server_period = 44  # by the server's own windows: 96 - 24 - floor(0.4 * 72)
+    if kind in TWO_POOLS:
+        reference.server_period = 44  # by the server's own windows: 96 - 24 - floor(0.4 * 72)
     some = [job | {"dynts": {"policy": policy}} for job in jobs(first_seed=820)]
     for job, reply in zip(some, server.generate_all(some), strict=True):
         assert assert_equal_by_head(reply, reference, job, late=1, windows=windows).num_compactions >= 2
@@ -152,8 +188,9 @@ def equals(reply: dict, reference, job: dict) -> bool:
     )
 
 
-@served_by("qwen3_vl")
-def test_a_request_with_an_image_is_refused_and_text_after_it_is_served(server, reference_of):
+@served_by("qwen3_vl", "qwen3_5_without_copies")
+def test_a_request_with_an_image_is_refused_and_text_after_it_is_served(server, kind, reference_of):
+    assert server.request("/model_info")["has_image_understanding"] is False
     picture = BytesIO()
     Image.new("RGB", (64, 64)).save(picture, "PNG")
     text = f"w20 {''.join(IMAGE_WORDS[i] for i in (246, 244, 247))} w21"
@@ -161,4 +198,4 @@ def test_a_request_with_an_image_is_refused_and_text_after_it_is_served(server, 
     status, said = server.error("/generate", asked)
     assert (status, "serves text alone" in said) == (400, True), said
     job = jobs(40)[0]
-    assert_equal(server.generate(**job), reference_of("qwen3_vl"), job, Windows(96, 16, 0.4))
+    assert_equal(server.generate(**job), reference_of(kind), job, Windows(96, 16, 0.4))

@@ -55,11 +55,13 @@ class Engine:
     components: tuple[ComponentType, ...] = (ComponentType.FULL,)
     sees: int | None = None
     """Tokens before its own that a sliding layer sees, where these have a pool of their own."""
+    keeps_states = False
+    """Whether recurrent states are kept for the tree."""
 
     def __init__(
         self, cache_class=DynTSRadixCache, disable: bool = False, step: DecodeStep = ONE_TOKEN
     ) -> None:
-        self.rows = ReqToTokenPool(NUM_ROWS, MAX_LEN, "cpu", enable_memory_saver=False)
+        self.rows = self.make_rows()
         self.kv, self.slots = self.make_pools()
         self.cache = cache_class(
             CacheInitParams(
@@ -69,6 +71,7 @@ class Engine:
                 page_size=1,
                 tree_components=self.components,
                 sliding_window_size=self.sees,
+                enable_mamba_extra_buffer=self.keeps_states,
             )
         )
         runner = Runner()
@@ -95,6 +98,10 @@ class Engine:
             enable_overlap=False,
         )
 
+    def make_rows(self) -> Any:
+        """The rows of slots."""
+        return ReqToTokenPool(NUM_ROWS, MAX_LEN, "cpu", enable_memory_saver=False)
+
     def make_pools(self) -> tuple[Any, Any]:
         """K and V, and the allocator of their slots."""
         kv = MHATokenToKVPool(NUM_SLOTS, layer_num=2, **POOL)
@@ -116,8 +123,12 @@ class Engine:
             end = min(start + chunk, total)
             row[start:end] = self.alloc(end - start)
             req.kv.kv_allocated_len = req.kv.kv_committed_len = req.extend_end = end
+            self.note_state(req, start, end)
             checkpoint_kv_cache(req, self.cache)
         return req
+
+    def note_state(self, req: Req, start: int, end: int) -> None:
+        """Take note of what a prefill of these places leaves beside K and V."""
 
     def alloc(self, count: int) -> torch.Tensor:
         slots = self.slots.alloc(count)

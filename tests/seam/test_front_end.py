@@ -11,6 +11,7 @@ from sglang.srt.server_args import ServerArgs
 
 from sglang_dynts import seams
 from sglang_dynts.entry.carriers import watch_bodies
+from sglang_dynts.entry.front_end import tell_no_images
 from sglang_dynts.names import HTTP_SERVER
 
 BAD = {"custom_params": {"dynts": {"bugdet": 1}}}
@@ -38,6 +39,14 @@ def test_a_server_without_dynts_is_not_watched(serve, client):
     serve("--attention-backend", "torch_native")
     watch_bodies(None, "manager")
     assert client.post("/generate", json=BAD).status_code == 200
+
+
+@pytest.mark.parametrize(("kernels", "understood"), [("dynts", False), ("torch_native", True)])
+def test_a_server_with_dynts_is_warmed_up_without_an_image(serve, kernels, understood):
+    serve("--attention-backend", kernels)
+    manager = SimpleNamespace(model_config=SimpleNamespace(is_image_understandable_model=True))
+    tell_no_images(None, manager)
+    assert manager.model_config.is_image_understandable_model is understood
 
 
 def test_a_tokenizer_worker_starts_with_every_hook_or_not_at_all(resolve, serve, monkeypatch):

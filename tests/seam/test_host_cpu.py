@@ -67,14 +67,15 @@ def test_ranks_get_half_of_the_usable_cores(monkeypatch, cores, ranks, threads):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     args = Namespace(**NOTHING_ASKED | {"tp_size": ranks})
     platform().apply_server_args_defaults(args)
-    assert os.environ == {"OMP_NUM_THREADS": threads}
+    assert os.environ == {"OMP_NUM_THREADS": threads, "SGLANG_MAMBA_CONV_DTYPE": "float32"}
     assert (args.attention_backend, args.disable_custom_all_reduce) == ("torch_native", True)
 
 
-def test_the_operators_number_of_threads_is_left_as_it_is(monkeypatch):
-    monkeypatch.setattr(os, "environ", {"OMP_NUM_THREADS": "3"})
+def test_what_the_operator_chose_is_left_as_it_is(monkeypatch):
+    chosen = {"OMP_NUM_THREADS": "3", "SGLANG_MAMBA_CONV_DTYPE": "bfloat16"}
+    monkeypatch.setattr(os, "environ", dict(chosen))
     platform().apply_server_args_defaults(Namespace(**NOTHING_ASKED))
-    assert os.environ == {"OMP_NUM_THREADS": "3"}
+    assert os.environ == chosen
 
 
 def test_the_platform_answers_whatever_sglang_may_ask_a_device():

@@ -287,6 +287,76 @@ def test_what_was_not_tested_beside_two_pools_is_refused(cfg, monkeypatch, field
         refuse_unsupported(changed(cfg, **{field: value}), Namespace(**(vars(PLAIN_MODEL) | gpt_oss)))
 
 
+QWEN3_NEXT = Namespace(
+    **(vars(PLAIN_MODEL) | {"hf_config": architecture("Qwen3NextForCausalLM")}),
+)
+SERVES_STATES = {"dynts_host_memory_gb": 0, "mamba_radix_cache_strategy": "extra_buffer"}
+"""What the start of a server resolves for models with recurrent states."""
+
+BESIDE_STATES = [
+    (
+        {"speculative_algorithm": "EAGLE"},
+        "--speculative-algorithm EAGLE: a state cannot go back to before a draft; drop the flag, or "
+        "serve the model without DynTS",
+    ),
+    (
+        {"enable_hierarchical_cache": True},
+        "--enable-hierarchical-cache: states on the host have not been tested yet; drop the flag, or "
+        "serve the model without DynTS",
+    ),
+    (
+        {"enable_int8_mamba_checkpoint": True},
+        "--enable-int8-mamba-checkpoint: states of eight bits have not been tested yet; drop the flag, "
+        "or serve the model without DynTS",
+    ),
+    (
+        {"enable_linear_replayssm": True},
+        "--enable-linear-replayssm: states that lag behind have not been tested yet; drop the flag, or "
+        "serve the model without DynTS",
+    ),
+    (
+        {"enable_linear_replayssm_spec": True},
+        "--enable-linear-replayssm-spec: states that lag behind have not been tested yet; drop the flag, "
+        "or serve the model without DynTS",
+    ),
+    (
+        {"dynts_observe_queries": 8},
+        "--dynts-observe-queries 8: attention beside states has not been tested yet; drop the flag, or "
+        "serve the model without DynTS",
+    ),
+    *(
+        (
+            {"mamba_radix_cache_strategy": strategy},
+            f"--mamba-radix-cache-strategy {strategy}, given or chosen by SGLang: it keeps no state of a "
+            "question while its answer goes on; use --mamba-radix-cache-strategy extra_buffer, or "
+            "--disable-radix-cache",
+        )
+        for strategy in ("no_buffer", "extra_buffer_lazy")
+    ),
+    (
+        {"dynts_host_memory_gb": 2.5},
+        "--dynts-host-memory-gb 2.5 with a model with recurrent states: when a request is retracted, its "
+        "state is one token further than its copy; give 0, and retracted requests are computed again",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"), BESIDE_STATES, ids=[str(case[0]) for case in BESIDE_STATES]
+)
+def test_what_does_not_go_together_with_recurrent_states_is_refused(cfg, monkeypatch, fields, message):
+    monkeypatch.setattr("sglang_dynts.boot.model_kinds.mambaish_config", lambda _model: object())
+    with refuses(message):
+        refuse_unsupported(changed(cfg, **SERVES_STATES | fields), QWEN3_NEXT)
+
+
+def test_recurrent_states_are_served_with_what_the_start_resolves(cfg, monkeypatch):
+    monkeypatch.setattr("sglang_dynts.boot.model_kinds.mambaish_config", lambda _model: object())
+    refuse_unsupported(changed(cfg, **SERVES_STATES), QWEN3_NEXT)
+    no_tree = {"disable_radix_cache": True, "mamba_radix_cache_strategy": "auto"}
+    refuse_unsupported(changed(cfg, **SERVES_STATES | no_tree), QWEN3_NEXT)
+
+
 def test_a_stream_of_its_own_for_drafts_plans_is_refused(cfg):
     with (
         envs.SGLANG_ENABLE_OVERLAP_PLAN_STREAM.override(True),
@@ -455,7 +525,7 @@ MODEL_CASES = [
         {"is_hybrid_swa": True, "hf_config": architecture("Step3p5ForCausalLM")},
     ),
     ("chunked local attention", {"attention_chunk_size": 8192}),
-    ("Mamba or linear attention", {"mamba": True}),
+    ("recurrent states of another kind than the gated delta rule", {"mamba": True}),
     ("an encoder", {"is_encoder_decoder": True}),
     ("no text generation", {"is_generation": False}),
 ]

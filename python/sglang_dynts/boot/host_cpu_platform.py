@@ -13,6 +13,8 @@ from sglang_dynts.names import DRAFTS
 
 logger = logging.getLogger(__name__)
 THREADS = "OMP_NUM_THREADS"
+CONVOLVED = "SGLANG_MAMBA_CONV_DTYPE"
+"""Of what a convolution keeps of its last tokens; bfloat16 in SGLang, however exact the model is."""
 
 
 class HostCpuPlatform(CpuDeviceMixin, SRTPlatform):
@@ -57,6 +59,10 @@ class HostCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
         return slots_to_write
 
+    def support_mamba_cache_extra_buffer(self) -> bool:
+        """Whether recurrent states are kept for the prefix cache here."""
+        return True
+
     def apply_server_args_defaults(self, server_args) -> None:
         """Default to torch attention, a communicator that needs no GPU, and half of the cores.
 
@@ -71,6 +77,7 @@ class HostCpuPlatform(CpuDeviceMixin, SRTPlatform):
             server_args.moe_runner_backend = "triton"
         server_args.disable_custom_all_reduce = True
         choose_threads(server_args.tp_size)
+        os.environ.setdefault(CONVOLVED, "float32")
 
 
 def refuse_what_needs_a_gpu(server_args) -> None:

@@ -77,6 +77,14 @@ SERVED_KINDS = (
         f"{_ON_CPU}; not yet on a GPU",
     ),
     ServedKind(
+        "recurrent states in most layers, full attention in the others",
+        "Qwen3-Next, Qwen3.5, dense or with experts",
+        "FlashInfer, fa3, Triton",
+        "a larger `--mamba-full-memory-ratio`, see below",
+        "not measured; less, since a compaction makes no state smaller",
+        f"{_ON_CPU}; not yet on a GPU",
+    ),
+    ServedKind(
         "as its language model; positions in three parts (mrope) or one",
         "Qwen3-VL and other models with images, for text alone",
         "FlashInfer, fa3, Triton",
@@ -88,6 +96,26 @@ SERVED_KINDS = (
 
 WITH_TWO_POOLS = {"GptOssForCausalLM"}
 """Architectures with sliding layers in a KV pool of their own that are served."""
+
+WITH_RECURRENT_STATE = {
+    "Qwen3NextForCausalLM",
+    *("Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM"),
+    *("Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration"),
+}
+"""Architectures with recurrent states (the gated delta rule) that are served."""
+
+
+def has_recurrent_state(model) -> bool:
+    """Whether a model has layers that keep a state in place of K and V.
+
+    Args:
+        model: SGLang's configuration of it.
+    """
+    return mambaish_config(model) is not None
+
+
+def _has_tested_state(model) -> bool:
+    return not WITH_RECURRENT_STATE.isdisjoint(model.hf_config.architectures or ())
 
 
 def _has_tested_pools(model) -> bool:
@@ -119,10 +147,10 @@ REFUSED_KINDS = (
         lambda model: model.is_hybrid_swa and not _has_tested_pools(model),
     ),
     RefusedKind(
-        "Mamba or linear attention",
-        "Qwen3-Next, Qwen3.5, Kimi-Linear, Kimi-K3, Nemotron-H, Granite 4, Falcon-H1",
-        "its recurrent states are of all tokens",
-        lambda model: mambaish_config(model) is not None,
+        "recurrent states of another kind than the gated delta rule",
+        "Kimi-Linear, Kimi-K3, Nemotron-H, Granite 4, Falcon-H1",
+        "they have not been tested yet",
+        lambda model: has_recurrent_state(model) and not _has_tested_state(model),
     ),
     RefusedKind(
         "an encoder", "Whisper", "its keys are no tokens", lambda model: model.is_encoder_decoder

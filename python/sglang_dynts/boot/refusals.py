@@ -16,7 +16,7 @@ from sglang.srt.model_executor.cuda_graph_config import Backend
 from sglang.srt.runtime_context import get_platform
 
 from sgl_dynts.policies import Sets, policies
-from sglang_dynts.boot.model_kinds import REFUSED_KINDS
+from sglang_dynts.boot.model_kinds import REFUSED_KINDS, has_recurrent_state
 from sglang_dynts.names import BACKEND_NAME, BASE_BACKENDS, DRAFTS, SUPPORTED_KERNELS
 
 
@@ -111,6 +111,19 @@ SPECULATIVE_REFUSALS = (
 )
 """Flags that must keep their values beside speculation."""
 
+RECURRENT_REFUSALS = (
+    FlagRefusal("speculative_algorithm", "a state cannot go back to before a draft", None),
+    FlagRefusal("enable_hierarchical_cache", "states on the host have not been tested yet"),
+    FlagRefusal("enable_int8_mamba_checkpoint", "states of eight bits have not been tested yet"),
+    FlagRefusal("enable_linear_replayssm", "states that lag behind have not been tested yet"),
+    FlagRefusal("enable_linear_replayssm_spec", "states that lag behind have not been tested yet"),
+    FlagRefusal("dynts_observe_queries", "attention beside states has not been tested yet", 0),
+)
+"""Flags that must keep their values beside recurrent states."""
+
+KEEPS_STATES = "extra_buffer"
+"""SGLang's way to keep recurrent states for its prefix cache that is served."""
+
 ENVIRONMENT_REFUSALS = (
     ("SGLANG_ENABLE_POST_CAPTURE_KV_SIZING", "the KV pool grows after the scores are allocated"),
     ("SGLANG_RUST_SERVER", "it checks no request and reports no DynTS numbers"),
@@ -143,6 +156,8 @@ def refuse_unsupported(cfg, model_config) -> None:
     _refuse_head_size(cfg, model_config.hf_config)
     if model_config.is_hybrid_swa:
         _refuse_beside_two_pools(cfg)
+    if has_recurrent_state(model_config):
+        _refuse_beside_states(cfg)
     for variable, why in ENVIRONMENT_REFUSALS:
         if getattr(envs, variable).get():
             raise ValueError(f"DynTS does not support {variable}=1: {why}; unset it")
@@ -221,6 +236,24 @@ def _refuse_beside_two_pools(cfg) -> None:
                 f"DynTS does not support {flag} with a model whose sliding layers have a KV pool of "
                 "their own: the two have not been tested together yet; drop the flag"
             )
+
+
+def _refuse_beside_states(cfg) -> None:
+    """Refuse what does not go together with recurrent states."""
+    _refuse_flags(cfg, RECURRENT_REFUSALS, ", or serve the model without DynTS")
+    strategy = cfg.mamba_radix_cache_strategy
+    if not cfg.disable_radix_cache and strategy != KEEPS_STATES:
+        raise ValueError(
+            f"DynTS does not support --mamba-radix-cache-strategy {strategy}, given or chosen by SGLang: "
+            "it keeps no state of a question while its answer goes on; use --mamba-radix-cache-strategy "
+            f"{KEEPS_STATES}, or --disable-radix-cache"
+        )
+    if cfg.dynts_host_memory_gb:
+        raise ValueError(
+            f"DynTS does not support --dynts-host-memory-gb {cfg.dynts_host_memory_gb:g} with a model "
+            "with recurrent states: when a request is retracted, its state is one token further than its "
+            "copy; give 0, and retracted requests are computed again"
+        )
 
 
 def _refuse_head_size(cfg, config) -> None:

@@ -21,6 +21,7 @@ from sgl_dynts.config import WINDOW_FIELDS, DynTSConfig, Windows, in_flags, wind
 from sgl_dynts.policies import CALIBRATED, PREDICTOR, needing, policy_names
 from sglang_dynts.boot.configuration import is_enabled
 from sglang_dynts.boot.kernel_choice import meant_by_dynts
+from sglang_dynts.boot.model_kinds import has_recurrent_state
 from sglang_dynts.boot.predictor_files import find_for_policy
 from sglang_dynts.boot.refusals import (
     calibrates,
@@ -38,6 +39,8 @@ from sglang_dynts.seams import Process, check
 
 logger = logging.getLogger(__name__)
 _NAMESPACE = NS(BACKEND_NAME)
+HOST_MEMORY_GB = 16.0
+"""For copies of retracted requests, where nobody says another number."""
 
 
 class DynTSServerArgs(ServerArgs, dict=True):  # pyright: ignore  a msgspec.Struct once imported
@@ -158,14 +161,16 @@ class DynTSServerArgs(ServerArgs, dict=True):  # pyright: ignore  a msgspec.Stru
         _NAMESPACE,
     ] = False
     dynts_host_memory_gb: Annotated[
-        float,
+        float | None,
         Arg(
             help="Most host memory, in GiB per rank, for the windows of retracted requests, which go on "
             "from there with the same tokens. 0 keeps none: they are computed again, and no request "
-            "may get longer than the KV pool."
+            f"may get longer than the KV pool. Default: {HOST_MEMORY_GB:g}; 0 for models with recurrent "
+            "states, which no copy would fit.",
+            resolvable=True,
         ),
         _NAMESPACE,
-    ] = 16.0
+    ] = None
     dynts_think_start: Annotated[
         str | None,
         Arg(
@@ -255,6 +260,8 @@ def resolve_dynts(server_args, previous) -> None:
     check_release()
     check(Process.LAUNCHER)
     model = model_config_of(server_args)
+    if cfg.dynts_host_memory_gb is None:
+        declare_resolution(server_args, SOURCE, dynts_host_memory_gb=_host_memory(model))
     refuse_unsupported(cfg, model)
     refuse_unknown_policy(cfg.dynts_policy)
     source = _find_predictor(cfg, model.hidden_size)
@@ -274,6 +281,17 @@ def resolve_dynts(server_args, previous) -> None:
         dynts_unserved_policies=unserved,
         **{f"dynts_{name}": value for name, value in config.given().items()},
     )
+
+
+def _host_memory(model) -> float:
+    """GiB for copies of retracted requests, where nobody says a number."""
+    if not has_recurrent_state(model):
+        return HOST_MEMORY_GB
+    logger.info(
+        "DynTS: retracted requests of this model are computed again, and no request may get longer than "
+        "the KV pool. Copies on the host are off, for recurrent states are one token further by then"
+    )
+    return 0.0
 
 
 def choose_policy(named: str | None, source: PredictorSource | None) -> tuple[str, str]:

@@ -15,6 +15,16 @@ def application() -> Any:
     return server.app if server is not None and is_enabled() else None
 
 
+def tell_no_images(_result, manager, *_args, **_kwargs) -> None:
+    """AFTER TokenizerManager.__init__: say that images are not understood, for they are refused here.
+
+    SGLang asks that itself: it would warm a server of such a model up with an image, and end it when that
+    is refused.
+    """
+    if is_enabled():
+        manager.model_config.is_image_understandable_model = False
+
+
 def watch(watcher: type, **options: Any) -> None:
     """Put a watcher of requests behind all others, and so behind the check of the API key.
 

@@ -2,7 +2,7 @@
 
 from sglang.srt.layers.radix_attention import RadixAttention
 from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
-from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, MLATokenToKVPool
+from sglang.srt.mem_cache.memory_pool import HybridLinearKVPool, MHATokenToKVPool, MLATokenToKVPool
 from sglang.srt.mem_cache.swa_memory_pool import SWAKVPool
 
 KNOWN = (MHATokenToKVPool, MLATokenToKVPool)
@@ -15,7 +15,7 @@ def refuse_unknown_pool(pool) -> None:
     Raises:
         ValueError: naming the pool.
     """
-    sides = (pool.full_kv_pool, pool.swa_kv_pool) if type(pool) is SWAKVPool else (pool,)
+    sides = (full_side(pool), pool.swa_kv_pool) if type(pool) is SWAKVPool else (full_side(pool),)
     unknown = [side for side in sides if type(side) not in KNOWN]
     if unknown:
         raise ValueError(
@@ -31,8 +31,11 @@ def keeps_by_head(pool) -> bool:
 
 
 def full_side(pool):
-    """Return the pool of the layers that a compaction reaches: of two pools that of full attention."""
-    return pool.full_kv_pool if isinstance(pool, SWAKVPool) else pool
+    """Return the pool of the layers that a compaction reaches.
+
+    Other layers slide in a pool of their own, or they keep a recurrent state, which is of no one token.
+    """
+    return pool.full_kv_pool if isinstance(pool, SWAKVPool | HybridLinearKVPool) else pool
 
 
 def is_compacted(layer: RadixAttention, pool) -> bool:

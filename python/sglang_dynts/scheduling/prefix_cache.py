@@ -11,7 +11,7 @@ from sglang.srt.mem_cache.unified_cache.component_type import ComponentType
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
 from sglang_dynts.entry.governed_request import GovernedRequest
-from sglang_dynts.scheduling.governor import Governed, Governor
+from sglang_dynts.scheduling.governor import Governed, Governor, governor_of
 from sglang_dynts.scheduling.retraction import bring_back, build_fill_ids_anew
 
 
@@ -39,6 +39,8 @@ class DynTSRadixCache(Governed, UnifiedRadixCache):
         limit = min(up_to, _shareable_len(req, governed))
         if self.supports_swa():
             limit = self._limit_in_sight(req, limit)
+        if self.supports_mamba():
+            limit = _limit_of_state(req, limit, governed.dropped)
         super().checkpoint(req, up_to=limit, **kwargs)
         if governed.num_resumptions:
             build_fill_ids_anew(req)
@@ -126,6 +128,29 @@ class DynTSRadixCache(Governed, UnifiedRadixCache):
 def _shareable_len(req, governed: GovernedRequest) -> int:
     whole = governed.window is None or (req.finished() and governed.dropped == 0)
     return len(req.full_untruncated_fill_ids) if whole else governed.question_len
+
+
+def _limit_of_state(req, limit: int, dropped: int) -> int:
+    """Where the kept recurrent state is of more tokens than may be shared, share nothing.
+
+    Whoever went on from it would have seen tokens that are not his. Of a finished request SGLang looks
+    for an earlier state itself; but of one that dropped tokens it names them by columns of the row.
+    """
+    if req.finished() and not dropped:
+        return limit
+    state_len = req.kv.mamba_last_track_seqlen
+    return 0 if state_len is not None and state_len > limit else limit
+
+
+def keep_state(original, processor, req, *args, **kwargs) -> None:
+    """AROUND SchedulerBatchResultProcessor._mamba_prefix_cache_update: none of compacted requests.
+
+    SGLang knows by the columns of the row when a state is to be kept, and a compaction takes some of them
+    away while the forward that keeps it runs.
+    """
+    governor = governor_of(processor.tree_cache)
+    if governor is None or not governor.governed(req).dropped:
+        original(processor, req, *args, **kwargs)
 
 
 def _limited(key: RadixKey, most: int) -> RadixKey:
