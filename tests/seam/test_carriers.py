@@ -118,6 +118,14 @@ def test_a_body_whose_length_changes_arrives_whole(client):
     assert json.loads(client.post("/echoes", content=parts).json())["text"] == text
 
 
+@pytest.mark.parametrize("field", ["chat_template_kwargs", "session_params", "custom_params"])
+def test_numbers_of_a_chat_are_asked_for_where_a_router_drops_the_field(client, field):
+    body = {"text": "x", field: {"dynts": {"return_meta_info": True}}}
+    assert json.loads(client.post("/echoes", json=body).json())["return_meta_info"] is True
+    body[field] = {"dynts": {"return_meta_info": False}}
+    assert "return_meta_info" not in json.loads(client.post("/echoes", json={**body, "text": "y"}).json())
+
+
 def test_options_in_a_header(client):
     headers = {"X-DynTS": '{"enabled": false}'}
     assert client.post("/forgets", json={"text": "x"}, headers=headers).json() == ASKED

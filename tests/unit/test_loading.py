@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from multiprocessing import spawn
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,6 @@ def test_a_start_that_asks_for_dynts_is_told_while_sglang_is_being_imported(
     monkeypatch.setattr(sys, "argv", ["launch_server", *words])
     host_cpu.activate()
     assert ("SGLang is being imported" in capsys.readouterr().err) is is_told
+    monkeypatch.setattr(sys, "orig_argv", spawn.get_command_line())
+    host_cpu.activate()
+    assert capsys.readouterr().err == ""

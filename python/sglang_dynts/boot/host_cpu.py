@@ -2,11 +2,13 @@
 
 import os
 import sys
-from multiprocessing import parent_process
 
 import torch
 
 from sglang_dynts.names import BACKEND_NAME, ENABLE_FLAG
+
+SPAWNED = "--multiprocessing-fork"
+"""What Python starts a child with; it gets its parent's arguments."""
 
 
 def activate() -> str | None:
@@ -23,6 +25,6 @@ def activate() -> str | None:
 def _say_that_it_takes_long() -> None:
     """Break the silence of a start that asks for DynTS, in its first process."""
     asks = {BACKEND_NAME, ENABLE_FLAG, f"--attention-backend={BACKEND_NAME}"} & set(sys.argv)
-    if asks and parent_process() is None:
+    if asks and SPAWNED not in sys.orig_argv:
         sys.stderr.write("DynTS: SGLang is being imported, which takes some seconds more.\n")
         sys.stderr.flush()

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sgl_dynts.config import quoted
 from sgl_dynts.policies import policies
 from sglang_dynts.entry.front_end import watch
-from sglang_dynts.entry.options import CARRIED, check_options, combined
+from sglang_dynts.entry.options import CARRIED, REPORT, check_options, combined
 from sglang_dynts.names import BACKEND_NAME
 
 FIELD = "custom_params"
@@ -103,7 +103,11 @@ def read_request(body: bytes, header: str | None, served_name: str) -> Said:
         found[f"{FIELD}.{BACKEND_NAME}"] = fields[FIELD][BACKEND_NAME]
     found |= _in_metadata(fields)
     moved = _taken_out(fields) | _taken_from_name(fields, served_name)
-    return Said(_checked(found | moved), json.dumps(fields).encode() if moved else None)
+    options = _checked(found | moved)
+    if options and options.get(REPORT):
+        fields[REPORT] = True
+    is_changed = moved or fields.get(REPORT)
+    return Said(options, json.dumps(fields).encode() if is_changed else None)
 
 
 def _object_in(body: bytes) -> Fields | None:

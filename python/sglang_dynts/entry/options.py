@@ -10,7 +10,9 @@ from sgl_dynts.policies import FULL, policies
 from sglang_dynts.boot.configuration import arguments, server_config
 from sglang_dynts.names import BACKEND_NAME
 
-SWITCHES = ("enabled", "return_compactions", "return_tokens")
+REPORT = "return_meta_info"
+"""SGLang's own field of a chat, for routers that drop it."""
+SWITCHES = ("enabled", "return_compactions", "return_tokens", REPORT)
 FIELDS = (*SWITCHES, *WINDOW_FIELDS, "policy")
 CARRIED: ContextVar[dict[str, Any] | None] = ContextVar("dynts_options", default=None)
 """Options of the HTTP request that is being served, where it says them outside of ``sampling_params``."""
