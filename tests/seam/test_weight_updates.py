@@ -2,6 +2,7 @@
 
 import logging
 import pickle
+from multiprocessing import AuthenticationError
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -280,7 +281,13 @@ def waited(monkeypatch) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "error", [pickle.UnpicklingError("bad"), EOFError(), KeyError("x" * 9999), NotImplementedError("x")]
+    "error",
+    [
+        pickle.UnpicklingError("bad"),
+        AuthenticationError("bad"),
+        KeyError("x" * 9999),
+        NotImplementedError("x"),
+    ],
 )
 def test_tensors_that_cannot_be_used_are_refused_with_the_other_ranks(server, waited, error):
     def fails(_manager, _request):

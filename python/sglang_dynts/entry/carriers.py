@@ -65,7 +65,7 @@ class OptionsCarrier:
             await refusal(str(error))(scope, receive, send)
             return
         if said.body is not None:
-            messages = [{"type": "http.request", "body": said.body}]
+            messages: list[Message] = [{"type": "http.request", "body": said.body}]
             scope = _with_length(scope, len(said.body))
         token = CARRIED.set(said.options)
         try:

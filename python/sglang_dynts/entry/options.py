@@ -119,21 +119,6 @@ def wants_tokens(sampling_params) -> bool:
     return _verified(sampling_params).get("return_tokens", False)
 
 
-def check_hidden_prompt(sampling_params) -> None:
-    """Refuse a verified request whose prompt nobody can read, unless DynTS is off for it.
-
-    Raises:
-        ValueError: saying what to give.
-    """
-    if not arguments().enable_dynts:
-        return
-    if config_of_request(sampling_params, server_config()) is not None:
-        raise ValueError(
-            "input_embeds hide whether the prompt leaves off in thinking, so answers could be dropped: "
-            "give input_ids or text, or custom_params.dynts.enabled false"
-        )
-
-
 def request_config(options: Any, default: DynTSConfig, min_selection: int | None) -> DynTSConfig | None:
     """Read one request's options; null says that a field is not given.
 

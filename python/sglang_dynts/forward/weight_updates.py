@@ -5,7 +5,6 @@ bring is kept with a warning, which :attr:`OnRunner.kept` repeats to whoever ask
 """
 
 import logging
-import pickle
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -36,11 +35,6 @@ logger = logging.getLogger(__name__)
 ONE_MORE = (GemmaRMSNorm, Gemma3RMSNorm)
 """Norms that multiply by 1 + weight."""
 
-UNUSABLE = (
-    *(ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, ImportError, LookupError),
-    *(OSError, RuntimeError, TypeError, ValueError, pickle.PickleError),
-)
-"""What tensors raise that are none, that do not fit, or that come in a way nobody knows."""
 Weights = Iterable[tuple[str, torch.Tensor]]
 Found = tuple[PredictorSource, ImportancePredictor]
 
@@ -113,7 +107,7 @@ def refuse_unusable(original, manager, recv_req, *args: Any, **kwargs: Any) -> A
     """
     try:
         return original(manager, recv_req, *args, **kwargs)
-    except UNUSABLE as error:
+    except Exception as error:
         if not is_enabled():
             raise
         torch.distributed.barrier(group=manager.tp_cpu_group)  # where ranks that could read them wait
