@@ -25,7 +25,7 @@ LETTER = re.compile(r"(?<![\w'])([A-Z])(?![\w'])")
 ARTICLE = re.compile(r"(?<![\w'])(?:A|I)(?=\s+(?!(?:or|and|is|because|since)\b)[a-z])")
 UNDECIDED = re.compile(r"\s*(?:[,/&]|\bor\b|\band\b|或|和|、)[\s(]*")
 DENIED = re.compile(r"\b(?:not|nor|neither)\s+(?:option |choice )?\(?[A-Z](?![\w'])\)?", re.IGNORECASE)
-IN_TEXT = re.compile(r"\\(?:text|mathrm)\s*\{\s*([^{}]*?)\s*\}")
+IN_TEXT = re.compile(r"\\(?:text|mathrm)\s*\{([^{}]*)\}")
 PICKED = re.compile(r"(?:选择?|選擇?)\s*[::]?\s*\(?([A-Z])\b")
 
 

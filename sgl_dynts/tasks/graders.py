@@ -132,7 +132,7 @@ class Program(Grader):
 
     def judge(self, problem: Problem, text: str) -> Verdict:
         """Run the question's own lines, the block that defines the function, and then the tests."""
-        code = completed(program_of(text, problem.entry_point), problem.question)
+        code = completed(program_of(text, problem.entry_point), problem.entry_point, problem.question)
         stub = f"{problem.question}\n    pass\n"
         is_right = runs(stub, code, problem.tests, f"check({problem.entry_point})")
         return Verdict(is_right, code.strip())

@@ -70,10 +70,11 @@ MONEY_AROUND = (
     (rf"{CURRENCY}\s*(?=-?[\d.])|(?<=[\d}}])\s*{CURRENCY}", ""),
     (rf"(?<![A-Za-z])(?:{MONEY})\s*(?={NUMBER})|(?<=\d)\s*{MONEY}(?![A-Za-z])", ""),
 )
-ENDS = (
-    (r"(?:[\s.,;:~。\u3001]|\\[,;: ]|\\q?quad(?![A-Za-z])|\\pmod\s*\{[^{}]*\}|\\$)+$", ""),
-    (r"^(?:[\s~]|\\[,;:! ]|\\q?quad(?![A-Za-z]))+", ""),
-)
+END_SIGNS = " \t\r\n\f\v.,;:~。\u3001\\"
+END_COMMAND = re.compile(r"(?:\\q?quad|\\pmod\s*\{[^{}]*\})$")
+LONGEST_END = 40
+"""Characters of a command that ends an answer and is no part of it."""
+BEGINNING = re.compile(r"(?:[\s~]|\\[,;:! ]|\\q?quad(?![A-Za-z]))*")
 
 WHOLE = (
     (rf"{FONTS}\s*\{{([^{{}}]*)\}}", r"\1"),
@@ -98,7 +99,6 @@ def _compiled(rules: tuple[tuple[str, str], ...]) -> list[tuple[re.Pattern[str],
 
 
 IN_A_TEXT = _compiled((*SPELLINGS, *COLOURS, *LETTERS, *NUMBERS, *MONEY_AROUND))
-AT_ITS_ENDS = _compiled(ENDS)
 OF_THE_WHOLE = _compiled(WHOLE)
 
 
@@ -128,6 +128,18 @@ def is_words(answer: str) -> bool:
 
 
 def _without_ends(answer: str) -> str:
-    for pattern, place in AT_ITS_ENDS:
-        answer = pattern.sub(place, answer)
-    return answer
+    """Return an answer without spaces and full stops around it, in a time that grows with its length."""
+    start = _end_of(BEGINNING.match(answer))
+    end = before = len(answer)
+    while True:
+        while end > start and answer[end - 1] in END_SIGNS:
+            end -= 1
+        command = END_COMMAND.search(answer, max(start, end - LONGEST_END), end)
+        end = command.start() if command else end
+        if end == before:
+            return answer[start:end]
+        before = end
+
+
+def _end_of(found: re.Match[str] | None) -> int:
+    return found.end() if found else 0

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 FENCE = re.compile(r"^[ \t>]*(?P<fence>`{3,}|~{3,})[ \t]*(?P<info>[^\r\n`]*)\r?$")
 PYTHON = re.compile(r"[{.]*\s*(?:i?python|py)[\d.]*\b", re.IGNORECASE)
-RETURN = re.compile(r"^\s*(?:return|yield)\b", re.MULTILINE)
+RETURN = re.compile(r"^[ \t]*(?:return|yield)\b", re.MULTILINE)
 BEGINNING = re.compile(r"^(?:from|import|def|async def|class|@)\b", re.MULTILINE)
 BYTE_ORDER_MARK = "\ufeff"
 NAME = "answer"
@@ -60,10 +60,7 @@ def program_of(text: str, name: str) -> str:
     blocks = [block for block in code_blocks(text) if block.code.strip()]
     python = [block for block in blocks if PYTHON.match(block.info)]
     unnamed = [block for block in blocks if not block.info]
-    word = re.escape(name)
-    defines = re.compile(
-        rf"^\s*(?:(?:async def|def|class)\s+{word}\b|{word}\s*(?::[^=\n]+)?=(?!=))", re.MULTILINE
-    )
+    defines = _definition_of(name)
     choices = [[block for block in (*python, *unnamed) if defines.search(block.code)], python, unnamed]
     best = next((some for some in choices if some), [])
     if best:
@@ -72,14 +69,19 @@ def program_of(text: str, name: str) -> str:
     return text[begins.start() :] if begins else text
 
 
-def completed(code: str, question: str) -> str:
+def _definition_of(name: str) -> re.Pattern[str]:
+    word = re.escape(name)
+    return re.compile(
+        rf"^[ \t]*(?:(?:async def|def|class)\s+{word}\b|{word}\s*(?::[^=\n]+)?=(?!=))", re.MULTILINE
+    )
+
+
+def completed(code: str, name: str, question: str) -> str:
     """Return a program that is a function's body alone with its head, the question; else as it is."""
-    try:
-        compile(code.encode("utf-8", "backslashreplace"), NAME, "exec", dont_inherit=True)
-    except (SyntaxError, ValueError):
-        body = textwrap.dedent(code.strip("\n"))
-        return f"{question}\n{textwrap.indent(body, '    ')}\n" if RETURN.search(code) else code
-    return code
+    if _definition_of(name).search(code) or not RETURN.search(code):
+        return code
+    body = textwrap.dedent(code.strip("\n"))
+    return f"{question}\n{textwrap.indent(body, '    ')}\n"
 
 
 def runs(*parts: str) -> bool:

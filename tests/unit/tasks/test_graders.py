@@ -1,5 +1,7 @@
 """Answers as models write them, and what each grader makes of them."""
 
+import time
+
 import pytest
 
 from sgl_dynts.tasks import graders
@@ -429,6 +431,33 @@ ADD = {
 )
 def test_a_program_must_pass_its_tests(text, is_right):
     assert judge("python", "tests", text, **ADD).is_right is is_right
+
+
+PIECES = [
+    " ",
+    ".",
+    "~",
+    "\n",
+    "1 ",
+    "1_",
+    "$",
+    "\\quad",
+    "\\hspace{1}",
+    "\\pmod{1}",
+    "\\text{ ",
+    "\\boxed{",
+    "A or ",
+    "((",
+]
+
+
+@pytest.mark.parametrize("piece", PIECES)
+@pytest.mark.parametrize("grader", ["words", "exact", "choice", "python"])
+def test_a_model_that_repeats_itself_is_judged_in_no_time(grader, piece):
+    text = f"Answer: 1{piece * (60_000 // len(piece))}x"
+    started = time.perf_counter()
+    assert not judge(grader, "B", text, choices=("red", r"$\frac12$"), **ADD).is_right
+    assert time.perf_counter() - started < 8
 
 
 def test_a_program_that_takes_too_much_memory_ends():
