@@ -86,7 +86,7 @@ def _launcher_seams() -> list[Seam]:
     return [
         Seam(seams.VERIFY_SAMPLING_PARAMS, options.verify_request, HookType.AFTER),
         Seam(seams.UPDATE_META_INFO, reporting.report_one_object, HookType.BEFORE),
-        Seam(seams.TOKENIZER_READY, carriers.watch_requests, HookType.AFTER),
+        Seam(seams.TOKENIZER_READY, carriers.watch_bodies, HookType.AFTER),
         Seam(seams.TOKENIZER_READY, endpoint_refusals.guard_endpoints, HookType.AFTER),
         Seam(seams.TOKENIZER_READY, health.offer_health, HookType.AFTER),
     ]

@@ -41,7 +41,7 @@ Fields = dict[str, Any]
 """A body's, by name."""
 
 
-def watch_requests(_result, manager, *_args, **_kwargs) -> None:
+def watch_bodies(_result, manager, *_args, **_kwargs) -> None:
     """AFTER TokenizerManager.__init__: look into every request."""
     watch(OptionsCarrier, served_name=manager.served_model_name)
 
