@@ -43,6 +43,8 @@ QUANTITY = re.compile(rf"({VALUE})(?:\s+|(?=[A-Za-z]{{2}})){UNIT}(?:\s*(?:/|per\
 SPACE = re.compile(r"(?<!\d) | (?!\d)")
 COMMANDS = re.compile(r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\}|\\[A-Za-z]+")
 VARIABLE = re.compile(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])")
+LONGEST_PRODUCT = 3
+"""Letters; more are a word, whose letters math-verify would multiply in any order."""
 NO_UNIT = re.compile(r".*\d[abcdefijknopqrtuvwxyz]")
 """Ends with a letter that is a variable rather than the sign of a unit."""
 TEXT_BEHIND = re.compile(r"(?<=\S)\s*\\(?:text|mathrm|mbox)\s*\{[^{}]*\}(?:\^\{?-?\d\}?)?$")
@@ -85,17 +87,27 @@ def same(gold: str, said: str) -> tuple[bool, str]:
     """Compare two bare answers; also returns what was said."""
     if _literal(gold) == _literal(said):
         return bool(said), _literal(said)
+    if all(is_words(answer) and len(answer) > LONGEST_PRODUCT for answer in (gold, said)):
+        return False, _literal(said)
     based = bases.same(gold, said)
     if based is not None:
         return based, _literal(said)
     percentage = PERCENTAGE.fullmatch(gold)
     if percentage and same(percentage[1], PERCENTAGE.sub(r"\1", said))[0]:
         return True, said
-    gold, said = _without_units(gold), _without_units(said)
     has_variable = VARIABLE.search(COMMANDS.sub(" ", gold)) or NO_UNIT.fullmatch(said)
+    if has_variable and _behind(gold) and _behind(said) and _behind(gold) != _behind(said):
+        return False, said
+    gold, said = _without_units(gold), _without_units(said)
     way = WITHOUT_UNITS if has_variable else WITH_UNITS
     wanted, found = _parse(gold, way), _parse(said, way)
     return _equal(wanted, found), str(found[0]) if found else said
+
+
+def _behind(answer: str) -> list[str]:
+    """The words behind an expression: a unit, or a condition such as ``n even``."""
+    found = TEXT_BEHIND.search(answer)
+    return found[0].casefold().split() if found else []
 
 
 def _without_units(answer: str) -> str:
