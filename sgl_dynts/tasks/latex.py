@@ -61,8 +61,8 @@ LETTERS = (
 )
 """A constant or a function in upright letters is what it is, and ``1.0i`` holds the imaginary unit."""
 NUMBERS = (
-    (rf"(?<![\w^.])(\d{{1,3}})(?:{THIN_SPACE}|[_ ])+(?=\d{{3}}(?!\d))", r"\1"),
     (rf"(?<=\.\d{{3}}){THIN_SPACE}+(?=\d{{1,3}}(?!\d))", ""),
+    (rf"(?<![\w^.])(\d{{1,3}})(?:{THIN_SPACE}|[_ ])+(?=\d{{3}}(?!\d))", r"\1"),
     (rf"(?<=\d{{3}}){THIN_SPACE}+(?=\d{{3}}(?!\d))", ""),
     (rf"{FONTS}\s*\{{\s*({NUMBER})\s*\}}", r"\1"),
 )
