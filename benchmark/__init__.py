@@ -5,6 +5,8 @@ from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_file_location
 from pathlib import Path
 
+from sgl_dynts.loading import say_when_loading
+
 _FOLDER = Path(__file__).resolve().parent
 _PLUG_IN = str(_FOLDER.parent / "python")
 if _PLUG_IN not in sys.path:
@@ -24,3 +26,5 @@ class _OldNames:
 
 
 sys.meta_path.append(_OldNames)  # pyright: ignore
+if sys.argv[0] == "-m":  # python -m is still looking for the module that it is to run
+    say_when_loading()

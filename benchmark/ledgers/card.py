@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmark.harness.tables import card, renewed
 from benchmark.ledgers.evaluate import SHIPPED_MODEL, Report
 from benchmark.ledgers.fit_model import Recipe
-from sgl_dynts.training.fit import FitRecipe
+from sgl_dynts.training.recipe import FitRecipe
 
 CARD_FILE = "README.md"
 OWN_STORY = "\n## How this copy was made"

@@ -12,7 +12,8 @@ from benchmark.ledgers.oracle import FAR_DISTANCE
 from sgl_dynts.demo.ledger import END_THINK, Problem, Vocabulary, read_again
 from sgl_dynts.predictor import ImportancePredictor
 from sgl_dynts.training.collect import Model, Target, collect, trace_key
-from sgl_dynts.training.fit import Epoch, FitRecipe, Split, fit_predictor
+from sgl_dynts.training.fit import Epoch, Split, fit_predictor
+from sgl_dynts.training.recipe import FitRecipe
 from sgl_dynts.training.states import StateStore
 from sgl_dynts.training.trace_file import Trace
 

@@ -9,7 +9,7 @@ from benchmark.ledgers.fit_model import Kind, Recipe, Stage
 from benchmark.ledgers.model import ModelShape
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.demo import ledger
-from sgl_dynts.training.fit import FitRecipe
+from sgl_dynts.training.recipe import FitRecipe
 
 
 @dataclass(frozen=True)

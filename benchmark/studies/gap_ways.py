@@ -15,8 +15,9 @@ from benchmark.ledgers.rollout import DynTSPolicy, ScoreFn
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.demo.ledger import END_THINK, Problem, Vocabulary
 from sgl_dynts.predictor import ImportancePredictor
-from sgl_dynts.training.fit import FitRecipe, Split, fit_predictor
+from sgl_dynts.training.fit import Split, fit_predictor
 from sgl_dynts.training.metrics import Ranking
+from sgl_dynts.training.recipe import FitRecipe
 from sgl_dynts.training.states import TraceStates
 from sgl_dynts.training.targets import far_attention
 

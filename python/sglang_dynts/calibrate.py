@@ -7,7 +7,8 @@ follow, such as ``--tp-size 2`` or ``--dynts-calibration-text FILE``.
 import argparse
 import sys
 
-from sglang_dynts.names import BACKEND_NAME
+from sgl_dynts.loading import say_loading
+from sglang_dynts.names import BACKEND_NAME, ENABLE_FLAG
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -15,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sglang_dynts.calibrate", description=__doc__)
     parser.add_argument("model", help="folder or hub id")
     args, flags = parser.parse_known_args(argv)
-    # Only now: SGLang takes seconds to import, and --help needs none of it.
+    say_loading("sglang")  # --help needs none of it
     from sglang import Engine
     from sglang.srt.plugins import load_plugins
     from sglang.srt.server_args import prepare_server_args
@@ -23,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     from sgl_dynts.policies import CALIBRATED
 
     load_plugins()
-    backend = () if "--enable-dynts" in flags else ("--attention-backend", BACKEND_NAME)
+    backend = () if ENABLE_FLAG in flags else ("--attention-backend", BACKEND_NAME)
     words = ["--model-path", args.model, "--dynts-policy", CALIBRATED, *backend, *flags]
     engine = Engine(server_args=prepare_server_args(words))
     try:

@@ -20,6 +20,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from sgl_dynts.loading import say_loading
+
 PACKAGE = Path(__file__).parent
 RECORD = PACKAGE / "seams.json"
 GONE, ARGUMENTS, BODY = "gone", "takes other arguments", "body changed"
@@ -184,7 +186,9 @@ def main(argv: list[str] | None = None) -> int:
     """Compare, or record."""
     parser = argparse.ArgumentParser(prog="python -m sglang_dynts.check_seams", description=__doc__)
     parser.add_argument("--record", action="store_true", help="write seams.json from what is installed")
-    if parser.parse_args(argv).record:
+    args = parser.parse_args(argv)
+    say_loading("sglang")
+    if args.record:
         RECORD.write_text(json.dumps(record_installed(), indent=1) + "\n")
     record = recorded()
     differences = compare(record)

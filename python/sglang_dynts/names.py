@@ -3,6 +3,8 @@
 BACKEND_NAME = "dynts"
 """Of the attention backend, the radix cache backend, the config namespace and the request field."""
 
+ENABLE_FLAG = "--enable-dynts"
+
 FLAG_PREFIX = "--dynts-"
 """Of our own flags of the server."""
 

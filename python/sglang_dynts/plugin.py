@@ -112,6 +112,7 @@ def _scheduler_seams() -> list[Seam]:
         Seam(seams.LOAD_MODEL, sliding_window.check_server_window, HookType.AFTER),
         Seam(seams.LOAD_MODEL, predictor_runner.install_predictor, HookType.AFTER),
         Seam(seams.UPDATE_FROM_DISK, weight_updates.update_from_disk, HookType.AROUND),
+        Seam(seams.UPDATE_FROM_TENSOR, weight_updates.refuse_unusable, HookType.AROUND),
         Seam(seams.UPDATE_FROM_IPC, weight_updates.settle_shared, HookType.AFTER),
         Seam(seams.END_OF_UPDATE, weight_updates.settle_session, HookType.AFTER),
         Seam(seams.POOLS_READY, device_state.allocate, HookType.AFTER),

@@ -22,7 +22,7 @@ BETWEEN_BOXES = re.compile(
 ANSWER_WORDS = r"\b(?:answers?|respuesta|réponse|antwort|ответ|risposta|resposta)\b"
 ENGLISH_MARK = rf"{ANSWER_WORDS}(?:[^\n.:?!]{{0,80}}?\b(?:is|are|be)\b[*_]*:?|[*_ ]*[:=]|[*_# ]*\n)"
 CHINESE_MARK = r"(?:答案|答え|正解|정답|답|答)[*_ ]*(?:应该|應該)?(?:(?:是|为|為|は|은|는)[*_ ]*:?|:)"
-MARK = re.compile(rf"(?:{ENGLISH_MARK}|{CHINESE_MARK})", re.IGNORECASE)
+MARK = re.compile(rf"(?:{ENGLISH_MARK}|{CHINESE_MARK}|<answer>)", re.IGNORECASE)
 AROUND_A_LINE = " \t\r\n*_#`"
 OPENS_A_FORMULA = ("", "$", "$$", "\\[", "\\(")
 SUPERSCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
@@ -30,6 +30,13 @@ SUBSCRIPTS = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
 FRACTION = re.compile("[¼-¾⅐-⅞]")
 SPELLINGS = str.maketrans("\u2212\u2010\u2011\u2013\u2018\u2019\u201c\u201d", "----''\"\"")
 """Dashes and quotation marks to those of a keyboard."""
+SETS = str.maketrans(
+    {
+        letter: rf"\mathbb{{{unicodedata.normalize('NFKC', letter)}}}"
+        for letter in "\u2102\u2115\u211a\u211d\u2124"
+    }
+)
+"""Sets of numbers to LaTeX's, before they would become plain letters."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ def normalize(text: str) -> str:
     Full-width digits and letters become plain, accents are composed, dashes are minus signs, and
     superscripts, subscripts and ``½`` are written as LaTeX has them.
     """
-    text = SUPERSCRIPTS.sub(lambda found: f"^{{{_compatible(found[0])}}}", text)
+    text = SUPERSCRIPTS.sub(lambda found: f"^{{{_compatible(found[0])}}}", text.translate(SETS))
     text = SUBSCRIPTS.sub(lambda found: f"_{{{_compatible(found[0])}}}", text)
     text = FRACTION.sub(_fraction, text)
     return _compatible(text).translate(SPELLINGS)
@@ -138,6 +145,7 @@ def _answer_line(text: str) -> tuple[int, str]:
     """Return where the last answer mark with something behind it is, and what is on its line."""
     for mark in reversed(list(MARK.finditer(text))):
         lines = text[mark.end() :].lstrip(AROUND_A_LINE + ":").splitlines()
+        lines = [line.partition("</answer>")[0] for line in lines]
         line = next((line for line in lines if line.strip(AROUND_A_LINE) not in OPENS_A_FORMULA), "")
         if line:
             return mark.start(), line.strip(AROUND_A_LINE)

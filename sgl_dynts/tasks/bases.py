@@ -5,18 +5,18 @@ from dataclasses import dataclass
 
 BASED = re.compile(
     r"(?:[A-Za-z]\s*=\s*)?\(?(?P<digits>[0-9A-Za-z]+)\)?\s*"
-    r"(?:_\s*(?:\{(?P<braced>[^{}]*(?:\{[^{}]*\})?[^{}]*)\}|(?P<one>\d))"
-    r"|(?:\\text\s*\{\s*)?\(?\s*(?:in )?base[\s-]*(?P<told>\w+)\s*\)?\s*\}?)"
+    r"(?:_\s*(?:(?:\\(?:text|mathrm)\s*)?\{(?P<braced>[^{}]*(?:\{[^{}]*\})?[^{}]*)\}|(?P<one>\d))"
+    r"|(?:\\text\s*\{\s*)?\(?\s*(?:in )?base[\s-]*\}?\s*(?P<told>\w+)\s*\)?\s*\}?)"
 )
-AROUND_THE_BASE = re.compile(r"\\[A-Za-z]+|[{}()\s~]|\bbase\b")
-WITHIN_DIGITS = re.compile(r"(?<=[0-9A-Za-z])(?:\\[,;:! ]|[\s,~])+(?=[0-9A-Za-z])")
+AROUND_THE_BASE = re.compile(r"\\[A-Za-z]+|[{}()\s~]|base")
+WITHIN_DIGITS = re.compile(r"(?<=[0-9A-Za-z])(?:\\[,;:! ]|[\s,~])+(?=[0-9A-Za-z])(?!in\b|base\b)")
 NAMES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
     "sixteen"
 )
 BASES = {name: base for base, name in enumerate(NAMES.split())}
 BASES |= {"binary": 2, "octal": 8, "decimal": 10, "hex": 16, "hexadecimal": 16}
-FONT = re.compile(r"\\(?:text|mathrm|mathtt|texttt|mathbf)\s*\{([0-9A-Za-z]+)\}(?=\s*_)")
+FONT = re.compile(r"\\(?:text|mathrm|mathtt|texttt|mathbf|overline)\s*\{([0-9A-Za-z]+)\}(?=\s*_)")
 SUBSCRIPT = re.compile(r"[0-9]\)?\s*_\s*(?:\{([^{}]*)\}|(\d))")
 MOST_DIGITS = 10_000
 

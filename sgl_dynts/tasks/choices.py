@@ -24,6 +24,8 @@ MARKED = re.compile(
 LETTER = re.compile(r"(?<![\w'])([A-Z])(?![\w'])")
 ARTICLE = re.compile(r"(?<![\w'])(?:A|I)(?=\s+(?!(?:or|and|is|because|since)\b)[a-z])")
 UNDECIDED = re.compile(r"\s*(?:[,/&]|\bor\b|\band\b|或|和|、)[\s(]*")
+DENIED = re.compile(r"\b(?:not|nor|neither)\s+(?:option |choice )?\(?[A-Z](?![\w'])\)?", re.IGNORECASE)
+IN_TEXT = re.compile(r"\\(?:text|mathrm)\s*\{([^{}]*)\}")
 PICKED = re.compile(r"(?:选择?|選擇?)\s*[::]?\s*\(?([A-Z])\b")
 
 
@@ -70,6 +72,7 @@ def _letter(answer: str, known: str, choices: Mapping[str, str]) -> str | None:
 
 
 def _within(answer: str, known: str, choices: Mapping[str, str]) -> str | None:
+    answer = DENIED.sub(" ", answer)
     marked = [next(filter(None, groups)).upper() for groups in MARKED.findall(answer)]
     marked = [letter for letter in marked if letter in known]
     if len(set(marked)) == 1:
@@ -105,4 +108,4 @@ def _holds(answer: str, text: str) -> bool:
 
 
 def _folded(text: str) -> str:
-    return " ".join(text.casefold().split())
+    return " ".join(IN_TEXT.sub(r" \1", text).casefold().split())

@@ -16,7 +16,7 @@ from sgl_dynts.tasks.choices import letter_of
 from sgl_dynts.tasks.latex import bare
 from sgl_dynts.tasks.limited import Limited, NotDone
 from sgl_dynts.tasks.problems import Problem
-from sgl_dynts.tasks.programs import program_of, runs
+from sgl_dynts.tasks.programs import completed, program_of, runs
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MOST_CHOICES = 8
@@ -25,10 +25,12 @@ RUN_PROGRAMS_HELP = "let programs that the model writes run on this machine"
 MATHEMATICS_SECONDS = 10
 REASON = re.compile(
     r"(?:\s*[,;:(.\u2014-]|\s)\s*(?:because|since|as|for|due to|given that|so that|which|where)\b"
-    r"|\.\s+\S.*\s",
+    r"|\.\s+\S.*\s|\s*;\s*[a-z']+\s+[a-z]|\s-+\s*[a-z']+\s+[a-z]|\s*\([a-z']+\s[^()]*\)$",
     re.DOTALL,
 )
 """What may follow an answer on its line without being part of it: a reason, or a sentence of its own."""
+OPTION = re.compile(r"\(([a-z])\)\s+(?!(?:or|and)\b)[^()]+")
+"""The letter of an option, with the option's text behind it."""
 IN_BRACKETS = re.compile(r"\(\s*([^()]*[^()\s])\s*\)|\(?([a-z])\)?")
 
 
@@ -130,7 +132,7 @@ class Program(Grader):
 
     def judge(self, problem: Problem, text: str) -> Verdict:
         """Run the question's own lines, the block that defines the function, and then the tests."""
-        code = program_of(text, problem.entry_point)
+        code = completed(program_of(text, problem.entry_point), problem.entry_point, problem.question)
         stub = f"{problem.question}\n    pass\n"
         is_right = runs(stub, code, problem.tests, f"check({problem.entry_point})")
         return Verdict(is_right, code.strip())
@@ -197,5 +199,8 @@ def _plain(text: str) -> str:
 def _tells(said: str, gold: str) -> bool:
     """Whether an answer line is the answer, or that and then a reason for it."""
     if said == gold:
+        return True
+    option = OPTION.fullmatch(said)
+    if option and option[1] == gold:
         return True
     return bool(gold) and said.startswith(gold) and REASON.match(said, len(gold)) is not None

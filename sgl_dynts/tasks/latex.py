@@ -7,11 +7,12 @@ place, and why it stands here by its name.
 import re
 
 THIN_SPACE = (
-    r"(?:\\[,;:!> ]|\\(?:thin|med|thick)space|~|\{(?:,|\\[,;:! ])\}|[\u00a0\u2006-\u200b\u202f\u205f])"
+    r"(?:\\[,;:!> ]|\\(?:thin|med|thick)space|\\[hm]space\*?\{[^{}]*\}|\\mathpunct\s*\{,\}|~"
+    r"|\{(?:,|\\[,;:! ])\}|[\u00a0\u2006-\u200b\u202f\u205f])"
 )
 FONTS = (
-    r"\\(?:mathbf|boldsymbol|bm|pmb|textbf|textit|textrm|textsf|emph|mathrm|mathit|mathsf|text|mbox"
-    r"|underline)"
+    r"\\(?:mathbf|boldsymbol|bm|pmb|textbf|textit|textrm|textsf|texttt|textnormal|emph|mathrm|mathit|mathsf"
+    r"|mathtt|mathnormal|mathbin|mathord|text|mbox|hbox|underline|num)"
 )
 CURRENCY = (
     r"(?:\\?[$€£¥₹₩]|\\(?:pounds|euro|yen|texteuro|textdollar|textsterling|textyen)(?![A-Za-z])(?:\{\})?)"
@@ -20,25 +21,16 @@ MONEY = (
     r"(?:US ?|U\.S\. ?)?(?:dollars?|USD|euros?|EUR|pounds?|sterling|GBP|yen|JPY|yuan|RMB|CNY|rupees?|INR"
     r"|Rs\.?)"
 )
+FUNCTIONS = "ln|log|exp|sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|gcd|max|min"
 NUMBER = r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
 VALUE = rf"(?:{NUMBER}|-?\\[dt]?frac\s*\{{[^{{}}]*\}}\s*\{{[^{{}}]*\}})"
-POWER = r"(?:\^\{?-?\d\}?)?"
-UNIT_NAMES = (
-    "km|cm|mm|nm|m|mi|ft|in|yd|kg|mg|g|lb|oz|L|mL|ml|s|ms|sec|min|h|hr|J|kJ|N|W|kW|Pa|kPa|Hz|V|A|K|mol|C|F"
-    "|people|persons|students|ways|dollars|cents|points|units|times|meters|metres|kilometers|kilometres"
-    "|centimeters|centimetres|miles|feet|inches|hours|minutes|seconds|days|weeks|months|years|degrees"
-    "|radians|rad|square|cubic"
-)
-"""Those that math-verify's own list lacks, or that it reads only where nothing else is beside them."""
-UNIT = rf"(?:{UNIT_NAMES})(?![A-Za-z]){POWER}"
-UNITS = rf"{UNIT}(?:\s*(?:/|per\b|\\cdot|\s)\s*{UNIT})*"
 DEGREES = r"(?:\^\s*\{?\s*\\circ\s*\}?|°|\\degree)\s*(?:\\(?:text|mathrm)\s*\{\s*)?[CFK]?\s*\}?"
 
 SPELLINGS = (
     (r"\\(?:left|right|[bB]ig{1,2}[lrm]?)(?=[(){}\[\]|.\\])\.?", ""),
     (r"√\s*(?:\(([^()]*)\)|(\d+|[A-Za-z]))", r"\\sqrt{\1\2}"),
     (r"∞", r"\\infty "),
-    (r"[∅⌀]|\\varnothing(?![A-Za-z])|\\text\s*\{\s*(?:the )?empty set\s*\}", r"\\emptyset "),
+    (r"[∅⌀Ø]|\\\{\s*\\\}|\\varnothing(?![A-Za-z])|\\text\s*\{\s*(?:the )?empty set\s*\}", r"\\emptyset "),
     (r"\u00d7", r"\\times "),
     (r"[·⋅]", r"\\cdot "),
     (r"÷", r"\\div "),
@@ -47,21 +39,31 @@ SPELLINGS = (
     (r"\u222a", r"\\cup "),
     (r"∩", r"\\cap "),
     (r"∈", r"\\in "),
+    (r"\\mathbb\s*([CNQRZ])(?![A-Za-z])", r"\\mathbb{\1}"),
+    (r"\\([CNQRZ])(?![A-Za-z])", r"\\mathbb{\1}"),
+    (r"\\[cdt]frac(?![A-Za-z])", r"\\frac"),
+    (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
+    (r"\{([^{}]*)\\choose\s*([^{}]*)\}", r"\\binom{\1}{\2}"),
 )
 COLOURS = (
-    (r"\\(?:color|textcolor|colorbox|pagecolor|fcolorbox)\s*(?:\[[^\]]*\])?\s*\{[^{}]*\}", ""),
+    (r"\\fcolorbox\s*(?:\[[^\]]*\])?\s*\{[^{}]*\}\s*\{[^{}]*\}", ""),
+    (r"\\(?:color|textcolor|mathcolor|colorbox|pagecolor)\s*(?:\[[^\]]*\])?\s*\{[^{}]*\}", ""),
+    (r"\\bbox\s*(?:\[[^\]]*\])?(?=\s*\{)", ""),
     (
-        r"\\(?:displaystyle|textstyle|scriptstyle|bf|rm|it|bfseries|large|Large|LARGE|huge|Huge|normalsize)\b",
+        r"\\(?:displaystyle|textstyle|scriptstyle|bf|rm|it|tt|sf|bfseries|large|Large|LARGE|huge|Huge|normalsize)\b",
         "",
     ),
 )
 LETTERS = (
     (r"\\(?:mathrm|mathit|mathsf|text|textrm|textit|operatorname|rm)\s*\{\s*([ei])\s*\}", r"{\1}"),
     (r"(?<=[\d.])\s*i\b", r" i"),
+    (rf"\\(?:mathrm|text|operatorname)\s*\{{\s*({FUNCTIONS})\s*\}}", r"\\\1 "),
 )
-"""A constant in upright letters is the constant, and ``1.0i`` holds the imaginary unit."""
+"""A constant or a function in upright letters is what it is, and ``1.0i`` holds the imaginary unit."""
 NUMBERS = (
-    (rf"(?<=\d){THIN_SPACE}+(?=\d{{3}}(?!\d))", ""),
+    (rf"(?<=\.\d{{3}}){THIN_SPACE}+(?=\d{{1,3}}(?!\d))", ""),
+    (rf"(?<![\w^.])(\d{{1,3}})(?:{THIN_SPACE}|[_ ])+(?=\d{{3}}(?!\d))", r"\1"),
+    (rf"(?<=\d{{3}}){THIN_SPACE}+(?=\d{{3}}(?!\d))", ""),
     (rf"{FONTS}\s*\{{\s*({NUMBER})\s*\}}", r"\1"),
 )
 MONEY_AROUND = (
@@ -69,7 +71,11 @@ MONEY_AROUND = (
     (rf"{CURRENCY}\s*(?=-?[\d.])|(?<=[\d}}])\s*{CURRENCY}", ""),
     (rf"(?<![A-Za-z])(?:{MONEY})\s*(?={NUMBER})|(?<=\d)\s*{MONEY}(?![A-Za-z])", ""),
 )
-ENDS = ((r"(?:[\s.,;:。\u3001]|\\[,;: ]|\\$)+$", ""), (r"^(?:\s|\\[,;: ])+", ""))
+END_SIGNS = " \t\r\n\f\v.,;:~。\u3001\\"
+END_COMMAND = re.compile(r"(?:\\q?quad|\\pmod\s*\{[^{}]*\})$")
+LONGEST_END = 40
+"""Characters of a command that ends an answer and is no part of it."""
+BEGINNING = re.compile(r"(?:[\s~]|\\[,;:! ]|\\q?quad(?![A-Za-z]))*")
 
 WHOLE = (
     (rf"{FONTS}\s*\{{([^{{}}]*)\}}", r"\1"),
@@ -81,10 +87,11 @@ WHOLE = (
     (r"\\\[(.*)\\\]", r"\1"),
     (rf"\\text\s*\{{[^{{}}\d=]*\}}\s*({VALUE}.*)", r"\1"),
     (rf"({VALUE})\s*{DEGREES}", r"\1"),
-    (rf"({VALUE})\s*(?:\\text|\\mathrm)?\s*\{{?\s*~?\s*{UNITS}\s*\}}?", r"\1"),
 )
-"""Of a whole answer only: what is wrapped around it, words before a number, units behind it."""
+"""Of a whole answer only: what is wrapped around it, words before a number, degrees behind it."""
 WORDS = re.compile(r"[^\W\d_]{2,}(?:[\s'-]+[^\W\d_]+)*")
+FORMULA = re.compile(r"^\$\$?([^$]+)(?<!\\)\$\$?$")
+"""An answer that is one formula, whose last dollar sign is no currency."""
 MOST_LAYERS = 4
 
 
@@ -93,7 +100,6 @@ def _compiled(rules: tuple[tuple[str, str], ...]) -> list[tuple[re.Pattern[str],
 
 
 IN_A_TEXT = _compiled((*SPELLINGS, *COLOURS, *LETTERS, *NUMBERS, *MONEY_AROUND))
-AT_ITS_ENDS = _compiled(ENDS)
 OF_THE_WHOLE = _compiled(WHOLE)
 
 
@@ -105,8 +111,8 @@ def plain(text: str) -> str:
 
 
 def bare(answer: str) -> str:
-    """Return a whole answer without fonts, dollar signs, units and a full stop around it."""
-    answer = _without_ends(plain(answer))
+    """Return a whole answer without fonts, dollar signs and a full stop around it."""
+    answer = _without_ends(plain(FORMULA.sub(r"\1", answer.strip())))
     for _ in range(MOST_LAYERS):
         before = answer
         for pattern, place in OF_THE_WHOLE:
@@ -123,6 +129,18 @@ def is_words(answer: str) -> bool:
 
 
 def _without_ends(answer: str) -> str:
-    for pattern, place in AT_ITS_ENDS:
-        answer = pattern.sub(place, answer)
-    return answer
+    """Return an answer without spaces and full stops around it, in a time that grows with its length."""
+    start = _end_of(BEGINNING.match(answer))
+    end = before = len(answer)
+    while True:
+        while end > start and answer[end - 1] in END_SIGNS:
+            end -= 1
+        command = END_COMMAND.search(answer, max(start, end - LONGEST_END), end)
+        end = command.start() if command else end
+        if end == before:
+            return answer[start:end]
+        before = end
+
+
+def _end_of(found: re.Match[str] | None) -> int:
+    return found.end() if found else 0

@@ -5,16 +5,22 @@ it by `limited.Limited`, as `graders.Mathematics` does.
 """
 
 import logging
+import re
 import sys
+from dataclasses import replace
 from typing import Any
 
-from latex2sympy2_extended.math_normalization import NormalizationConfig, normalize_latex
-from math_verify import parse, verify
-from sympy import Basic, Expr, Float, I, Pow, Rational, UnevaluatedExpr, binomial, factorial
+from latex2sympy2_extended.math_normalization import (
+    NormalizationConfig,
+    normalize_latex,
+    units_regex_pattern,
+)
+from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+from sympy import Basic, Expr, Float, I, Pow, Rational, UnevaluatedExpr, binomial, exp, factorial
 
 from sgl_dynts.tasks import bases
 from sgl_dynts.tasks.answers import normalize, said_answers
-from sgl_dynts.tasks.latex import bare, is_words, plain
+from sgl_dynts.tasks.latex import VALUE, bare, is_words, plain
 
 ENVIRONMENTS = ("$", "\\boxed", "\\(", "\\[")
 LONGEST_LINE = 300
@@ -27,6 +33,26 @@ NO_CLOCK = 0
 LEADING_DIGITS = 20
 FAR_APART = 1e-3
 BITS_PER_DIGIT = 3.3219
+MORE_UNITS = (
+    "people|persons?|times|rad(?:ian)?s?|[km]?[NJWVA]|k?Pa|k?Hz|K|mol|nm|mi|yd|oz|m[Ls]|ml|mg|in|C|F"
+)
+"""Those that math-verify's list lacks. It reads them inside ``\\text{}`` anyway."""
+UNIT = rf"(?:{units_regex_pattern}|{MORE_UNITS})(?![A-Za-z])(?:\^\{{?-?\d\}}?)?"
+QUANTITY = re.compile(rf"({VALUE})(?:\s+|(?=[A-Za-z]{{2}})){UNIT}(?:\s*(?:/|per\b|\\cdot|\s)\s*{UNIT})*")
+"""A number with units behind it, which math-verify reads only if it is one unit without a power."""
+SPACE = re.compile(r"(?<!\d) | (?!\d)")
+COMMANDS = re.compile(r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\}|\\[A-Za-z]+")
+VARIABLE = re.compile(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])")
+LONGEST_PRODUCT = 3
+"""Letters; more are a word, whose letters math-verify would multiply in any order."""
+NO_UNIT = re.compile(r".*\d[abcdefijknopqrtuvwxyz]")
+"""Ends with a letter that is a variable rather than the sign of a unit."""
+TEXT_BEHIND = re.compile(r"(?<=\S)\s*\\(?:text|mathrm|mbox)\s*\{[^{}]*\}(?:\^\{?-?\d\}?)?$")
+PERCENTAGE = re.compile(rf"({VALUE})\s*\\?%")
+WITH_UNITS = LatexExtractionConfig()
+WITHOUT_UNITS = LatexExtractionConfig(
+    normalization_config=replace(WITH_UNITS.normalization_config, units=False)
+)
 LONGEST_NUMBER = 100_000
 """Digits of an integer that Python turns into text and back here; its own limit is 4,300."""
 
@@ -61,24 +87,47 @@ def same(gold: str, said: str) -> tuple[bool, str]:
     """Compare two bare answers; also returns what was said."""
     if _literal(gold) == _literal(said):
         return bool(said), _literal(said)
+    if all(is_words(answer) and len(answer) > LONGEST_PRODUCT for answer in (gold, said)):
+        return False, _literal(said)
     based = bases.same(gold, said)
     if based is not None:
         return based, _literal(said)
-    wanted, found = _parse(gold), _parse(said)
+    percentage = PERCENTAGE.fullmatch(gold)
+    if percentage and same(percentage[1], PERCENTAGE.sub(r"\1", said))[0]:
+        return True, said
+    has_variable = VARIABLE.search(COMMANDS.sub(" ", gold)) or NO_UNIT.fullmatch(said)
+    if has_variable and _behind(gold) and _behind(said) and _behind(gold) != _behind(said):
+        return False, said
+    gold, said = _without_units(gold), _without_units(said)
+    way = WITHOUT_UNITS if has_variable else WITH_UNITS
+    wanted, found = _parse(gold, way), _parse(said, way)
     return _equal(wanted, found), str(found[0]) if found else said
+
+
+def _behind(answer: str) -> list[str]:
+    """The words behind an expression: a unit, or a condition such as ``n even``."""
+    found = TEXT_BEHIND.search(answer)
+    return found[0].casefold().split() if found else []
+
+
+def _without_units(answer: str) -> str:
+    """Return a number or an expression without units behind it; in ``3t`` a variable stands."""
+    quantity = QUANTITY.fullmatch(answer)
+    return quantity[1] if quantity else TEXT_BEHIND.sub("", answer)
 
 
 def _literal(answer: str) -> str:
     """Return what two answers have in common if they are written alike; words are alike in any case."""
     if is_words(answer):
         return " ".join(answer.casefold().split())
-    return normalize_latex(answer, NormalizationConfig()).replace(" ", "")
+    return SPACE.sub("", normalize_latex(answer, NormalizationConfig()))
 
 
-def _parse(answer: str) -> list[Any]:
+def _parse(answer: str, way: LatexExtractionConfig = WITH_UNITS) -> list[Any]:
     is_marked = any(mark in answer for mark in ENVIRONMENTS)
     one_line = " ".join(answer.split())
-    return _with_imaginary_unit(parse(answer if is_marked else f"${one_line}$", parsing_timeout=NO_CLOCK))
+    marked = answer if is_marked else f"${one_line}$"
+    return _with_imaginary_unit(parse(marked, [way, ExprExtractionConfig()], parsing_timeout=NO_CLOCK))
 
 
 def _with_imaginary_unit(found: list[Any]) -> list[Any]:
@@ -115,7 +164,7 @@ def _is_number(value: Any) -> bool:
 def _far_apart(gold: Expr, said: Expr) -> bool:
     """Whether two numbers differ in their leading digits, which is told without computing all of them."""
     one, other = gold.evalf(LEADING_DIGITS), said.evalf(LEADING_DIGITS)
-    if not (one.is_comparable and other.is_comparable):
+    if not all(number.is_comparable and number.is_finite for number in (one, other)):
         return False
     most = max(abs(one), abs(other))
     return bool(most > 1 and abs(one - other) > FAR_APART * most)
@@ -133,7 +182,7 @@ def _digits_of(gold: Any, said: Any) -> int:
 def _large_parts(value: Any) -> set[Expr]:
     if not isinstance(value, Basic):
         return set()
-    parts = value.atoms(Rational, Float) | value.atoms(Pow, factorial, binomial)
+    parts = value.atoms(Rational, Float) | value.atoms(Pow, exp, factorial, binomial)
     return {part for part in parts if isinstance(part, Expr) and part.is_number}
 
 

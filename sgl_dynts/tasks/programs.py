@@ -12,6 +12,11 @@ from dataclasses import dataclass
 
 FENCE = re.compile(r"^[ \t>]*(?P<fence>`{3,}|~{3,})[ \t]*(?P<info>[^\r\n`]*)\r?$")
 PYTHON = re.compile(r"[{.]*\s*(?:i?python|py)[\d.]*\b", re.IGNORECASE)
+RETURN = re.compile(r"^[ \t]*(?:return|yield)\b", re.MULTILINE)
+BEGINNING = re.compile(r"^(?:from|import|def|async def|class|@)\b", re.MULTILINE)
+BYTE_ORDER_MARK = "\ufeff"
+NAME = "answer"
+"""The program's module: not the main one, so that its own trial runs stay out."""
 PROGRAM_SECONDS = 10
 PROGRAM_BYTES = 1 << 30
 
@@ -44,22 +49,39 @@ def code_blocks(text: str) -> list[Block]:
 def program_of(text: str, name: str) -> str:
     """Return the program that defines a function: the last block that does.
 
-    Without such a block the last one of Python, else the last one of no language, else all of the text.
+    Without such a block the last one of Python, else the last one of no language, else the text from its
+    first line of a program on.
 
     Args:
         text: what the model wrote.
         name: of the function.
     """
+    text = text.replace(BYTE_ORDER_MARK, "")
     blocks = [block for block in code_blocks(text) if block.code.strip()]
     python = [block for block in blocks if PYTHON.match(block.info)]
     unnamed = [block for block in blocks if not block.info]
-    word = re.escape(name)
-    defines = re.compile(
-        rf"^\s*(?:(?:async def|def|class)\s+{word}\b|{word}\s*(?::[^=\n]+)?=(?!=))", re.MULTILINE
-    )
+    defines = _definition_of(name)
     choices = [[block for block in (*python, *unnamed) if defines.search(block.code)], python, unnamed]
     best = next((some for some in choices if some), [])
-    return max(best, key=blocks.index).code if best else text
+    if best:
+        return max(best, key=blocks.index).code
+    begins = BEGINNING.search(text) if defines.search(text) else None
+    return text[begins.start() :] if begins else text
+
+
+def _definition_of(name: str) -> re.Pattern[str]:
+    word = re.escape(name)
+    return re.compile(
+        rf"^[ \t]*(?:(?:async def|def|class)\s+{word}\b|{word}\s*(?::[^=\n]+)?=(?!=))", re.MULTILINE
+    )
+
+
+def completed(code: str, name: str, question: str) -> str:
+    """Return a program that is a function's body alone with its head, the question; else as it is."""
+    if _definition_of(name).search(code) or not RETURN.search(code):
+        return code
+    body = textwrap.dedent(code.strip("\n"))
+    return f"{question}\n{textwrap.indent(body, '    ')}\n"
 
 
 def runs(*parts: str) -> bool:
@@ -88,7 +110,8 @@ def runs(*parts: str) -> bool:
 def _script(parts: Sequence[str]) -> bytes:
     """Return the program that runs the parts; half a character pair is written as its escape."""
     spelled = [part.encode("utf-8", "backslashreplace").decode() for part in parts]
-    lines = ["names = {'__name__': '__main__'}"]
+    lines = ["import sys, types", f"answer = sys.modules[{NAME!r}] = types.ModuleType({NAME!r})"]
+    lines += ["names = vars(answer)"]
     lines += [f"exec(compile({part!r}, 'part', 'exec', dont_inherit=True), names)" for part in spelled]
     return "\n".join(lines).encode()
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sgl_dynts.training.endpoint import Sampling
-    from sgl_dynts.training.fit import FitRecipe
     from sgl_dynts.training.generation import make_traces
     from sgl_dynts.training.pipeline import train
+    from sgl_dynts.training.recipe import FitRecipe
     from sgl_dynts.training.trace_file import read_traces
 
 __all__ = ["FitRecipe", "Sampling", "make_traces", "read_traces", "train"]
-MODULES = ("fit", "endpoint", "generation", "trace_file", "pipeline")
+MODULES = ("recipe", "endpoint", "generation", "trace_file", "pipeline")
 """Where each name of `__all__` is defined, in the same order."""
 
 

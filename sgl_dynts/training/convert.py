@@ -13,13 +13,16 @@ import argparse
 import sys
 from pathlib import Path
 
-from sgl_dynts.training.authors import from_authors, to_authors
+from sgl_dynts.loading import say_loading
 from sgl_dynts.window_flags import add_window_flags, windows_given
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Convert one predictor and return the exit status."""
     args = _parse(arguments)
+    say_loading("torch")
+    from sgl_dynts.training.authors import from_authors, to_authors  # not above: --help need not wait
+
     try:
         if args.to_authors:
             to_authors(args.source, args.output)

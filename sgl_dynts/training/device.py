@@ -2,8 +2,6 @@
 
 from argparse import ArgumentTypeError
 
-import torch
-
 
 def usable_device(name: str) -> str:
     """Return the name of a device that is there, for ``type=`` of an argument.
@@ -11,6 +9,8 @@ def usable_device(name: str) -> str:
     Raises:
         ArgumentTypeError: torch cannot use it here; says why.
     """
+    import torch  # not above: --help need not wait for it
+
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:  # without CUDA torch asserts

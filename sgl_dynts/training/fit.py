@@ -24,6 +24,7 @@ from torch import Tensor
 from sgl_dynts.predictor import ImportancePredictor
 from sgl_dynts.training.losses import LOSSES, SCALES, SCALES_BY_MEAN, Scale
 from sgl_dynts.training.metrics import Ranking, mean_ranking, rank_quality
+from sgl_dynts.training.recipe import FitRecipe
 from sgl_dynts.training.states import TraceStates
 
 PROGRESS_FILE = "fit.safetensors"
@@ -39,48 +40,6 @@ class Traces(Protocol):
     def length(self, key: str) -> int:
         """Return how many of its tokens count."""
         ...
-
-
-@dataclass(frozen=True)
-class FitRecipe:
-    """How a predictor is fitted; the defaults are the paper's, in float32 instead of bfloat16.
-
-    Source: the DynTS paper and its code. Hidden layers are d * `widen` and d * `narrow` wide. A batch
-    is so many traces; `emphasis` is read by the loss `mse-emphasis` alone. `scale_inputs` divides the
-    first layer's initial weights by the size of the states, which the paper does not do.
-    """
-
-    seed: int = 1
-    epochs: int = 15
-    batch_size: int = 256
-    learning_rate: float = 5e-4
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.01
-    warmup_share: float = 0.1
-    clip_norm: float = 1.0
-    loss: str = "mse"
-    scale: str = "power"
-    emphasis: float = 3.0
-    widen: float = 2.0
-    narrow: float = 0.5
-    scale_inputs: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse values that cannot be.
-
-        Raises:
-            ValueError: naming the field, its value and a remedy.
-        """
-        for name, known in (("loss", LOSSES), ("scale", SCALES)):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} is unknown; choose of {', '.join(known)}"
-                )
-        for name in ("epochs", "batch_size", "learning_rate", "widen", "narrow"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be above 0")
-        if not 0 <= self.warmup_share < 1:
-            raise ValueError(f"warmup_share={self.warmup_share} must lie between 0 and 1, 1 excluded")
 
 
 @dataclass(frozen=True)

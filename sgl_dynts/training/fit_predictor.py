@@ -16,11 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from sgl_dynts.loading import say_loading
 from sgl_dynts.training.device import usable_device
-from sgl_dynts.training.fit import FitRecipe
-from sgl_dynts.training.losses import LOSSES, SCALES
+from sgl_dynts.training.recipe import LOSS_NAMES, SCALE_NAMES, FitRecipe
 from sgl_dynts.training.targets import TARGET_KINDS
 from sgl_dynts.window_flags import add_window_flags, windows_given
 
@@ -30,7 +28,6 @@ INTERRUPTED = 130
 def main(arguments: list[str] | None = None) -> int:
     """Train one predictor and return the exit status."""
     args = _parse(arguments)
-    torch.set_num_threads(args.threads)
     try:
         _train(args)
     except (ValueError, OSError) as error:
@@ -43,8 +40,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from sgl_dynts.training.pipeline import train  # not above: --help need not wait for transformers
+    say_loading("torch", "transformers")
+    import torch  # not above: --help need not wait
 
+    from sgl_dynts.training.pipeline import train
+
+    torch.set_num_threads(args.threads)
     trained = train(
         args.model,
         args.traces,
@@ -56,7 +57,7 @@ def _train(args: argparse.Namespace) -> None:
         work=_work_folder(args),
         base_model=args.base_model,
         dtype=args.dtype and getattr(torch, args.dtype),
-        device=args.device,
+        device=args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
         progress=False,
         tell=partial(print, flush=True),
     )
@@ -85,16 +86,19 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add_window_flags(parser, "the paper's", "for the header, recommended: ")
     add("--base-model", help="for the header; default: the model folder's name")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="of the model; default: its own")
-    add("--device", type=usable_device, default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--device", type=usable_device, help="default: cuda where there is one, else cpu")
     add("--threads", type=int, default=1, help="of the CPU; more are slower for small models")
     _add_recipe(add, recipe)
     return parser.parse_args(arguments)
 
 
 def _add_recipe(add: Any, recipe: FitRecipe) -> None:
-    add("--loss", choices=LOSSES, default=recipe.loss)
+    add("--loss", choices=LOSS_NAMES, default=recipe.loss)
     add(
-        "--scale", choices=SCALES, default=recipe.scale, help="of targets; Llama: times; not for listwise"
+        "--scale",
+        choices=SCALE_NAMES,
+        default=recipe.scale,
+        help="of targets; Llama: times; not for listwise",
     )
     add("--emphasis", type=float, default=recipe.emphasis, help="of mse-emphasis")
     add("--seed", type=int, default=recipe.seed)

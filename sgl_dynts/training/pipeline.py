@@ -19,9 +19,10 @@ from sgl_dynts.checkpoint import PredictorHeader, save_predictor
 from sgl_dynts.config import PAPER_CONFIG, DynTSConfig, Windows
 from sgl_dynts.predictor import ImportancePredictor
 from sgl_dynts.training.collect import Model, Target, collect, trace_key, usable_traces
-from sgl_dynts.training.fit import Epoch, FitRecipe, Split, fit_predictor
+from sgl_dynts.training.fit import Epoch, Split, fit_predictor
 from sgl_dynts.training.metrics import Ranking
 from sgl_dynts.training.picture import draw_fit
+from sgl_dynts.training.recipe import FitRecipe
 from sgl_dynts.training.states import StateStore, write_whole
 from sgl_dynts.training.targets import WITH_DISTANCE
 from sgl_dynts.training.trace_file import Trace

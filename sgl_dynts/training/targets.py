@@ -1,6 +1,11 @@
 """What a predictor is trained on: how much later tokens read a token, from attention."""
 
-from torch import Tensor
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # a command names the kinds in its help, without torch
+    from torch import Tensor
 
 TARGET_KINDS = ("answer", "future", "gradient", "deletion")
 WITH_DISTANCE = ("future", "deletion")

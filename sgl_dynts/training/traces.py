@@ -17,6 +17,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+from sgl_dynts.loading import say_loading
 from sgl_dynts.tasks.graders import GRADERS, RUN_PROGRAMS_HELP
 from sgl_dynts.tasks.json_lines import parse_object
 from sgl_dynts.tasks.problems import read_problems
@@ -53,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _generate(args: argparse.Namespace) -> TracesReport:
+    say_loading("transformers")
     return make_traces(
         args.url,
         args.model,

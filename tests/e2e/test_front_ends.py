@@ -17,6 +17,7 @@ from sgl_dynts import demo_model_path
 from sgl_dynts.checkpoint import find_predictor
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.demo import ledger
+from sgl_dynts.harness.client import Client
 from sgl_dynts.harness.server import end, free_port
 from sgl_dynts.training.trace_file import read_traces
 from tests.e2e.server import STRICT, Server
@@ -212,6 +213,35 @@ def test_options_at_the_top_of_a_body_reach_the_request_at_every_endpoint(server
     assert opted_out(server) == before + 1
     server.request(path, body_for(path, server))
     assert opted_out(server) == before + 1
+
+
+OFF = {"enabled": False}
+PLACES: list[dict[str, Any]] = [
+    {"chat_template_kwargs": {"dynts": OFF}},
+    {"session_params": {"dynts": OFF}},
+    {"metadata": {"dynts": OFF}},
+    {"metadata": {"dynts": json.dumps(OFF)}},
+]
+WITH_NUMBERS = {"/generate", "/vertex_generate", "/v1/chat/completions", "/invocations"}
+
+
+@BY_DEMO
+@pytest.mark.parametrize("path", ENDPOINTS)
+def test_options_in_other_places_reach_the_request_at_every_endpoint(server, path):
+    before, body = opted_out(server), body_for(path, server)
+    for place in PLACES:
+        server.request(path, body | place)
+    (model,) = {one["id"] for one in server.request("/v1/models")["data"]}
+    server.request(path, body | {"model": f"{model}@full"})
+    Client(server.url(""), {"X-DynTS": json.dumps(OFF)}).call(path, body)
+    assert opted_out(server) == before + len(PLACES) + 2
+
+
+@BY_DEMO
+@pytest.mark.parametrize("path", ENDPOINTS)
+def test_numbers_come_back_where_the_document_says(server, path):
+    reply = server.request(path, body_for(path, server) | {"return_meta_info": True})
+    assert ('"peak_window_len"' in json.dumps(reply)) is (path in WITH_NUMBERS)
 
 
 @BY_DEMO

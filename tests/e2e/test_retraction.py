@@ -141,3 +141,15 @@ def test_openai_logprobs_change_no_length(server):
         texts.append(reply["choices"][0]["text"])
     assert texts[0] == texts[1]
     assert texts[2].endswith(texts[0])
+
+
+@served_by("retracting_no_radix_cache")
+def test_embeddings_are_refused_beside_a_request_that_is_retracted(server, reference_of):
+    (job,) = cases(970, 200, count=1)
+    hidden = {"input_embeds": [[0.5] * 64] * 20, "sampling_params": {"max_new_tokens": 4}}
+    with ThreadPoolExecutor(1) as pool:
+        reply = pool.submit(server.generate, **job)
+        for custom in ({}, {"custom_params": {"dynts": {"enabled": False}}}):
+            status, text = server.error("/generate", hidden | custom)
+            assert (status, "which takes no input_embeds" in text) == (400, True)
+    assert_equal(reply.result(), reference_of("qwen3"), job, DEFAULT, late=1)

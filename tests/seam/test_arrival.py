@@ -105,24 +105,22 @@ def test_images_are_none_of_our_business_without_dynts(serve):
     assert books.taken == ["image"]
 
 
-OFF = [{"enabled": False}, {"policy": "full"}]
+@pytest.mark.parametrize("flags", [(), ("--dynts-policy", "full")])
+@pytest.mark.parametrize("custom", [None, {"dynts": {"enabled": False}}, {"dynts": {"policy": "full"}}])
+def test_embeddings_end_alone(serve, flags, custom):
+    serve("--attention-backend", "dynts", *flags)
+    books = Books()
+    books.handle_generate_request(arrived("hidden", custom, [[0.5]]))
+    books.handle_generate_request(arrived("text", None))
+    assert books.taken == ["text"]
+    assert "which takes no input_embeds" in books.messages["hidden"]
 
 
-def test_embeddings_are_refused_where_they_would_be_governed(books):
-    for index, options in enumerate(OFF):
-        books.handle_generate_request(arrived(str(index), {"dynts": options}, [[0.5]]))
-    assert books.taken == ["0", "1"]
-    for rid, custom in (("bare", None), ("else", {"dynts": {"budget": 50}})):
-        books.handle_generate_request(arrived(rid, custom, [[0.5]]))
-        assert "input_embeds hide whether the prompt leaves off in thinking" in books.messages[rid]
-
-
-def test_embeddings_are_welcome_where_nothing_is_governed(serve):
-    for flags in (("torch_native",), ("dynts", "--dynts-policy", "full")):
-        serve("--attention-backend", *flags)
-        books = Books()
-        books.handle_generate_request(arrived("bare", None, [[0.5]]))
-        assert books.taken == ["bare"]
+def test_embeddings_are_none_of_our_business_without_dynts(serve):
+    serve("--attention-backend", "torch_native")
+    books = Books()
+    books.handle_generate_request(arrived("bare", None, [[0.5]]))
+    assert books.taken == ["bare"]
 
 
 def test_a_server_without_dynts_ends_who_asks_for_it(serve):

@@ -10,9 +10,11 @@ from fastapi.testclient import TestClient
 from sglang.srt.sampling.sampling_params import SamplingParams
 from starlette.middleware import Middleware
 
-from sglang_dynts.entry.carriers import OptionsCarrier
+from sglang_dynts.entry.carriers import OptionsCarrier, read_request
+from sglang_dynts.entry.options import CARRIED
 
 ASKED = {"dynts": {"enabled": False}}
+MODEL = "org/model"
 
 
 async def verified(custom: Any = None) -> dict[str, Any] | None:
@@ -25,7 +27,7 @@ async def verified(custom: Any = None) -> dict[str, Any] | None:
 @pytest.fixture
 def client(serve) -> TestClient:
     serve("--attention-backend", "dynts")
-    app = FastAPI(middleware=[Middleware(OptionsCarrier)])
+    app = FastAPI(middleware=[Middleware(OptionsCarrier, served_name=MODEL)])
 
     @app.post("/forgets")
     async def forgets(_request: Request) -> Any:
@@ -72,6 +74,134 @@ def test_options_join_what_an_endpoint_puts_there_itself(client):
 def test_one_request_s_options_are_not_another_s(client):
     client.post("/forgets", json={"custom_params": ASKED})
     assert client.post("/forgets", json={"input": "x"}).json() is None
+
+
+OFF, ON = {"enabled": False}, {"enabled": True}
+CARRIERS = [
+    {"chat_template_kwargs": {"dynts": OFF}},
+    {"session_params": {"dynts": OFF}},
+    {"metadata": {"dynts": OFF}},
+    {"metadata": {"dynts": '{"enabled": false}'}},
+    {"custom_params": {"dynts": OFF}, "chat_template_kwargs": {"dynts": OFF}},
+    {"custom_params": {"dynts": {"budget": None}}, "session_params": {"dynts": OFF}},
+    {"custom_params": {"dynts": None}, "metadata": {"dynts": OFF}},
+]
+
+
+@pytest.mark.parametrize("body", CARRIERS)
+@pytest.mark.parametrize("path", ["/forgets", "/passes_on"])
+def test_options_reach_the_request_in_whatever_a_router_passes_on(client, path, body):
+    assert client.post(path, json={"text": "x", **body}).json() == ASKED
+
+
+def test_options_in_two_places_are_put_together(client):
+    body = {"custom_params": {"dynts": {"budget": 300.0}}, "metadata": {"dynts": {"budget": 300, **OFF}}}
+    assert client.post("/forgets", json=body).json() == {"dynts": {"budget": 300, **OFF}}
+
+
+def test_a_template_and_a_session_see_nothing_of_them_and_metadata_stay(client):
+    kwargs = {"enable_thinking": False}
+    body = {
+        "chat_template_kwargs": {**kwargs, "dynts": OFF},
+        "session_params": {"dynts": OFF},
+        "metadata": {"user": "é", "dynts": OFF},
+        "text": "x",
+    }
+    seen = json.loads(client.post("/echoes", json=body).json())
+    assert seen == {**body, "chat_template_kwargs": kwargs, "session_params": None}
+
+
+def test_a_body_whose_length_changes_arrives_whole(client):
+    text = "é" * 10_000
+    body = json.dumps({"text": text, "session_params": {"dynts": OFF}}).encode()
+    parts = (body[start : start + 777] for start in range(0, len(body), 777))
+    assert json.loads(client.post("/echoes", content=parts).json())["text"] == text
+
+
+@pytest.mark.parametrize("field", ["chat_template_kwargs", "session_params", "custom_params"])
+def test_numbers_of_a_chat_are_asked_for_where_a_router_drops_the_field(client, field):
+    body = {"text": "x", field: {"dynts": {"return_meta_info": True}}}
+    assert json.loads(client.post("/echoes", json=body).json())["return_meta_info"] is True
+    body[field] = {"dynts": {"return_meta_info": False}}
+    assert "return_meta_info" not in json.loads(client.post("/echoes", json={**body, "text": "y"}).json())
+
+
+def test_options_in_a_header(client):
+    headers = {"X-DynTS": '{"enabled": false}'}
+    assert client.post("/forgets", json={"text": "x"}, headers=headers).json() == ASKED
+    assert client.post("/forgets", content=b"no JSON", headers=headers).json() == ASKED
+
+
+@pytest.mark.parametrize(
+    ("named", "options", "seen"),
+    [
+        (f"{MODEL}@full", {"policy": "full"}, MODEL),
+        (f"{MODEL}@window", {"policy": "window"}, MODEL),
+        ("default@full", {"policy": "full"}, "default"),
+        (f"{MODEL}@full:adapter", {"policy": "full"}, f"{MODEL}:adapter"),
+        (MODEL, None, MODEL),
+        ("me@home", None, "me@home"),
+        ("org/model@v2@full", {"policy": "full"}, "org/model@v2"),
+    ],
+)
+def test_a_policy_behind_the_model_s_name(client, named, options, seen):
+    said = client.post("/forgets", json={"model": named}).json()
+    assert said == (options and {"dynts": options})
+    assert json.loads(client.post("/echoes", json={"model": named}).json()) == {"model": seen}
+
+
+def test_a_served_name_with_the_sign_in_it_is_the_model(serve):
+    serve("--attention-backend", "dynts")
+    said = read_request(b'{"model": "my@full"}', None, "my@full")
+    assert (said.options, said.body) == (None, None)
+
+
+DISAGREEING = [
+    ({"custom_params": ASKED, "metadata": {"dynts": ON}}, {}, "dynts.enabled is"),
+    ({"chat_template_kwargs": {"dynts": ON}, "session_params": {"dynts": OFF}}, {}, "enabled is True in"),
+    ({"custom_params": {"dynts": {"policy": "window"}}, "model": f"{MODEL}@full"}, {}, "is 'window' in"),
+    ({"custom_params": ASKED}, {"X-DynTS": '{"enabled": true}'}, "is True in the header X-DynTS"),
+    ({"custom_params": ASKED}, {"X-DynTS": '{"enabled": 0}'}, "is 0 in the header X-DynTS"),
+]
+
+
+@pytest.mark.parametrize(("body", "headers", "message"), DISAGREEING)
+def test_two_places_that_disagree_are_refused(client, body, headers, message):
+    reply = client.post("/forgets", json=body, headers=headers)
+    assert reply.status_code == 400
+    assert message in reply.json()["message"]
+
+
+def test_sampling_params_that_disagree_with_the_rest_are_refused(serve):
+    serve("--attention-backend", "dynts")
+    token = CARRIED.set({"budget": 300})
+    try:
+        SamplingParams(custom_params={"dynts": {"budget": 300.0}}).verify(256)
+        with pytest.raises(ValueError, match=r"dynts\.budget is 301 in sampling_params\.custom_params"):
+            SamplingParams(custom_params={"dynts": {"budget": 301}}).verify(256)
+    finally:
+        CARRIED.reset(token)
+
+
+BAD_ELSEWHERE = [
+    ({"chat_template_kwargs": {"dynts": {"bugdet": 1}}}, {}, "bugdet is not known"),
+    ({"session_params": {"dynts": 7}}, {}, "session_params.dynts=7 must be an object"),
+    ({"metadata": {"dynts": "off"}}, {}, "metadata.dynts='off' must be JSON"),
+    ({"metadata": {"dynts": "[" * 100_000}}, {}, "must be JSON"),
+    ({"model": f"{MODEL}@ful"}, {}, "after @ stands one of"),
+    ({"session_params": [{"dynts": OFF}]}, {}, "session_params[].dynts stands where nobody reads it"),
+    ({}, {"X-DynTS": "off"}, "the header X-DynTS='off' must be JSON"),
+    ({}, {"X-DynTS": '{"bugdet": 1}'}, "bugdet is not known"),
+    ({}, {"X-DynTS": "9" * 5000}, "must be JSON"),
+]
+
+
+@pytest.mark.parametrize(("body", "headers", "message"), BAD_ELSEWHERE)
+def test_bad_options_are_refused_wherever_they_stand(client, body, headers, message):
+    reply = client.post("/forgets", json={"text": "x", **body}, headers=headers)
+    assert reply.status_code == 400
+    assert message in reply.json()["message"]
+    assert len(reply.content) < 1500
 
 
 BAD = [

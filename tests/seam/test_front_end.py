@@ -30,14 +30,14 @@ def test_bodies_are_watched_in_a_tokenizer_worker_too(serve, client, has_started
     serve("--attention-backend", "dynts")
     if has_started:
         assert client.post("/generate", json=BAD).status_code == 200
-    watch_bodies(None, "manager")
+    watch_bodies(None, SimpleNamespace(served_model_name="m"))
     assert client.post("/generate", json=BAD).status_code == 400
     assert client.post("/generate", json={}).status_code == 200
 
 
 def test_a_server_without_dynts_is_not_watched(serve, client):
     serve("--attention-backend", "torch_native")
-    watch_bodies(None, "manager")
+    watch_bodies(None, SimpleNamespace(served_model_name="m"))
     assert client.post("/generate", json=BAD).status_code == 200
 
 

@@ -11,7 +11,8 @@ from sgl_dynts.config import DynTSConfig
 from sglang_dynts.entry.options import config_of_request, policy_of_request, request_config
 
 SERVER = DynTSConfig(96, 16, 0.4)
-KNOWN = "enabled, return_compactions, return_tokens, budget, local_window, keep_ratio, policy"
+SWITCHES = "enabled, return_compactions, return_tokens, return_meta_info"
+KNOWN = f"{SWITCHES}, budget, local_window, keep_ratio, policy"
 BAD = [
     (7, f"custom_params.dynts=7 must be an object with {KNOWN}"),
     ([], f"custom_params.dynts=[] must be an object with {KNOWN}"),

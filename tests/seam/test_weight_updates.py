@@ -1,6 +1,8 @@
 """New weights for a running server: their predictor comes along, or the old one says that it is old."""
 
 import logging
+import pickle
+from multiprocessing import AuthenticationError
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +19,12 @@ from sgl_dynts.checkpoint import (
 )
 from sglang_dynts.forward.device_state import LoadedPredictor, OnRunner, on_runner
 from sglang_dynts.forward.predictor_runner import install_predictor
-from sglang_dynts.forward.weight_updates import settle_session, settle_shared, update_from_disk
+from sglang_dynts.forward.weight_updates import (
+    refuse_unusable,
+    settle_session,
+    settle_shared,
+    update_from_disk,
+)
 from tests.e2e.models import HIDDEN_SIZE, write_predictor
 from tests.seam.test_predictor_runner import Runner
 
@@ -249,3 +256,60 @@ def test_a_server_without_a_predictor_takes_none(serve, bare, other):
     assert server.from_disk(other)[0]
     server.from_tensors({"model.a": torch.ones(1)})
     assert (server.ours.predictor, server.ours.kept) == (None, None)
+
+
+def test_an_update_over_ipc_that_failed_changes_nothing(server):
+    before = server.weights
+    settle_shared((False, "no such handle"), server.updater, "recv_req")
+    assert_same(server.weights, before)
+    assert server.ours.kept is None
+    assert not server.ours.weights_updated
+
+
+class Manager:
+    """SGLang's manager of weight updates, as far as the hook needs it."""
+
+    tp_cpu_group = "the ranks"
+
+
+@pytest.fixture
+def waited(monkeypatch) -> list[str]:
+    """For which groups this rank waited."""
+    groups: list[str] = []
+    monkeypatch.setattr(torch.distributed, "barrier", lambda group: groups.append(group))
+    return groups
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pickle.UnpicklingError("bad"),
+        AuthenticationError("bad"),
+        KeyError("x" * 9999),
+        NotImplementedError("x"),
+    ],
+)
+def test_tensors_that_cannot_be_used_are_refused_with_the_other_ranks(server, waited, error):
+    def fails(_manager, _request):
+        raise error
+
+    reply = refuse_unusable(fails, Manager(), "recv_req")
+    assert (reply.success, type(error).__name__ in reply.message) == (False, True)
+    assert len(reply.message) < 400
+    assert waited == [Manager.tp_cpu_group]
+
+
+def test_tensors_that_can_be_used_are_left_to_sglang(server, waited):
+    assert refuse_unusable(lambda _manager, request: request, Manager(), "recv_req") == "recv_req"
+    assert waited == []
+
+
+def test_without_dynts_unusable_tensors_are_sglang_s_own_matter(serve, waited):
+    serve("--attention-backend", "torch_native")
+
+    def fails(_manager, _request):
+        raise EOFError
+
+    with pytest.raises(EOFError):
+        refuse_unusable(fails, Manager(), "recv_req")
+    assert waited == []

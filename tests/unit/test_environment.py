@@ -12,6 +12,8 @@ import pytest
 from sgl_dynts import environment
 from sgl_dynts.environment import ROOT, SetupError, ensure, fingerprint, is_complete, pinned_version
 
+INSTALLS = ["pip install", "pip install"]
+"""The project with its tests' needs, then SGLang's router for those that need it."""
 UV = """#!/bin/sh
 if [ "$1" = --version ]; then exit 0; fi
 echo "$1 $2" >> {root}/calls
@@ -50,9 +52,9 @@ def calls(root: Path) -> list[str]:
 def test_uv_makes_the_environment_once(root: Path, fake_uv: Callable[..., None]) -> None:
     fake_uv()
     assert ensure(print, root) == root / ".venv" / "bin" / "python"
-    assert calls(root) == ["venv --clear", "pip install"]
+    assert calls(root) == ["venv --clear", *INSTALLS]
     ensure(print, root)
-    assert calls(root) == ["venv --clear", "pip install"]
+    assert calls(root) == ["venv --clear", *INSTALLS]
 
 
 def test_changed_needs_are_installed_into_the_same_environment(
@@ -62,7 +64,7 @@ def test_changed_needs_are_installed_into_the_same_environment(
     ensure(print, root)
     (root / "pyproject.toml").write_text("second")
     ensure(print, root)
-    assert calls(root) == ["venv --clear", "pip install", "pip install"]
+    assert calls(root) == ["venv --clear", *INSTALLS, *INSTALLS]
 
 
 def test_a_failed_step_tells_its_output_and_is_tried_again(
@@ -73,7 +75,19 @@ def test_a_failed_step_tells_its_output_and_is_tried_again(
         ensure(print, root)
     fake_uv()
     ensure(print, root)
-    assert calls(root) == ["venv --clear", "pip install", "pip install"]
+    assert calls(root) == ["venv --clear", "pip install", *INSTALLS]
+
+
+def test_a_router_that_cannot_be_installed_leaves_a_complete_environment(
+    root: Path, fake_uv: Callable[..., None]
+) -> None:
+    fake_uv('case "$*" in *,router]*) echo no wheel; exit 1;; esac')
+    said: list[str] = []
+    ensure(said.append, root)
+    assert "so its tests are skipped" in said[-1]
+    assert "no wheel" in said[-1]
+    ensure(said.append, root)
+    assert calls(root) == ["venv --clear", *INSTALLS]
 
 
 def test_without_uv_and_ensurepip_the_debian_package_is_named(

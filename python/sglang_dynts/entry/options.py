@@ -1,5 +1,6 @@
 """What one request may ask of DynTS: ``custom_params: {"dynts": {...}}``."""
 
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
@@ -9,25 +10,54 @@ from sgl_dynts.policies import FULL, policies
 from sglang_dynts.boot.configuration import arguments, server_config
 from sglang_dynts.names import BACKEND_NAME
 
-SWITCHES = ("enabled", "return_compactions", "return_tokens")
+REPORT = "return_meta_info"
+"""SGLang's own field of a chat, for routers that drop it."""
+SWITCHES = ("enabled", "return_compactions", "return_tokens", REPORT)
 FIELDS = (*SWITCHES, *WINDOW_FIELDS, "policy")
 CARRIED: ContextVar[dict[str, Any] | None] = ContextVar("dynts_options", default=None)
-"""Options of the HTTP request that is being served, where they stand at the top of its body."""
+"""Options of the HTTP request that is being served, where it says them outside of ``sampling_params``."""
 
 
 def verify_request(_result, sampling_params, *_args, **_kwargs) -> None:
     """AFTER SamplingParams.verify: refuse a bad ``dynts`` field, which the client gets as HTTP 400.
 
-    Options that SGLang does not take over from the top of a body are put where they belong.
+    Options that SGLang does not take over from the rest of a request are put where they belong.
 
     Raises:
         ValueError: naming the field, its value and what it may be.
     """
-    carried = CARRIED.get()
-    if carried is not None and _options_of(sampling_params) is None:
-        others = sampling_params.custom_params or {}
-        sampling_params.custom_params = others | {BACKEND_NAME: carried}
     check_options(sampling_params.custom_params)
+    carried = CARRIED.get()
+    if carried is None:
+        return
+    custom = sampling_params.custom_params or {}
+    own = {} if custom.get(BACKEND_NAME) is None else custom[BACKEND_NAME]
+    options = combined({"sampling_params.custom_params": own, "the rest of the request": carried})
+    sampling_params.custom_params = custom | {BACKEND_NAME: options}
+    check_options(sampling_params.custom_params)
+
+
+def combined(found: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Put together what several places of one request say; None where none says anything.
+
+    Args:
+        found: by place: its options.
+
+    Raises:
+        ValueError: one is no object, or two say different things of one field.
+    """
+    said: dict[str, tuple[str, Any]] = {}
+    for place, options in found.items():
+        if not isinstance(options, dict | None):
+            raise ValueError(f"{place}={quoted(options)} must be an object with {_known()}")
+        for name, value in _given(options or {}).items():
+            before, other = said.setdefault(name, (place, value))
+            if (isinstance(value, bool), value) != (isinstance(other, bool), other):
+                raise ValueError(
+                    f"{BACKEND_NAME}.{shortened(name)} is {quoted(other)} in {before} and "
+                    f"{quoted(value)} in {place}; say one of them"
+                )
+    return {name: value for name, (_place, value) in said.items()} if found else None
 
 
 def check_options(custom_params: Any) -> None:
@@ -87,21 +117,6 @@ def wants_compactions(sampling_params) -> bool:
 def wants_tokens(sampling_params) -> bool:
     """Whether a verified request asked for the scores and fates of its tokens."""
     return _verified(sampling_params).get("return_tokens", False)
-
-
-def check_hidden_prompt(sampling_params) -> None:
-    """Refuse a verified request whose prompt nobody can read, unless DynTS is off for it.
-
-    Raises:
-        ValueError: saying what to give.
-    """
-    if not arguments().enable_dynts:
-        return
-    if config_of_request(sampling_params, server_config()) is not None:
-        raise ValueError(
-            "input_embeds hide whether the prompt leaves off in thinking, so answers could be dropped: "
-            "give input_ids or text, or custom_params.dynts.enabled false"
-        )
 
 
 def request_config(options: Any, default: DynTSConfig, min_selection: int | None) -> DynTSConfig | None:

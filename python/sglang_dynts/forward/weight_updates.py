@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from sglang.srt.configs.load_config import LoadFormat
 from sglang.srt.layers.layernorm import Gemma3RMSNorm, GemmaRMSNorm
+from sglang.srt.managers.io_struct import UpdateWeightsFromTensorReqOutput
 from sglang.srt.runtime_context import get_model
 
 from sgl_dynts.checkpoint import (
@@ -22,6 +23,7 @@ from sgl_dynts.checkpoint import (
     find_predictor_if_any,
     load_predictor,
 )
+from sgl_dynts.config import shortened
 from sgl_dynts.predictor import ImportancePredictor
 from sglang_dynts.boot.configuration import arguments, is_enabled
 from sglang_dynts.boot.predictor_files import local_model_folder
@@ -98,14 +100,34 @@ def _load_or_roll_back(original, updater, *args: Any, **kwargs: Any) -> tuple[bo
         model.load_weights = load_weights
 
 
+def refuse_unusable(original, manager, recv_req, *args: Any, **kwargs: Any) -> Any:
+    """AROUND SchedulerWeightUpdaterManager.update_weights_from_tensor: say no, do not end the server.
+
+    SGLang 0.5.23 lets out whatever reading and loading the tensors raises.
+    """
+    try:
+        return original(manager, recv_req, *args, **kwargs)
+    except Exception as error:
+        if not is_enabled():
+            raise
+        torch.distributed.barrier(group=manager.tp_cpu_group)  # where ranks that could read them wait
+        message = f"The tensors cannot be used: {shortened(repr(error))}. Weights may be updated in part."
+        logger.error(message)
+        return UpdateWeightsFromTensorReqOutput(success=False, message=message)
+
+
 def settle_session(_result, updater, *_args: Any, **_kwargs: Any) -> None:
     """AFTER WeightUpdater.end_weight_update: the tensors of a session are complete."""
     _settle(on_runner(updater.get_model_runner()))
 
 
-def settle_shared(_result, updater, *_args: Any, **_kwargs: Any) -> None:
+def settle_shared(result: tuple[bool, str], updater, *_args: Any, **_kwargs: Any) -> None:
     """AFTER WeightUpdater.update_weights_from_ipc: such an update is complete by itself."""
-    _settle(on_runner(updater.get_model_runner()))
+    ours = on_runner(updater.get_model_runner())
+    is_updated, _message = result
+    if is_updated:
+        _settle(ours)
+    ours.arrived.clear()
 
 
 def _settle(ours: OnRunner) -> None:

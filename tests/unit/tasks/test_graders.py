@@ -1,5 +1,7 @@
 """Answers as models write them, and what each grader makes of them."""
 
+import time
+
 import pytest
 
 from sgl_dynts.tasks import graders
@@ -44,6 +46,14 @@ def test_words_are_compared_in_order_whatever_stands_between(text, is_right):
         ("Yes", "The answer is: Yes, because all three hold.", True),
         ("Yes", "The answer is: Yes. All three of them hold.", True),
         ("Yes", "The answer is: No, because yes means three.", False),
+        ("Yes", "Answer: Yes; all three hold.", True),
+        ("Yes", "Answer: Yes - all three hold.", True),
+        ("Yes", "Answer: Yes (all three hold)", True),
+        ("Yes", r"Answer: $\text{Yes}$", True),
+        ("(A)", "Answer: (A) red", True),
+        ("(A)", "Answer: (A) or (B)", False),
+        ("3", "Answer: 3 - 1", False),
+        ("a", "Answer: a; b", False),
         ("3", "Answer: 3.5", False),
         ("3", "Answer: 3, 4", False),
         ("ü", "Answer: u\u0308", True),
@@ -104,6 +114,9 @@ COLOURS = ("red", "green", "blue", "A mixture")
         (r"\boxed{A} or \boxed{C}", ""),
         (r"\boxed{A}, \boxed{C}", ""),
         (r"\boxed{A or C}", ""),
+        ("Answer: not C", ""),
+        ("Answer: neither A nor C", ""),
+        ("Answer: C, not A", "C"),
         ("Answer: A or C", ""),
         ("Answer: A/C", ""),
     ],
@@ -117,6 +130,15 @@ def test_a_choice_is_told_by_letter_or_text_and_by_one_of_them(text, said):
 
 def test_a_letter_counts_before_a_choice_whose_text_is_a_letter():
     assert judge("choice", "A", "Answer: A", choices=("B", "A")).is_right
+
+
+@pytest.mark.parametrize(
+    ("said", "letter"),
+    [(r"\boxed{\frac{1}{2}}", "B"), (r"Answer: $\frac12$", "B"), (r"\boxed{3\text{ cm}}", "C")],
+)
+def test_a_choice_is_told_by_its_formula(said, letter):
+    choices = (r"$\frac13$", r"$\frac{1}{2}$", "3 cm", "$1$")
+    assert judge("choice", letter, said, choices=choices).is_right
 
 
 def test_choices_are_asked_with_letters():
@@ -157,6 +179,16 @@ RIGHT_IN_A_BOX = {
         ("5,678", r"5{,}678"),
         ("0.123456", r"0.123\,456"),
         ("(5678, 9)", r"(5\,678, 9)"),
+        ("5678", r"5\hspace{1mm}678"),
+        ("5678", r"5\mathpunct{,}678"),
+        ("5678", r"\num{5678}"),
+        ("5678", "5_678"),
+        ("0.1234", r"0.123\,4"),
+        ("0.123456789", r"0.123\,456\,789"),
+        ("1234567", r"1\,234\,567"),
+        ("1234567", "1 234 567"),
+        (r"\log_2 100", r"\log_2(100)"),
+        (r"\log_2\,100", r"\log_{2}{100}"),
     ],
     "currency and units": [
         (r"\$7.50", "7.50"),
@@ -175,11 +207,26 @@ RIGHT_IN_A_BOX = {
         ("60", r"60^\circ"),
         (r"60^\circ C", "60"),
         (r"40\%", "40"),
+        (r"4.5\%", "4.5"),
+        ("6", "6 miles per hour"),
+        ("6", "6 people"),
+        ("6", r"6\text{ 厘米}"),
+        (r"3n \text{ ways}", "3n"),
+        ("3t", "3t"),
+        ("6", "6m"),
     ],
     "symbols in another spelling": [
         (r"\emptyset", r"\varnothing"),
         (r"\varnothing", "∅"),
         (r"\emptyset", r"\{\}"),
+        (r"\emptyset", r"\{ \}"),
+        (r"\mathbb{R}", r"\mathbb R"),
+        (r"\mathbb{Z}", r"\Z"),
+        ("\u211d", r"\mathbb{R}"),
+        (r"\ln 2", r"\mathrm{ln}\,2"),
+        (r"\infty", r"+\infty"),
+        (r"{10\choose 3}", "120"),
+        ("7", r"7 \pmod{10}"),
         ("e^{12}-3", r"\mathrm{e}^{12}-3"),
         (r"3\pi i", r"3\pi\mathrm{i}"),
         (r"3\sqrt{13}", "3√13"),
@@ -214,6 +261,9 @@ RIGHT_IN_A_BOX = {
         (r"1\,0110_2", "10110_2"),
         ("B7_{16}", r"\text{B7}_{16}"),
         ("11", "11_{10}"),
+        ("321_4", r"\overline{321}_4"),
+        ("321_4", r"321 \text{ in base } 4"),
+        ("321_4", r"321_\text{base 4}"),
         ("a_2", "a_2"),
     ],
     "what is written around": [
@@ -231,6 +281,13 @@ RIGHT_IN_A_BOX = {
         ("58", r"\displaystyle 58"),
         ("x+1", r"\color{red}{x+1}"),
         ("58", r"\boxed{58}"),
+        ("58", r"\mathbin{58}"),
+        ("58", r"\texttt{58}"),
+        ("58", r"\hbox{58}"),
+        ("58", r"\bbox[yellow]{58}"),
+        ("58", r"\fcolorbox{red}{white}{58}"),
+        ("58", r"\mathcolor{red}{58}"),
+        ("58", r"~58\quad"),
     ],
     "complex numbers": [
         ("9-2i", "9.0-2.0i"),
@@ -268,6 +325,19 @@ WRONG_IN_A_BOX = [
     ("a_2", "a_3"),
     ("58", r"\color{blue}59"),
     ("58", "58!"),
+    ("3t", "3"),
+    ("3", "3t"),
+    ("3t", "3s"),
+    ("a+2d", "a+2c"),
+    (r"n \text{ even}", r"n \text{ odd}"),
+    ("east", r"\text{seat}"),
+    (r"\log_2 100", r"\log_2 101"),
+    ("5678", "5 6 7 8"),
+    (r"\infty", r"-\infty"),
+    (r"\infty", "5"),
+    ("e^{-90}", "e^{-91}"),
+    (r"\emptyset", r"\{\emptyset\}"),
+    ("321_4", r"321 \text{ in base } 5"),
     ("9-2i", "9.0+2.0i"),
     ("3+4i", "3.0+4.1i"),
 ]
@@ -300,6 +370,8 @@ def test_other_values_are_wrong_however_alike_they_look():
         ("59", "答案\uff1a58", False),
         ("x+1", "Answer: x+1", True),
         ("5678", r"The answer is 5\,678.", True),
+        ("58", "<answer>58</answer>", True),
+        ("58", "<answer>59</answer>", False),
         ("58", "", False),
     ],
 )
@@ -351,11 +423,49 @@ ADD = {
             False,
         ),
         ("```python\nhalf = '\ud83d'\ndef add(a, b): return a + b\n```", True),
+        ("    return a + b\n", True),
+        ("```python\n    c = a\n    return c + b\n```", True),
+        ("    return a - b\n", False),
+        ("So:\n\ndef add(a, b):\n    return a + b", True),
+        ("\ufeff```python\n\ufeffdef add(a, b): return a + b\n```", True),
+        ("```python\ndef add(a, b): return a + b\nif __name__ == '__main__': exit(1)\n```", True),
+        (
+            "```python\nfrom dataclasses import dataclass\n@dataclass\nclass Pair:\n    a: 'int'\n"
+            "def add(a, b): return Pair(a).a + b\n```",
+            True,
+        ),
         ("```python\n# one\x0c\u2028 line\ndef add(a, b): return a + b\n```", True),
     ],
 )
 def test_a_program_must_pass_its_tests(text, is_right):
     assert judge("python", "tests", text, **ADD).is_right is is_right
+
+
+PIECES = [
+    " ",
+    ".",
+    "~",
+    "\n",
+    "1 ",
+    "1_",
+    "$",
+    "\\quad",
+    "\\hspace{1}",
+    "\\pmod{1}",
+    "\\text{ ",
+    "\\boxed{",
+    "A or ",
+    "((",
+]
+
+
+@pytest.mark.parametrize("piece", PIECES)
+@pytest.mark.parametrize("grader", ["words", "exact", "choice", "python"])
+def test_a_model_that_repeats_itself_is_judged_in_no_time(grader, piece):
+    text = f"Answer: 1{piece * (60_000 // len(piece))}x"
+    started = time.perf_counter()
+    assert not judge(grader, "B", text, choices=("red", r"$\frac12$"), **ADD).is_right
+    assert time.perf_counter() - started < 8
 
 
 def test_a_program_that_takes_too_much_memory_ends():

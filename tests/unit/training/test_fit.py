@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sgl_dynts.training.fit import FitRecipe, Split, fit_predictor, learning_rate_share
+from sgl_dynts.training.fit import Split, fit_predictor, learning_rate_share
 from sgl_dynts.training.losses import LOSSES
+from sgl_dynts.training.recipe import FitRecipe
 from sgl_dynts.training.states import StateSettings, StateStore, TraceStates
 
 WIDTH, LENGTH = 8, 60

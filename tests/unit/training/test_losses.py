@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sgl_dynts.training.losses import LOSSES, SCALES, by_log, by_mean
+from sgl_dynts.training.recipe import LOSS_NAMES, SCALE_NAMES
 
 
 def test_scales_are_the_authors():
@@ -45,3 +46,7 @@ def test_listwise_is_a_cross_entropy_over_the_trace():
     scores, targets = torch.tensor([0.0, math.log(3)]), torch.tensor([1.0, 1.0])
     assert loss(scores, targets).item() == pytest.approx(-2 * (math.log(1 / 4) + math.log(3 / 4)) / 2)
     assert loss(scores, torch.zeros(2)).item() == 0  # nothing is read: nothing to learn
+
+
+def test_every_name_that_a_recipe_takes_has_its_function():
+    assert (tuple(LOSSES), tuple(SCALES)) == (LOSS_NAMES, SCALE_NAMES)
