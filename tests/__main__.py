@@ -2,9 +2,9 @@
 
     python3 -m tests
 
-Sets up the environment and runs pytest in it. Tests that start servers run beside the others, since a
-server in its start keeps one core busy; what they print follows at the end. With arguments there is one
-pytest, which gets them.
+Sets up the environment and runs pytest in it. A server with its client keeps one core busy, so tests with
+servers run beside the others, and those of model families after the others; what runs beside is printed
+at the end. With arguments there is one pytest, which gets them.
 """
 
 import os
@@ -18,6 +18,8 @@ from sgl_dynts.environment import SetupError, enter
 DEFAULTS = ("--durations=10",)
 ALL = Path(__file__).parent
 WITH_SERVERS = ALL / "e2e"
+FAMILIES = WITH_SERVERS / "test_families.py"
+PYTEST = (sys.executable, "-u", "-m", "pytest", *DEFAULTS)
 
 
 def main() -> int:
@@ -29,20 +31,19 @@ def main() -> int:
         return 1
     # Models of a few layers: a second thread costs more than it gives, above all on a busy machine.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    import pytest
-
     if len(sys.argv) > 1:
-        return pytest.main([*DEFAULTS, *sys.argv[1:]])
+        return subprocess.call([*PYTEST, *sys.argv[1:]])
     with tempfile.NamedTemporaryFile("w+", prefix="tests_with_servers_", suffix=".log") as printed:
         print(f"What tests with servers print is in {printed.name} until it follows here", flush=True)
-        words = [sys.executable, "-u", "-m", "pytest", *DEFAULTS, str(WITH_SERVERS)]
+        words = [*PYTEST, f"--ignore={FAMILIES}", str(WITH_SERVERS)]
         beside = subprocess.Popen(words, stdout=printed, stderr=subprocess.STDOUT)
-        status = pytest.main([*DEFAULTS, f"--ignore={WITH_SERVERS}", str(ALL)])
+        others = subprocess.call([*PYTEST, f"--ignore={WITH_SERVERS}", str(ALL)])
+        families = subprocess.call([*PYTEST, str(FAMILIES)])
         print(f"\nWaiting for {WITH_SERVERS}", flush=True)
-        status = beside.wait() or status
+        status = beside.wait()
         printed.seek(0)
         print(printed.read())
-    return int(status)
+    return status or others or families
 
 
 if __name__ == "__main__":

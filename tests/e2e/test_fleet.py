@@ -97,13 +97,11 @@ class Fleet:
 
 
 @pytest.fixture(scope="module")
-def workers(server, tmp_path_factory) -> Iterator[list[Server]]:
+def workers(server, start) -> Iterator[list[Server]]:
     """The demo's shared server and one more like it, with metrics."""
-    log = tmp_path_factory.mktemp("fleet") / "worker.log"
-    flags = (*DYNTS, *SERVERS["demo"].flags, "--enable-metrics")
-    with Server(demo_model_path(), log, *flags) as other:
-        yield [server, other.wait_ready()]
-        other.assert_nothing_leaked()
+    other = start(demo_model_path(), *DYNTS, *SERVERS["demo"].flags, "--enable-metrics")
+    yield [server, other]
+    other.assert_nothing_leaked()
 
 
 @pytest.fixture(scope="module", params=ROUTERS)
