@@ -10,6 +10,7 @@ import transformers
 from benchmark import predict
 from benchmark.harness.families import FAMILIES
 from benchmark.harness.shapes import read_shape, roofline_shape, shape_of
+from benchmark.harness.tables import gain_of, ratios_of
 from sgl_dynts.config import PAPER_CONFIG
 from sgl_dynts.roofline import H200
 
@@ -89,3 +90,9 @@ def test_weights_that_are_packed_in_another_way_are_refused_by_name():
     config = FAMILIES["gpt-oss-20b"].config | {"quantization_config": {"quant_method": "awq"}}
     with pytest.raises(ValueError, match=r"quant_method 'awq' of small: .* known for mxfp4, fp8"):
         shape_of("small", config)
+
+
+def test_a_kind_tells_the_gain_of_its_shapes_and_that_nobody_measured_it():
+    kind = type("Kind", (), {"shapes": ("gpt-oss-20b",), "gain": "why"})
+    assert gain_of(kind) == f"not measured; requests at once: gpt-oss-20b {ratios_of('gpt-oss-20b')}; why"
+    assert gain_of(type("Kind", (), {"shapes": (), "gain": "why"})) == "why"
