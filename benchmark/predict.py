@@ -2,18 +2,28 @@
 
     python -m benchmark.predict --shape llama-8b --gpu h200 --batch 1 8 32 --output-len 16384
 
-Arithmetic alone: no GPU, no server. Host, launches and compactions are left out. Lengths are means over a
-generation; at capacity as many requests run as the pool holds of that mean length, stock's and DynTS's.
+Arithmetic alone: no GPU, no server. Host, launches, compactions and what GPUs tell each other are left
+out. Lengths are means over a generation; at capacity as many requests run as the pool holds of that mean
+length, stock's and DynTS's. gpt-oss, DeepSeek, Qwen3-Next and Qwen3.5 have the precision and the GPUs
+that `benchmark/harness/families.py` names.
 """
 
 import argparse
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmark.harness.provenance import parser_of
-from benchmark.harness.shapes import WINDOWS, read_shape
+from benchmark.harness.families import FAMILIES
+from benchmark.harness.provenance import keep, parser_of, provenance
+from benchmark.harness.shapes import (
+    STATES_ALONE,
+    STATES_WITH_PREFIX_CACHE,
+    WINDOWS,
+    read_shape,
+    roofline_shape,
+)
 from benchmark.harness.windows import windows_of
 from benchmark.simulation.job import DYNTS, SIDES, STOCK
 from sgl_dynts.config import PAPER_CONFIG, DynTSConfig
@@ -28,6 +38,9 @@ from sgl_dynts.roofline import (
     mean_full_len,
 )
 from sgl_dynts.window_flags import add_window_flags
+
+SETTINGS = ("shape", "gpu", "gpus", "question_len", "output_len", "windows", "pool_tokens", "states")
+"""What tells one row of a file of results from another."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +68,9 @@ class Outlook:
         return whole if side == STOCK else min(whole, self.config.budget_for(self.question_len))
 
     def step_bytes(self, side: str, batch: float) -> float:
-        """Bytes that a decode step reads: weights, keys and values, DynTS's predictor."""
-        predictor = self.shape.predictor_bytes if side == DYNTS else 0
-        kv_bytes = batch * self.mean_len(side) * self.shape.kv_token_bytes
-        return self.shape.read_bytes + predictor + kv_bytes
+        """Bytes of a decode step on each GPU: weights, keys, values, states, DynTS's predictor."""
+        weights = self.shape.weight_traffic(batch, predictor=side == DYNTS)
+        return weights + self.shape.cache_traffic(batch, batch * self.mean_len(side))
 
     def step_seconds(self, side: str, batch: int) -> float:
         """Seconds of a decode step."""
@@ -72,7 +84,7 @@ class Outlook:
     def fitting(self, side: str) -> int:
         """Requests that a pool holds, by their mean length; at least 1."""
         pool = self.pool_tokens or self.shape.pool_tokens(self.gpu)
-        return max(1, int(pool / self.mean_len(side)))
+        return max(1, int(pool / self.shape.pool_share(self.mean_len(side))))
 
     def speedup(self, batch: int) -> float:
         """Stock's time per step over DynTS's, the same batch."""
@@ -96,27 +108,46 @@ def main() -> None:
             print_table(outlook, results)
             for result in results:
                 print(json.dumps(result), flush=True)
+            if args.out:
+                keep(args.out, at_capacity(outlook, args.batch), SETTINGS)
 
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = parser_of("predict", __doc__)
     add = parser.add_argument
-    add("--shape", nargs="+", default=["llama-8b"], choices=sorted(SHAPES), help="model shapes")
+    add(
+        "--shape", nargs="+", default=["llama-8b"], choices=sorted(SHAPES | FAMILIES), help="model shapes"
+    )
     add("--model", type=Path, help="a model's folder or config.json, instead of --shape")
     add("--gpu", default="h200", choices=sorted(GPUS))
     add("--batch", nargs="+", type=int, default=[1, 8, 32], help="requests that run at once")
     add("--output-len", nargs="+", type=int, default=[16384], help="tokens each request generates")
     add("--question-len", type=int, default=200, help="prompt tokens")
     add("--pool-tokens", type=int, help="KV tokens of the pool; default: what fits beside the weights")
-    add_window_flags(parser, "the paper's for the shape, for a --model those of qwen-7b")
+    add("--states", nargs="+", type=int, default=STATES, help=STATES_HELP)
+    add_window_flags(parser, "the paper's for the shape, for other models those of qwen-7b")
+    add("--out", type=Path, help="JSON list that keeps what fits, a row for each shape and length")
     return parser.parse_args()
+
+
+STATES = (STATES_WITH_PREFIX_CACHE, STATES_ALONE)
+STATES_HELP = (
+    f"recurrent states of a request, where a model has them: {STATES_WITH_PREFIX_CACHE} with SGLang's "
+    f"prefix cache, {STATES_ALONE} without; each is told"
+)
 
 
 def chosen(args: argparse.Namespace) -> list[tuple[ModelShape, DynTSConfig]]:
     """Return the shapes that are asked about, each with its windows."""
-    shapes = [read_shape(args.model)] if args.model else [SHAPES[name] for name in args.shape]
+    named = [read_shape(args.model)] if args.model else [roofline_shape(name) for name in args.shape]
+    shapes = [each for shape in named for each in with_states(shape, args.states)]
     return [(shape, windows_of(args, WINDOWS.get(shape.name, PAPER_CONFIG))) for shape in shapes]
+
+
+def with_states(shape: ModelShape, states: Sequence[int]) -> list[ModelShape]:
+    """Return a shape with recurrent layers once for each number of states, another as it is."""
+    return [replace(shape, num_states=each) for each in states] if shape.recurrent_layers else [shape]
 
 
 def predict(outlook: Outlook, batch: int) -> dict[str, Any]:
@@ -135,11 +166,36 @@ def predict(outlook: Outlook, batch: int) -> dict[str, Any]:
     }
 
 
+def at_capacity(outlook: Outlook, batches: Sequence[int]) -> dict[str, Any]:
+    """Put what fits, and how fast it then is, into one object, with the speed-ups at some batches."""
+    shape, fitting = outlook.shape, {side: outlook.fitting(side) for side in SIDES}
+    rates = {side: outlook.tokens_per_s(side, fitting[side]) for side in SIDES}
+    return {
+        "shape": shape.name,
+        "gpu": outlook.gpu.name,
+        "gpus": shape.tp_size,
+        "question_len": outlook.question_len,
+        "output_len": outlook.output_len,
+        "windows": list(outlook.config.given().values()),
+        "pool_tokens": outlook.pool_tokens,
+        "states": shape.num_states if shape.recurrent_layers else 0,
+        "weight_bytes": shape.weight_bytes,
+        "kv_token_bytes": shape.kv_token_bytes,
+        "fixed_bytes": shape.fixed_bytes,
+        "fitting": fitting,
+        "fitting_ratio": fitting[DYNTS] / fitting[STOCK],
+        "tokens_per_s": rates,
+        "speedup": rates[DYNTS] / rates[STOCK],
+        "speedup_at_batch": {str(batch): outlook.speedup(batch) for batch in batches},
+        **provenance("arithmetic: no GPU, no server"),
+    }
+
+
 def print_table(outlook: Outlook, results: list[dict[str, Any]]) -> None:
     """Print one length's predictions for people."""
     print(
-        f"\n{outlook.shape.name} on one {outlook.gpu.name}, {outlook.question_len} + "
-        f"{outlook.output_len} tokens; predicted, not measured"
+        f"\n{outlook.shape.name} on {outlook.shape.tp_size} {outlook.gpu.name}, {outlook.question_len} + "
+        f"{outlook.output_len} tokens{told_states(outlook.shape)}; predicted, not measured"
     )
     print(f"{'batch':>6}{'GB read, stock':>16}{'DynTS':>8}{'ms, stock':>11}{'DynTS':>8}{'faster':>8}")
     for result in results:
@@ -148,12 +204,19 @@ def print_table(outlook: Outlook, results: list[dict[str, Any]]) -> None:
             f"{result['batch']:6}{gigabytes[STOCK] / 1e9:16.2f}{gigabytes[DYNTS] / 1e9:8.2f}"
             f"{times[STOCK]:11.2f}{times[DYNTS]:8.2f}{result['speedup']:7.2f}x"
         )
-    stock, dynts = (outlook.fitting(side) for side in SIDES)
+    (stock, dynts), speedup = (outlook.fitting(side) for side in SIDES), outlook.speedup_at_capacity()
+    rates = (outlook.tokens_per_s(STOCK, stock), outlook.tokens_per_s(DYNTS, dynts))
+    fewer = break_even_tokens(outlook.shape)
     print(
-        f"what fits: {stock} requests, {dynts} with DynTS: {outlook.speedup_at_capacity():.2f}x the "
-        f"tokens per second\nthe predictor pays from {break_even_tokens(outlook.shape):,.0f} KV tokens "
-        "fewer, over all requests"
+        f"what fits: {stock} requests, {dynts} with DynTS: {dynts / stock:.2f}x\n"
+        f"tokens per second: {rates[0]:,.0f}, {rates[1]:,.0f} with DynTS: {speedup:.2f}x\n"
+        f"the predictor pays from {fewer:,.0f} KV tokens fewer, over all requests"
     )
+
+
+def told_states(shape: ModelShape) -> str:
+    """Say how many states a request holds, nothing where a model has none."""
+    return f", recurrent states per request: {shape.num_states}" if shape.recurrent_layers else ""
 
 
 if __name__ == "__main__":

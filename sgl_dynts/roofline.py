@@ -3,13 +3,23 @@
 The roofline model (Williams, Waterman and Patterson, 2009): work takes as long as its memory traffic or
 its arithmetic, whichever is longer. Traffic counts what must be read once: weights, and the keys and
 values of every token that is attended to. Weights and attention follow each other in a step, so each has
-its own longer side. Sampling, norms and launches come on top: seconds that were fitted to measured steps.
+its own longer side. Sampling, norms and launches come on top: seconds that were fitted to measured steps
+of a dense model. Left out are what GPUs tell each other under tensor parallelism, and the arithmetic of
+recurrent layers, whose states are read and written once per step. Arithmetic has the speed of bfloat16,
+also with weights of fewer bits.
 """
 
 from dataclasses import dataclass
 
 BYTES_PER_VALUE = 2
-"""bfloat16, of weights, keys and values alike."""
+"""bfloat16, of keys and values, and of weights unless a checkpoint ships fewer bits."""
+
+FLOPS_PER_PARAMETER = 2
+"""A product and a sum for each token."""
+
+SLIDE_INTERVAL = 128
+"""Tokens that SGLang lets pass before it slides a window in a KV pool of its own
+(``SGLANG_SWA_EVICTION_INTERVAL``)."""
 
 COMPACTION_BYTES_PER_TOKEN = 64
 """A slot read and written (8), a score gathered as one 32-byte sector, and the passes of a top-k."""
@@ -63,11 +73,45 @@ class Gpu:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """The routed experts of all layers, of which a token reads ``active`` of ``num`` in each.
+
+    ``num_parameters`` counts them all; ``value_bytes`` are those of one parameter, scales included.
+    """
+
+    num: int
+    active: int
+    num_parameters: float
+    value_bytes: float
+
+    def read_bytes(self, num_tokens: float) -> float:
+        """Bytes that so many tokens read, if each chooses by itself and no expert is preferred."""
+        share = 1 - (1 - self.active / self.num) ** num_tokens
+        return share * self.value_bytes * self.num_parameters
+
+    @property
+    def active_parameters(self) -> float:
+        """Weights that one token reads."""
+        return self.num_parameters * self.active / self.num
+
+
+NO_EXPERTS = Experts(1, 1, 0, BYTES_PER_VALUE)
+
+
+@dataclass(frozen=True)
 class ModelShape:
-    """A dense transformer's sizes, as its ``config.json`` has them.
+    """A transformer's sizes, as its ``config.json`` has them; all that is derived is of one GPU.
 
     ``num_parameters`` counts all weights; ``vocab_size * hidden_size`` of them are the input
-    embedding, of which a step reads next to nothing, and as many the output head.
+    embedding, of which a step reads next to nothing, and as many the output head. Other weights take
+    ``value_bytes`` each, but for ``experts``.
+
+    Of the layers, ``sliding_layers`` see the newest ``sliding_window`` tokens, in a KV pool of their
+    own; ``recurrent_layers`` keep states of ``state_bytes`` together, of which a request holds
+    ``num_states``. Compactions drop tokens from the others alone. ``latent_widths`` are those of a key
+    and of a value in latent attention, where the key is all that is stored.
+
+    Weights, heads and states are split over ``tp_size`` GPUs. Latents are not: each GPU holds them all.
     """
 
     name: str
@@ -78,11 +122,49 @@ class ModelShape:
     hidden_size: int
     vocab_size: int
     num_parameters: float
+    value_bytes: float = BYTES_PER_VALUE
+    experts: Experts = NO_EXPERTS
+    sliding_layers: int = 0
+    sliding_window: int = 0
+    recurrent_layers: int = 0
+    state_bytes: int = 0
+    num_states: int = 1
+    latent_widths: tuple[int, int] | None = None
+    tp_size: int = 1
+
+    @property
+    def full_layers(self) -> int:
+        """Layers that attend to every token a request holds."""
+        return self.num_layers - self.sliding_layers - self.recurrent_layers
+
+    @property
+    def layer_token_bytes(self) -> int:
+        """Bytes of one token in one layer of attention."""
+        if self.latent_widths is not None:
+            return BYTES_PER_VALUE * self.latent_widths[0]
+        kv_heads = -(-self.num_kv_heads // self.tp_size)
+        return 2 * BYTES_PER_VALUE * kv_heads * self.head_dim
 
     @property
     def kv_token_bytes(self) -> int:
-        """Bytes of one token's keys and values, all layers."""
-        return 2 * BYTES_PER_VALUE * self.num_layers * self.num_kv_heads * self.head_dim
+        """Bytes of one token in all layers from which a compaction drops it."""
+        return self.full_layers * self.layer_token_bytes
+
+    @property
+    def sliding_token_bytes(self) -> int:
+        """Bytes of one token in all sliding layers."""
+        return self.sliding_layers * self.layer_token_bytes
+
+    @property
+    def fixed_bytes(self) -> float:
+        """Most bytes of a request that no compaction frees: sliding windows and states."""
+        window = self.sliding_window + SLIDE_INTERVAL
+        return window * self.sliding_token_bytes + self.num_states * self.state_bytes / self.tp_size
+
+    @property
+    def fixed_traffic_bytes(self) -> float:
+        """Bytes that a step reads of these, and writes of a state, for each request."""
+        return self.sliding_window * self.sliding_token_bytes + 2 * self.state_bytes / self.tp_size
 
     @property
     def embedding_parameters(self) -> int:
@@ -92,12 +174,22 @@ class ModelShape:
     @property
     def weight_bytes(self) -> float:
         """Bytes of memory that the weights take."""
-        return BYTES_PER_VALUE * self.num_parameters
+        experts = self.experts.value_bytes * self.experts.num_parameters
+        return self.read_bytes + (BYTES_PER_VALUE * self.embedding_parameters + experts) / self.tp_size
 
     @property
     def read_bytes(self) -> float:
-        """Bytes of weights that every step reads: all but the input embedding."""
-        return BYTES_PER_VALUE * (self.num_parameters - self.embedding_parameters)
+        """Bytes of weights that every step reads: all but the input embedding and routed experts."""
+        inner = self.num_parameters - 2 * self.embedding_parameters - self.experts.num_parameters
+        whole = BYTES_PER_VALUE * self.embedding_parameters + self.value_bytes * inner
+        return whole / self.tp_size
+
+    @property
+    def token_flops(self) -> float:
+        """FLOPs of the weights for one token, the output head's included."""
+        idle = self.experts.num_parameters - self.experts.active_parameters
+        active = self.num_parameters - self.embedding_parameters - idle
+        return FLOPS_PER_PARAMETER * active / self.tp_size
 
     @property
     def predictor_bytes(self) -> int:
@@ -105,14 +197,46 @@ class ModelShape:
         d = self.hidden_size
         return BYTES_PER_VALUE * (2 * d * d + 2 * d * d // 2 + d // 2)
 
+    def weight_traffic(self, num_tokens: float, *, predictor: bool = False) -> float:
+        """Bytes of weights that a forward of so many tokens reads, with the predictor's or without."""
+        experts = self.experts.read_bytes(num_tokens) / self.tp_size
+        return self.read_bytes + experts + (self.predictor_bytes if predictor else 0)
+
+    def cache_traffic(self, batch: float, kv_tokens: float) -> float:
+        """Bytes of keys, values and states that a decode step reads and writes.
+
+        Args:
+            batch: requests, each longer than a sliding window.
+            kv_tokens: tokens that layers of full attention read, over all requests.
+        """
+        return kv_tokens * self.kv_token_bytes + batch * self.fixed_traffic_bytes
+
     def pool_tokens(self, gpu: Gpu) -> int:
         """Tokens whose keys and values fit beside the weights."""
         room = gpu.pool_fraction * gpu.memory_bytes - self.weight_bytes - gpu.reserved_bytes
         return int(room / self.kv_token_bytes)
 
-    def attention_flops(self, num_pairs: float) -> float:
-        """FLOPs of attention over this many (query, key) pairs: two products of head_dim each."""
-        return 4 * self.num_layers * self.num_heads * self.head_dim * num_pairs
+    def pool_share(self, held_len: float) -> float:
+        """Tokens of the pool that a request takes, what has a fixed size counted as tokens.
+
+        This is as if SGLang's flags divided the memory between its pools just as the requests need it.
+
+        Args:
+            held_len: tokens that it holds in layers of full attention.
+        """
+        return held_len + self.fixed_bytes / self.kv_token_bytes
+
+    def attention_flops(self, num_pairs: float, num_sliding_pairs: float = 0) -> float:
+        """FLOPs of attention over this many (query, key) pairs: one product with a key, one with a value.
+
+        Args:
+            num_pairs: that layers of full attention look at.
+            num_sliding_pairs: that sliding layers look at.
+        """
+        widths = sum(self.latent_widths or (self.head_dim, self.head_dim))
+        heads = -(-self.num_heads // self.tp_size)
+        pair = FLOPS_PER_PARAMETER * widths * heads
+        return pair * self.full_layers * num_pairs + pair * self.sliding_layers * num_sliding_pairs
 
 
 H200 = Gpu("H200", bandwidth=4.8e12, peak_flops=989e12, memory_bytes=139 * 2**30)
@@ -136,13 +260,14 @@ def decode_seconds(
         gpu: what it runs on.
         shape: of the served model.
         batch: requests that each compute one token.
-        kv_tokens: tokens whose keys and values are read, over all requests.
+        kv_tokens: tokens whose keys and values layers of full attention read, over all requests.
         predictor: whether each new token is scored in the same step.
     """
     extra = shape.predictor_bytes if predictor else 0
-    weights = shape.read_bytes + extra
-    linear = gpu.seconds(weights, batch * weights)
-    attention = gpu.seconds(kv_tokens * shape.kv_token_bytes, shape.attention_flops(kv_tokens))
+    weights = shape.weight_traffic(batch, predictor=predictor)
+    linear = gpu.seconds(weights, batch * (shape.token_flops + extra))
+    pairs = shape.attention_flops(kv_tokens, batch * shape.sliding_window)
+    attention = gpu.seconds(shape.cache_traffic(batch, kv_tokens), pairs)
     return linear + attention + gpu.step_seconds + batch * gpu.request_seconds
 
 
@@ -166,10 +291,12 @@ def prefill_seconds(
         predictor: whether each new token is scored in the same step.
     """
     extra = shape.predictor_bytes if predictor else 0
-    head_bytes = BYTES_PER_VALUE * shape.embedding_parameters
-    flops = new_tokens * (shape.read_bytes - head_bytes + extra) + batch * head_bytes
-    num_bytes = shape.read_bytes + extra + new_tokens * shape.kv_token_bytes
-    return gpu.seconds(num_bytes, flops + shape.attention_flops(attended_pairs))
+    head = FLOPS_PER_PARAMETER * shape.embedding_parameters / shape.tp_size
+    flops = new_tokens * (shape.token_flops - head + extra) + batch * head
+    written = new_tokens * (shape.kv_token_bytes + shape.sliding_token_bytes)
+    num_bytes = shape.weight_traffic(new_tokens, predictor=predictor) + written
+    sliding_pairs = min(attended_pairs, new_tokens * shape.sliding_window)
+    return gpu.seconds(num_bytes, flops + shape.attention_flops(attended_pairs, sliding_pairs))
 
 
 def causal_pairs(prefix_len: int, new_len: int) -> int:

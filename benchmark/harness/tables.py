@@ -10,6 +10,7 @@ from typing import Any
 from benchmark.harness.grading import PAPERS_TARGET
 from benchmark.harness.provenance import RESULTS
 from sgl_dynts.policies import FULL, as_markdown, policy_names
+from sgl_dynts.roofline import mean_full_len
 
 Row = dict[str, Any]
 LARGE, SMALL = "sgl-dynts-ledger-large", "sgl-dynts-demo-ledger"
@@ -378,7 +379,47 @@ def models_served() -> list[str]:
     """Return the kinds of models that are served."""
     columns = ("models", "attention", "kernels on CUDA", "to set", "gain", "tested")
     kinds = model_kinds().SERVED_KINDS
-    return table(columns, [(k.models, k.kind, k.kernels, k.to_set, k.gain, k.tested) for k in kinds])
+    return table(columns, [(k.models, k.kind, k.kernels, k.to_set, gain_of(k), k.tested) for k in kinds])
+
+
+def gain_of(kind: Any) -> str:
+    """Return what a kind of model gains: in words, and by the roofline where it has shapes of it."""
+    told = [f"{shape} {ratios_of(shape)}" for shape in kind.shapes]
+    return f"not measured; requests at once: {', '.join(told)}; {kind.gain}" if told else kind.gain
+
+
+def ratios_of(shape: str) -> str:
+    """Return how many times the requests fit, by length of output; the prefix cache is on."""
+    rows = results_of("predict", shape=shape)
+    most = max(row["states"] for row in rows)
+    rows = sorted(pick(rows, states=most), key=lambda row: row["output_len"])
+    return " / ".join(f"{row['fitting_ratio']:.1f}" for row in rows)
+
+
+def predictions() -> list[str]:
+    """Return what fits, and how fast it then is, by shape and output."""
+    states = {0: "", 1: ", without prefix cache", 3: ", with prefix cache"}
+    columns = (
+        *(("model", "{shape}{held}"), ("GPUs", "{gpus} {gpu}"), ("output", "{output_len:,}")),
+        *(("fixed", "{fixed:.0f} %"), ("requests at once, stock → DynTS", "{requests}")),
+        *(("ratio", "{fitting_ratio:.2f}"), ("tokens/s, stock → DynTS", "{rates}")),
+        *(("ratio", "{speedup:.2f}"), ("32 requests each: ratio", "{few:.2f}")),
+    )
+    return filled(
+        columns,
+        results_of("predict"),
+        held=lambda row: states[row["states"]],
+        fixed=fixed_percent,
+        requests=lambda row: "{stock:,} → {dynts:,}".format_map(row["fitting"]),
+        rates=lambda row: "{stock:,.0f} → {dynts:,.0f}".format_map(row["tokens_per_s"]),
+        few=lambda row: row["speedup_at_batch"]["32"],
+    )
+
+
+def fixed_percent(row: Row) -> float:
+    """Return what share of the memory of stock's requests no compaction can free, in percent."""
+    tokens = row["kv_token_bytes"] * mean_full_len(row["question_len"], row["output_len"])
+    return 100 * row["fixed_bytes"] / (row["fixed_bytes"] + tokens)
 
 
 def models_refused() -> list[str]:
@@ -457,6 +498,7 @@ TABLES: Tables = {
     "families": families,
     "transfer": transfer,
     "wrong-traces": wrong_traces,
+    "predictions": predictions,
     "policies": lambda: as_markdown().splitlines(),
     "models-served": models_served,
     "models-refused": models_refused,

@@ -7,12 +7,15 @@ import pytest
 from sgl_dynts.config import PAPER_CONFIGS
 from sgl_dynts.roofline import (
     COMPACTION_LAUNCH_SECONDS,
+    H100,
     H200,
     HEAD_CHOICE_LAUNCH_SECONDS,
     HEAD_JUDGEMENT_LAUNCH_SECONDS,
     HEAD_MOVES_LAUNCH_SECONDS,
     LLAMA_8B,
     QWEN_7B,
+    SLIDE_INTERVAL,
+    Experts,
     Gpu,
     ModelShape,
     break_even_tokens,
@@ -164,3 +167,71 @@ def test_break_even():
     assert decode_seconds(SLOW, TINY, 1, 10 + saved) == pytest.approx(
         decode_seconds(SLOW, TINY, 1, 10, predictor=True)
     )
+
+
+@pytest.mark.parametrize(
+    ("shape", "decode", "prefill", "tokens"),
+    [
+        (QWEN_7B, ("0x1.b003c764b3ef3p-8", "0x1.dabd821eee310p-6"), "0x1.a2d6216b19ba9p-3", 966_352),
+        (LLAMA_8B, ("0x1.272552e69eac6p-7", "0x1.c383fe508bb8ap-5"), "0x1.cbb7518524dd5p-3", 416_462),
+    ],
+)
+def test_what_was_said_of_dense_models_stands_to_the_last_bit(shape, decode, prefill, tokens):
+    """From the formulas as they were before other kinds of layers were known (commit a81ca36)."""
+    few = decode_seconds(H200, shape, 32, 32 * 3661.5)
+    many = decode_seconds(H100, shape, 262, 262 * 3661.5, predictor=True)
+    pairs = causal_pairs(100, 8192)
+    assert (few.hex(), many.hex()) == decode
+    assert prefill_seconds(H200, shape, 8192, pairs, batch=3, predictor=True).hex() == prefill
+    assert shape.pool_tokens(H100) == tokens
+    assert shape.pool_share(3661.5) == 3661.5
+
+
+def test_sliding_layers_hold_and_read_their_window_alone():
+    shape = replace(TINY, num_layers=3, sliding_layers=2, sliding_window=5)
+    assert (shape.kv_token_bytes, shape.sliding_token_bytes) == (8, 16)
+    assert shape.fixed_bytes == (5 + SLIDE_INTERVAL) * 16
+    assert shape.cache_traffic(2, 30) == 30 * 8 + 2 * 5 * 16
+    assert shape.attention_flops(30, 10) == 8 * 30 + 2 * 8 * 10
+    assert shape.pool_share(20) == 20 + (5 + SLIDE_INTERVAL) * 2
+    assert decode_seconds(SLOW, shape, 2, 30) == pytest.approx(2 * 320 / 1000 + 400 / 500)
+
+
+def test_a_state_is_held_as_often_as_it_is_kept_and_read_and_written_once():
+    shape = replace(TINY, num_layers=4, recurrent_layers=3, state_bytes=100, num_states=3)
+    assert (shape.kv_token_bytes, shape.fixed_bytes) == (8, 300)
+    assert shape.cache_traffic(2, 30) == 30 * 8 + 2 * 200
+    assert shape.pool_share(20) == 20 + 300 / 8
+
+
+def test_a_latent_is_stored_once_and_is_key_and_value():
+    shape = replace(TINY, num_layers=2, num_heads=3, latent_widths=(6, 4))
+    assert shape.kv_token_bytes == 2 * 2 * 6
+    assert shape.attention_flops(10) == 2 * 3 * 2 * (6 + 4) * 10
+
+
+def test_experts_are_read_by_the_tokens_that_choose_them_and_kept_whole():
+    shape = replace(TINY, num_parameters=1000, experts=Experts(4, 1, 800, 0.5))
+    assert shape.weight_bytes == 2 * 200 + 400
+    assert (shape.weight_traffic(1), shape.weight_traffic(2)) == (320 + 100, 320 + 400 * (1 - 0.75**2))
+    assert shape.weight_traffic(1000) == pytest.approx(320 + 400)
+    assert shape.token_flops == 2 * (200 - 40 + 200)
+
+
+def test_gpus_share_weights_heads_and_states_but_each_holds_all_latents():
+    whole = replace(TINY, num_heads=4, num_kv_heads=2, state_bytes=100)
+    half = replace(whole, tp_size=2)
+    for name in ("weight_bytes", "read_bytes", "token_flops", "kv_token_bytes", "fixed_bytes"):
+        assert getattr(half, name) == getattr(whole, name) / 2, name
+    assert half.attention_flops(10) == whole.attention_flops(10) / 2
+    assert replace(whole, tp_size=4).kv_token_bytes == half.kv_token_bytes  # a KV head is not split
+    latent = replace(whole, latent_widths=(6, 4))
+    assert replace(latent, tp_size=2).kv_token_bytes == latent.kv_token_bytes
+
+
+def test_a_prefill_reads_the_experts_writes_the_windows_and_attends_within_them():
+    shape = replace(TINY, num_layers=2, sliding_layers=1, sliding_window=3, experts=Experts(2, 1, 80, 2))
+    flops = 10 * 2 * (200 - 80 - 40) + 2 * 80 + 8 * 55 + 8 * 30
+    assert prefill_seconds(SLOW, shape, 10, 55, batch=2) == pytest.approx(flops / 1000)
+    num_bytes = (320 - 160) + 80 + 16
+    assert prefill_seconds(SLOW, shape, 1, 1) == pytest.approx(num_bytes / 500)

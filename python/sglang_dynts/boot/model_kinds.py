@@ -14,7 +14,10 @@ from sglang.srt.configs.model_config import (
 
 @dataclass(frozen=True)
 class ServedKind:
-    """A kind of model that is served, as the documents tell it."""
+    """A kind of model that is served, as the documents tell it.
+
+    ``shapes`` name models of this kind whose gain the roofline tells: ``benchmark/results/predict.json``.
+    """
 
     kind: str
     models: str
@@ -22,6 +25,7 @@ class ServedKind:
     to_set: str
     gain: str
     tested: str
+    shapes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,24 +69,27 @@ SERVED_KINDS = (
         "gpt-oss",
         "fa3, Triton",
         "a local window of 128 or more; `--swa-full-tokens-ratio 0.1`, see below",
-        "not measured",
+        "a window of the sliding layers is never made smaller, but is short",
         f"{_ON_CPU}; not yet on a GPU",
+        ("gpt-oss-20b", "gpt-oss-120b"),
     ),
     ServedKind(
         "latent attention (MLA), dense or with experts",
         "DeepSeek R1, V3 and V3.1, Kimi-K2, GLM-4.7-Flash",
         "FlashInfer MLA, fa3, Triton",
         "",
-        "not measured",
+        "like full attention",
         f"{_ON_CPU}; not yet on a GPU",
+        ("deepseek-r1",),
     ),
     ServedKind(
         "recurrent states in most layers, full attention in the others",
         "Qwen3-Next, Qwen3.5, dense or with experts",
         "FlashInfer, fa3, Triton",
         "a larger `--mamba-full-memory-ratio`, see below",
-        "not measured; less, since a compaction makes no state smaller",
+        "less, since a compaction makes no state smaller",
         f"{_ON_CPU}; not yet on a GPU",
+        ("qwen3-next-80b", "qwen3.5-9b", "qwen3.5-35b"),
     ),
     ServedKind(
         "as its language model; positions in three parts (mrope) or one",

@@ -20,6 +20,7 @@ WRITERS = {
     "gpu": "benchmark.gpu.report",
     "iteration_cost.": "benchmark.iteration_cost",
     "likelihood.": "benchmark.likelihood",
+    "predict.json": "benchmark.predict",
     "predictor_gap.json": "benchmark.studies.predictor_gap",
     "target_memory.": "benchmark.target_memory",
     "trace-": "benchmark.pictures",
