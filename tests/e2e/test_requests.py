@@ -82,6 +82,13 @@ def test_a_bad_field_gets_http_400_with_its_name(server, path, options, message)
     assert server.generate(prompt(9, 1), 4)["meta_info"]["completion_tokens"] == 4
 
 
+@pytest.mark.parametrize("prompt_field", [{"text": ""}, {"input_ids": []}], ids=["text", "ids"])
+def test_a_prompt_without_tokens_gets_http_400_and_the_server_lives_on(server, prompt_field):
+    status, _text = server.error("/generate", prompt_field | {"sampling_params": {"max_new_tokens": 2}})
+    assert status == 400
+    server.assert_nothing_leaked()
+
+
 def test_meta_info_tells_the_windows_and_what_was_dropped(server, reference):
     expected = reference.generate(prompt(20, 7), 200, DEFAULT)
     numbers = server.generate(prompt(20, 7), 200)["meta_info"]["dynts"]

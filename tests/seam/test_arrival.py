@@ -56,7 +56,7 @@ def arrived(rid: str, custom: Any, input_embeds: list[list[float]] | None = None
     """What a front end without checks sends."""
     params = SamplingParams(custom_params=custom)
     facts = {"sampling_params": params, "mm_inputs": None, "input_embeds": input_embeds}
-    return SimpleNamespace(rid=rid, **facts)
+    return SimpleNamespace(rid=rid, input_ids=[1], **facts)
 
 
 BAD = [
@@ -95,6 +95,16 @@ def test_a_request_with_an_image_ends_alone(books):
     books.handle_generate_request(arrived("text", None))
     assert books.taken == ["text"]
     assert "serves text alone" in books.messages["image"]
+
+
+@pytest.mark.parametrize("kind", ["generate", "embedding"])
+def test_a_prompt_without_tokens_ends_alone(books, kind):
+    handle, empty = getattr(books, f"handle_{kind}_request"), arrived("empty", None)
+    empty.input_ids = []
+    handle(empty)
+    handle(arrived("text", None))
+    assert books.taken == ["text"]
+    assert "has no tokens" in books.messages["empty"]
 
 
 def test_images_are_none_of_our_business_without_dynts(serve):

@@ -20,6 +20,11 @@ NO_EMBEDDINGS = (
     "bfloat16; give text or input_ids, or ask a server without DynTS"
 )
 
+NO_TOKENS = (
+    "the prompt has no tokens, and SGLang ends where it computes such a one; give text or input_ids of "
+    "at least one token"
+)
+
 
 def admit_generation(original, scheduler, recv_req, **kwargs) -> None:
     """AROUND Scheduler.handle_generate_request: verify before a request is made.
@@ -45,6 +50,8 @@ def _is_admitted(scheduler, recv_req, has_embeddings: bool = False) -> bool:
             raise ValueError(NO_IMAGES)
         if is_enabled() and has_embeddings:
             raise ValueError(NO_EMBEDDINGS)
+        if is_enabled() and not len(recv_req.input_ids):
+            raise ValueError(NO_TOKENS)
         if is_enabled():
             config = config_of_request(recv_req.sampling_params, server_config())
             refuse_short_window(config, scheduler.tp_worker.model_runner)
