@@ -211,10 +211,15 @@ class ModelShape:
         """
         return kv_tokens * self.kv_token_bytes + batch * self.fixed_traffic_bytes
 
-    def pool_tokens(self, gpu: Gpu) -> int:
-        """Tokens whose keys and values fit beside the weights."""
+    def pool_tokens(self, gpu: Gpu, sliding_share: float = 0) -> int:
+        """Tokens whose keys and values fit beside the weights.
+
+        Args:
+            gpu: whose memory it is.
+            sliding_share: tokens of sliding layers that the memory holds for each of these.
+        """
         room = gpu.pool_fraction * gpu.memory_bytes - self.weight_bytes - gpu.reserved_bytes
-        return int(room / self.kv_token_bytes)
+        return int(room / (self.kv_token_bytes + sliding_share * self.sliding_token_bytes))
 
     def pool_share(self, held_len: float) -> float:
         """Tokens of the pool that a request takes, what has a fixed size counted as tokens.

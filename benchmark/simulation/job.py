@@ -19,7 +19,9 @@ class ServerSpec:
 
     ``shape`` and ``gpu`` name entries of the roofline. ``pool_tokens`` None means all that fits beside
     the weights. ``chunked_prefill`` is SGLang's default on a GPU of this size, which a CPU does not
-    tell it. ``flags`` are further arguments of the server.
+    tell it. ``sliding_share`` is SGLang's ``--swa-full-tokens-ratio``: where a shape has sliding layers,
+    slots of their pool for each slot of the other, which ``pool_tokens`` counts. ``flags`` are further
+    arguments of the server.
     """
 
     shape: str = "qwen-7b"
@@ -30,6 +32,7 @@ class ServerSpec:
     context_len: int = 36864
     chunked_prefill: int = 8192
     overlap: bool = True
+    sliding_share: float = 0.8
     flags: tuple[str, ...] = ()
 
 

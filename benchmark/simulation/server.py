@@ -6,14 +6,16 @@ from sglang.srt import server_args
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.runtime_context import SpawnRanks, publish
 
+from benchmark.harness.shapes import roofline_shape
 from benchmark.simulation.job import DYNTS, ServerSpec
 from benchmark.simulation.tiny_model import write_model
-from sgl_dynts.roofline import GPUS, SHAPES
+from sgl_dynts.roofline import GPUS
 
 
 def pool_tokens(spec: ServerSpec) -> int:
     """KV tokens of the simulated pool."""
-    return spec.pool_tokens or SHAPES[spec.shape].pool_tokens(GPUS[spec.gpu])
+    shape = roofline_shape(spec.shape)
+    return spec.pool_tokens or shape.pool_tokens(GPUS[spec.gpu], spec.sliding_share)
 
 
 def build_scheduler(spec: ServerSpec, side: str, folder: Path) -> Scheduler:
@@ -24,7 +26,7 @@ def build_scheduler(spec: ServerSpec, side: str, folder: Path) -> Scheduler:
         side: ``stock`` or ``dynts``.
         folder: an empty folder for the model.
     """
-    model = write_model(folder / "model", spec.context_len)
+    model = write_model(folder / "model", spec.context_len, roofline_shape(spec.shape))
     flags = _flags(spec, model) + (_dynts_flags(spec) if side == DYNTS else [])
     args = server_args.prepare_server_args([*flags, *spec.flags])
     args.resolve_once()
@@ -45,6 +47,7 @@ def _flags(spec: ServerSpec, model: Path) -> list[str]:
         "chunked-prefill-size": spec.chunked_prefill,
         "grammar-backend": "none",
         "mem-fraction-static": 0.1,
+        "swa-full-tokens-ratio": spec.sliding_share,
         "log-level": "error",
     }
     words = [word for name, value in values.items() for word in (f"--{name}", str(value))]

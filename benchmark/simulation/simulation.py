@@ -13,9 +13,11 @@ import torch
 from sglang.srt.managers.io_struct import BatchTokenIDOutput, TokenizedGenerateReqInput
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.mem_cache.allocator.base import BaseTokenToKVPoolAllocator
+from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 from sglang.srt.sampling.sampling_params import SamplingParams
 
+from benchmark.harness.shapes import roofline_shape
 from benchmark.simulation.clock import VirtualClock
 from benchmark.simulation.hook_clock import CLOCK
 from benchmark.simulation.job import Job, PlannedRequest, Workload, plan_requests
@@ -25,8 +27,9 @@ from benchmark.simulation.stand_in import Forward, StandIn
 from benchmark.simulation.tiny_model import WORDS
 from benchmark.simulation.turns import Turns
 from sgl_dynts.compaction import apply_compaction
-from sgl_dynts.roofline import COMPACTION_LAUNCH_SECONDS, GPUS, SHAPES
+from sgl_dynts.roofline import COMPACTION_LAUNCH_SECONDS, GPUS
 from sglang_dynts.scheduling.governor import DeviceWork, governor_of
+from sglang_dynts.scheduling.slots.pools import pools_of
 
 MOST_IDLE_ITERATIONS = 1000
 """So many iterations in a row without a forward, requests waiting, and the scheduler is stuck."""
@@ -78,6 +81,8 @@ class Simulation:
         self._scheduler = scheduler
         self._allocator = cast(BaseTokenToKVPoolAllocator, scheduler.token_to_kv_pool_allocator)
         self._cache = cast(UnifiedRadixCache, scheduler.tree_cache)
+        shape = roofline_shape(job.server.shape)
+        self._pools = pools_of(self._allocator, shape.sliding_window)
         plan = plan_requests(job.workload, WORDS)
         self._clock = VirtualClock(overlap=job.server.overlap)
         self._recorder = Recorder(self._clock, job.workload, plan)
@@ -91,7 +96,7 @@ class Simulation:
         self._stand_in = StandIn(
             scheduler.tp_worker.model_runner,
             GPUS[job.server.gpu],
-            SHAPES[job.server.shape],
+            shape,
             {request.rid: request for request in plan},
             self._on_forward,
         )
@@ -152,6 +157,7 @@ class Simulation:
             "wall_s": round(time.perf_counter() - self._began, 1),
             "pool_tokens": self._scheduler.max_total_num_tokens,
             "lost_slots": self._used_tokens(),
+            "lost_sliding_slots": self._used_sliding_tokens(),
         }
 
     def _on_forward(self, forward: Forward) -> None:
@@ -161,9 +167,16 @@ class Simulation:
         self._recorder.forward(forward, load)
 
     def _used_tokens(self) -> int:
-        """Slots that are neither free nor held by the tree alone."""
-        unused = self._allocator.available_size() + self._cache.evictable_size()
+        """Slots that are neither free nor held by the tree alone; of two pools, the full layers'."""
+        unused = self._pools.num_free() + self._pools.num_evictable(self._cache)
         return self._scheduler.max_total_num_tokens - unused
+
+    def _used_sliding_tokens(self) -> int:
+        """The same of the sliding layers' pool, 0 where there is none."""
+        if not isinstance(self._allocator, SWATokenToKVPoolAllocator):
+            return 0
+        unused = self._allocator.swa_available_size() + self._cache.swa_evictable_size()
+        return self._allocator.size_swa - unused
 
     def _end_iteration(self, now: float) -> None:
         if self._decoded and self._num_iterations >= self._job.skip_iterations:

@@ -194,6 +194,8 @@ def test_sliding_layers_hold_and_read_their_window_alone():
     assert shape.cache_traffic(2, 30) == 30 * 8 + 2 * 5 * 16
     assert shape.attention_flops(30, 10) == 8 * 30 + 2 * 8 * 10
     assert shape.pool_share(20) == 20 + (5 + SLIDE_INTERVAL) * 2
+    assert shape.pool_tokens(SLOW) == 1360 // 8
+    assert shape.pool_tokens(SLOW, 0.5) == 1360 // (8 + 8)
     assert decode_seconds(SLOW, shape, 2, 30) == pytest.approx(2 * 320 / 1000 + 400 / 500)
 
 

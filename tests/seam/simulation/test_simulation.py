@@ -42,7 +42,17 @@ def run(sides):
     return run_both
 
 
+TWO_POOLS = replace(
+    JOB,
+    server=replace(SERVER, shape="gpt-oss-20b", sliding_share=0.6, windows=DynTSConfig(300, 140, 0.4)),
+)
+"""gpt-oss: a request of 650 tokens holds up to 256 of them in sliding layers, whose pool has 12,000."""
 VARIANTS = {
+    "two pools": TWO_POOLS,
+    "two pools, answers": replace(TWO_POOLS, workload=replace(LOAD, answer_len=400)),
+    "two pools, ends by token": replace(
+        TWO_POOLS, workload=replace(LOAD, clients=None, max_new_tokens=700)
+    ),
     "overlap": JOB,
     "all at once": replace(JOB, workload=replace(LOAD, clients=None)),
     "no overlap": replace(JOB, server=replace(SERVER, overlap=False)),
@@ -59,7 +69,7 @@ def test_every_request_gets_its_tokens_and_every_slot_comes_back(run, side, vari
     measures = run(VARIANTS[variant])[side]
     assert measures["finished"] == LOAD.num_requests
     assert measures["wrong_lengths"] == 0
-    assert measures["lost_slots"] == 0
+    assert (measures["lost_slots"], measures["lost_sliding_slots"]) == (0, 0)
     assert measures["output_tokens"] <= measures["generated_tokens"]
 
 
@@ -75,6 +85,14 @@ def test_dynts_serves_more_at_once_and_is_done_earlier(run):
     both = run(JOB)
     assert both[DYNTS]["running"] > both[STOCK]["running"]
     assert both[DYNTS]["makespan_s"] < both[STOCK]["makespan_s"]
+
+
+def test_compactions_make_room_in_the_pool_of_the_full_layers(run):
+    both = run(TWO_POOLS)
+    assert (both[STOCK]["compactions"], both[DYNTS]["compactions"] > LOAD.num_requests) == (0, True)
+    held = {side: both[side]["held_tokens"] / both[side]["running"] for side in SIDES}
+    assert held[DYNTS] < 0.9 * held[STOCK]
+    assert both[DYNTS]["running"] > both[STOCK]["running"]
 
 
 def test_answers_are_not_compacted_away(run):
