@@ -1,7 +1,9 @@
 """Models with other attention than full attention in every layer, by name: fields of their config.json.
 
-The numbers are those of the files that each ``source`` publishes on Hugging Face, fields that no size
-depends on left out. Of Qwen3.5 it is ``text_config``.
+Each ``source`` names the model on Hugging Face. Its file was not at hand when this was written: the
+numbers are the defaults of transformers' configurations and what is publicly said of the models. Compare
+them with the file before you rely on them. Fields that no size depends on are left out; of Qwen3.5 it is
+``text_config``.
 """
 
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Family:
-    """One published model: where its config.json is, its fields, and on how many GPUs it is served."""
+    """One published model: its name, fields of its config.json, on how many GPUs it is served."""
 
     source: str
     config: dict[str, Any]

@@ -6,7 +6,7 @@ attend to everything are recorded, others are not: they lose no tokens, or none 
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -138,37 +138,33 @@ def _record(module: Any, query: Tensor, key: Tensor, value: Tensor, scaling: flo
         now.record(Attended(query, key, value, scaling, module, cap, sinks))
 
 
-def _fused(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float,
-    **asked: Any,
-) -> tuple[Tensor, None]:
-    _record(module, query, key, value, scaling, **asked)
-    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **asked)
+def _recorded(attend: Callable[..., Any]) -> Callable[..., Any]:
+    """Return an attention function for transformers that shows each layer, and attends as ``attend``."""
+
+    def record_and_attend(
+        module: torch.nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        *,
+        scaling: float,
+        **asked: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        _record(module, query, key, value, scaling, **asked)
+        return attend(module, query, key, value, attention_mask, scaling=scaling, **asked)
+
+    return record_and_attend
 
 
-def _eager(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float,
-    **asked: Any,
-) -> tuple[Tensor, Tensor]:
+def _attend_by_own_file(module: torch.nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
     """Attend by the function that the model's own file has; its memory grows by s squared per layer."""
-    _record(module, query, key, value, scaling, **asked)
-    own = sys.modules[type(module).__module__].eager_attention_forward  # pyright: ignore
-    return own(module, query, key, value, attention_mask, scaling=scaling, **asked)
+    return sys.modules[type(module).__module__].eager_attention_forward(  # pyright: ignore
+        module, *args, **kwargs
+    )
 
 
-AttentionInterface.register(FUSED, _fused)
+AttentionInterface.register(FUSED, _recorded(sdpa_attention_forward))
 AttentionMaskInterface.register(FUSED, sdpa_mask)
-AttentionInterface.register(EAGER, _eager)
+AttentionInterface.register(EAGER, _recorded(_attend_by_own_file))
 AttentionMaskInterface.register(EAGER, eager_mask)
