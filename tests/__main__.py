@@ -3,7 +3,7 @@
     python3 -m tests
 
 Sets up the environment and runs pytest in it. A server with its client keeps one core busy, so tests with
-servers run beside the others, and those of model families after the others; what runs beside is printed
+servers run beside the others; only those of model families follow the others. What runs beside is printed
 at the end. With arguments there is one pytest, which gets them.
 """
 
@@ -18,7 +18,7 @@ from sgl_dynts.environment import SetupError, enter
 DEFAULTS = ("--durations=10",)
 ALL = Path(__file__).parent
 WITH_SERVERS = ALL / "e2e"
-FAMILIES = WITH_SERVERS / "test_families.py"
+FOLLOW = (WITH_SERVERS / "test_families.py",)
 PYTEST = (sys.executable, "-u", "-m", "pytest", *DEFAULTS)
 
 
@@ -35,15 +35,15 @@ def main() -> int:
         return subprocess.call([*PYTEST, *sys.argv[1:]])
     with tempfile.NamedTemporaryFile("w+", prefix="tests_with_servers_", suffix=".log") as printed:
         print(f"What tests with servers print is in {printed.name} until it follows here", flush=True)
-        words = [*PYTEST, f"--ignore={FAMILIES}", str(WITH_SERVERS)]
+        words = [*PYTEST, *(f"--ignore={path}" for path in FOLLOW), str(WITH_SERVERS)]
         beside = subprocess.Popen(words, stdout=printed, stderr=subprocess.STDOUT)
-        others = subprocess.call([*PYTEST, f"--ignore={WITH_SERVERS}", str(ALL)])
-        families = subprocess.call([*PYTEST, str(FAMILIES)])
+        without = [str(path) for path in (ALL / "unit", ALL / "seam", ALL / "gpu")]
+        others = subprocess.call([*PYTEST, *without, *map(str, FOLLOW)])
         print(f"\nWaiting for {WITH_SERVERS}", flush=True)
         status = beside.wait()
         printed.seek(0)
         print(printed.read())
-    return status or others or families
+    return status or others
 
 
 if __name__ == "__main__":

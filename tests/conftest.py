@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.warm import WarmProcesses
+from tests.e2e.server import STRICT
+from tests.warm import Warm
 
 
 def pytest_addoption(parser):
@@ -22,7 +23,7 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
-def warm() -> Iterator[WarmProcesses]:
-    processes = WarmProcesses()
-    yield processes
-    processes.stop()
+def warm() -> Iterator[Warm]:
+    process = Warm(STRICT)
+    yield process
+    process.stop()

@@ -31,8 +31,7 @@ class Warm:
         """Start it; it imports meanwhile.
 
         Args:
-            environment: variables beside this process's own. SGLang reads some while it is imported, so a
-                copy cannot have others.
+            environment: variables beside this process's own, of every copy.
         """
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.warm"],
@@ -43,14 +42,17 @@ class Warm:
         )
         self._lock = Lock()
 
-    def start(self, words: Sequence[str], log: Path) -> "Copy":
+    def start(self, words: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> "Copy":
         """Start a copy that does what ``python`` does with these words, and writes into the log.
 
         Args:
             words: ``-m`` and a module, or a file; then its arguments.
             log: for both of its streams.
+            environment: variables beside those of all copies. What is read of them during the imports
+                must be in ``_read_again``.
         """
-        return Copy(self, self.ask(words=list(words), log=str(log)))
+        question = {"words": list(words), "log": str(log), "environment": dict(environment or {})}
+        return Copy(self, self.ask(**question))
 
     def ask(self, **question: Any) -> Any:
         """Send one line of JSON and return what comes back."""
@@ -67,25 +69,6 @@ class Warm:
         """End it, and its copies if any are left."""
         with suppress(BrokenPipeError):
             self._process.communicate()
-
-
-class WarmProcesses:
-    """One for each set of variables, started when it is first asked for."""
-
-    def __init__(self) -> None:
-        self._by_environment: dict[str, Warm] = {}
-
-    def of(self, environment: Mapping[str, str]) -> Warm:
-        """Return the one with these variables beside this process's own."""
-        key = json.dumps(environment, sort_keys=True)
-        if key not in self._by_environment:
-            self._by_environment[key] = Warm(environment)
-        return self._by_environment[key]
-
-    def stop(self) -> None:
-        """End them all."""
-        for warm in self._by_environment.values():
-            warm.stop()
 
 
 class Copy:
@@ -161,12 +144,14 @@ def _status(pid: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if ended else None
 
 
-def _copy(words: list[str], log: str) -> int:
+def _copy(words: list[str], log: str, environment: dict[str, str]) -> int:
     """Return the pid of a copy that runs a program; the copy itself does not return."""
     sys.stdout.flush()
     if pid := os.fork():
         return pid
     try:
+        os.environ.update(environment)
+        _read_again()
         _become(words, log)
     except SystemExit as end:
         code = end.code
@@ -177,6 +162,15 @@ def _copy(words: list[str], log: str) -> int:
         code = 0
     sys.stdout.flush()
     os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def _read_again() -> None:
+    """Read those variables of a copy again that SGLang reads while it is imported."""
+    from sglang.srt.environ import envs
+    from sglang.srt.managers import scheduler
+
+    scheduler.TEST_RETRACT = envs.SGLANG_TEST_RETRACT.get()
+    scheduler.TEST_RETRACT_INTERVAL = envs.SGLANG_TEST_RETRACT_INTERVAL.get()
 
 
 def _become(words: list[str], log: str) -> None:

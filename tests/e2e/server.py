@@ -10,7 +10,7 @@ from typing import Any
 
 from sgl_dynts.harness import server as harness
 from sgl_dynts.harness.server import LAUNCH_SERVER, ServerError
-from tests.warm import WarmProcesses
+from tests.warm import Warm
 
 STRICT = {
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
@@ -114,12 +114,12 @@ class Server(harness.Server):
 class WarmServer(Server):
     """One that starts in seconds, as a copy of a process that has imported SGLang."""
 
-    def __init__(self, warm: WarmProcesses, model: Path, log: Path, *flags: str, **options: Any) -> None:
+    def __init__(self, warm: Warm, model: Path, log: Path, *flags: str, **options: Any) -> None:
         self._warm = warm
         super().__init__(model, log, *flags, **options)
 
     def launch(self, environment: Mapping[str, str]) -> harness.Process:
-        return self._warm.of(environment).start(self.command[1:], self.log)
+        return self._warm.start(self.command[1:], self.log, environment)
 
     def stop(self) -> None:
         """End it at once: SGLang looks only every five seconds whether it was asked to."""

@@ -13,7 +13,7 @@ from sgl_dynts.harness.server import LAUNCH_SERVER
 from tests.e2e.hf_reference import NUM_QUERIES
 from tests.e2e.models import CHANGES_ITS_MIND, EAGLE_HEAD, SPELLER, UNTRAINED, WORDS_FILE
 from tests.e2e.server import RETRACTING, SGLANG_SERVE, Server, WarmServer
-from tests.warm import WarmProcesses
+from tests.warm import Warm
 
 DYNTS = ("--attention-backend", "dynts")
 DEMO = "demo"
@@ -54,14 +54,9 @@ class Spec:
 
 
 SERVERS = {
-    "demo": Spec(
-        DEMO, (*DEMO_POOL, "--reasoning-parser", "deepseek-r1"), command=SGLANG_SERVE, as_a_user=True
-    ),
+    "demo": Spec(DEMO, (*DEMO_POOL, "--reasoning-parser", "deepseek-r1")),
     "demo_retracting": Spec(
-        DEMO,
-        DEMO_POOL,
-        {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "150"},
-        as_a_user=True,
+        DEMO, DEMO_POOL, {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "150"}
     ),
     "overlap": Spec("qwen3", ("--enable-cache-report", "--enable-metrics", "--api-key", API_KEY)),
     "no_overlap": Spec("qwen2", ("--disable-overlap-schedule",)),
@@ -122,6 +117,7 @@ SERVERS = {
         "qwen3",
         ("--tokenizer-worker-num", "2", "--enable-metrics"),
         {"SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT": "600"},  # one may be stopped for a while
+        command=SGLANG_SERVE,
         as_a_user=True,
     ),
     "retracting_no_overlap": Spec("qwen3", (*SMALL_POOL, "--disable-overlap-schedule"), RETRACTING),
@@ -165,7 +161,7 @@ class SharedServers:
     """Gives the servers of a session in the order in which its tests need them."""
 
     def __init__(
-        self, order: list[str], models: Callable[[str], Path], logs: Path, warm: WarmProcesses
+        self, order: list[str], models: Callable[[str], Path], logs: Path, warm: Warm
     ) -> None:
         self._order, self._models, self._logs, self._warm = order, models, logs, warm
         self._started: dict[str, Server] = {}

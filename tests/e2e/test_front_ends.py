@@ -52,15 +52,15 @@ def run_warm(warm, tmp_path) -> Callable[..., str]:
 
     def run(*words: str, **environment: str) -> str:
         log = tmp_path / "printed.log"
-        process = warm.of(STRICT | environment).start(words, log)
+        process = warm.start(words, log, environment)
         assert process.wait(600) == 0, log.read_text()[-3000:]
         return log.read_text()
 
     return run
 
 
-def test_the_offline_engine_of_two_data_parallel_ranks():
-    assert_engine_compacts(run_example("offline_engine.py", "--dp-size", "2", **TWO_CORES))
+def test_the_offline_engine_of_two_data_parallel_ranks(run_warm):
+    assert_engine_compacts(run_warm(str(EXAMPLES / "offline_engine.py"), "--dp-size", "2", **TWO_CORES))
 
 
 @pytest.mark.parametrize("ranks", [[], ["--tp-size", "2"]], ids=" ".join)
@@ -94,7 +94,7 @@ def problem():
 
 
 @BY_DEMO
-def test_sglang_serve_and_the_openai_client_with_separated_reasoning(server, problem):
+def test_the_openai_client_with_separated_reasoning(server, problem):
     client = openai.OpenAI(base_url=server.url("/v1"), api_key="none")
     completion = client.chat.completions.create(
         model="default",
@@ -151,13 +151,13 @@ def test_openai_streaming_with_the_request_s_own_budget(server, problem):
 
 
 @BY_DEMO
-def test_from_problems_to_a_predictor_that_the_server_s_loader_takes(server, tmp_path):
+def test_from_problems_to_a_predictor_that_the_server_s_loader_takes(server, run_warm, tmp_path):
     model, problems, traces = demo_model_path(), tmp_path / "problems.jsonl", tmp_path / "traces.jsonl"
     problems.write_text(
         run_python("-m", "sgl_dynts.tasks", "ledger", "--size", "10", "--num-problems", "12")
     )
     asked = ("--url", server.url(""), "--model", str(model), "--problems", str(problems))
-    run_python("-m", "sgl_dynts.training.traces", *asked, "--out", str(traces), "--temperature", "0")
+    run_warm("-m", "sgl_dynts.training.traces", *asked, "--out", str(traces), "--temperature", "0")
     kept = list(read_traces(traces))
     assert len(kept) >= 10  # the model solves 95 of 100
     assert all(trace.correct and trace.critical for trace in kept)
@@ -165,7 +165,7 @@ def test_from_problems_to_a_predictor_that_the_server_s_loader_takes(server, tmp
     fitted = tmp_path / "predictor.safetensors"
     windows = ("--budget", "300", "--local-window", "90", "--keep-ratio", "0.9")
     recipe = ("--target", "future", "--held-out", "0.2", "--epochs", "2", "--batch-size", "4")
-    run_python(
+    run_warm(
         "-m", "sgl_dynts.training.fit_predictor", str(model), str(traces), str(fitted), *windows, *recipe
     )
     header = find_predictor(model, fitted).header
@@ -342,8 +342,9 @@ def dropped_positions(parts: list[dict]) -> set[int]:
 
 
 @BY_DEMO
-def test_a_frontend_program_with_two_generations_and_a_fork(server, problem):
-    printed = run_example("frontend_program.py", "--url", server.url(""), "--question", problem.question)
+def test_a_frontend_program_with_two_generations_and_a_fork(server, run_warm, problem):
+    program = str(EXAMPLES / "frontend_program.py")
+    printed = run_warm(program, "--url", server.url(""), "--question", problem.question)
     assert int(printed.split("compactions:")[1].split()[0]) >= 3
     answers = [line.removeprefix("answer:") for line in printed.splitlines() if "answer:" in line]
     # The fork's prompt carries the trace, so each answer reads the whole of it.

@@ -57,7 +57,7 @@ def test_the_statistics_are_those_of_the_queries_before_their_rotation(tmp_path,
     draw = random.Random(1)
     text = [draw.randrange(FIRST_WORD, VOCAB_SIZE) for _ in range(500)]
     words, log = ["-m", "tests.seam.calibrating", str(folder), str(path)], tmp_path / "log"
-    process = warm.of(one_thread()).start([*words, *map(str, text)], log)
+    process = warm.start([*words, *map(str, text)], log)
     assert process.wait(300) == 0, log.read_text()[-3000:]
     found = load_calibration(path)
     wanted = queries(folder, text)

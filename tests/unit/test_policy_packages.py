@@ -95,7 +95,7 @@ print("RESULT", "every-other" in hints, request_config({"policy": "every-other"}
 """
     program, log = tmp_path / "program.py", tmp_path / "log"
     program.write_text(given(target, code))
-    process = warm.of(one_thread()).start([str(program)], log)
+    process = warm.start([str(program)], log)
     assert process.wait(300) == 0, log.read_text()
     assert "RESULT True True" in log.read_text()
 
