@@ -42,7 +42,9 @@ class Warm:
         )
         self._lock = Lock()
 
-    def start(self, words: Sequence[str], log: Path, environment: Mapping[str, str] | None = None) -> "Copy":
+    def start(
+        self, words: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+    ) -> "Copy":
         """Start a copy that does what ``python`` does with these words, and writes into the log.
 
         Args:

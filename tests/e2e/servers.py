@@ -160,9 +160,7 @@ def served_by(*names: str) -> pytest.MarkDecorator:
 class SharedServers:
     """Gives the servers of a session in the order in which its tests need them."""
 
-    def __init__(
-        self, order: list[str], models: Callable[[str], Path], logs: Path, warm: Warm
-    ) -> None:
+    def __init__(self, order: list[str], models: Callable[[str], Path], logs: Path, warm: Warm) -> None:
         self._order, self._models, self._logs, self._warm = order, models, logs, warm
         self._started: dict[str, Server] = {}
 

@@ -10,7 +10,6 @@ from transformers import AutoModelForCausalLM
 
 from benchmark.harness.tiny_models import FIRST_WORD, config_of
 from sgl_dynts.calibration import load_calibration
-from sgl_dynts.harness.server import one_thread
 from sglang_dynts.forward.queries.calibrate import chunks
 from tests.e2e.models import CONFIGS, VOCAB_SIZE, write_model
 from tests.seam.calibrating import FLAGS

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 import sgl_dynts
-from sgl_dynts.harness.server import one_thread
 
 PROJECT = """
 [build-system]
