@@ -114,6 +114,8 @@ class Copy:
 def main() -> None:
     """Import SGLang, then start a copy or tell a copy's fate for each line of standard input."""
     _import()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # at the end of the input it takes its copies along
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     running = set()
     for line in sys.stdin:
         question = json.loads(line)
@@ -178,6 +180,8 @@ def _read_again() -> None:
 def _become(words: list[str], log: str) -> None:
     """Run a program as the leader of a session, as the harness starts servers."""
     os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with open(os.devnull) as nothing, open(log, "w") as out:
         os.dup2(nothing.fileno(), 0)
         os.dup2(out.fileno(), 1)

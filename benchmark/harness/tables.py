@@ -155,6 +155,20 @@ DRAFTS = (
 )
 """What a verification of drafts accepts."""
 
+HEAD_ROUNDS = (
+    *(("shape", "{shape}"), ("due", "{due}"), ("window", "{window:,}")),
+    *(("rows, ms", "{rewrite_ms:.2f}"), ("choosing, ms", "{choice_ms:.1f}")),
+    *(("moving, ms", "{moves_ms:.1f}"), ("moved, MB", "{moved_mb:,.0f}")),
+)
+"""What the parts of a compaction round take that has a set per KV head."""
+HEAD_SERVERS = (
+    *(("running", "{running}"), ("tokens each", "{length}"), ("compactions", "{compactions}")),
+    ("ms per token, one set", "{one_set_ms:.3f}"),
+    ("a set per KV head", "{per_head_ms:.3f}"),
+    ("ratio, of turns", "{ratio:.3f} ({ratio_range[0]:.3f} to {ratio_range[1]:.3f})"),
+)
+"""What a set per KV head costs a server under load."""
+
 
 def policy_name(row: Row) -> str:
     """Return a cell's policy, with the target that its predictor was fitted to if it is the paper's."""
@@ -485,6 +499,8 @@ TABLES: Tables = {
     "capacity": capacity,
     "iteration-cost": lambda: filled(ITERATION_COST, results_of("iteration_cost")),
     "drafts": lambda: filled(DRAFTS, results_of("drafts")),
+    "head-rounds": lambda: filled(HEAD_ROUNDS, results_of("head_sets", kind="round")),
+    "head-servers": lambda: filled(HEAD_SERVERS, results_of("head_sets", kind="server")),
     "accuracy": accuracy,
     "accuracy-proportions": accuracy_proportions,
     "accuracy-large": accuracy_large,

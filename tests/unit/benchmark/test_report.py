@@ -18,6 +18,7 @@ WRITERS = {
     "drafts.json": "benchmark.drafts",
     "families.json": "benchmark.ledgers.evaluate",
     "gpu": "benchmark.gpu.report",
+    "head_sets.json": "benchmark.head_sets",
     "iteration_cost.": "benchmark.iteration_cost",
     "likelihood.": "benchmark.likelihood",
     "predict.json": "benchmark.predict",
