@@ -64,7 +64,18 @@ SERVERS = {
     "no_overlap": Spec("qwen2", ("--disable-overlap-schedule",)),
     "mixed_chunk_and_queue": Spec("qwen3", (*MIXED, *QUEUE)),
     "tensor_parallel": Spec("llama", ("--tp-size", "2", *CALIBRATED), TWO_CORES),
-    "data_parallel_attention": Spec("qwen3_moe", (*ATTENTION_RANKS, *CALIBRATED), TWO_CORES),
+    "data_parallel_attention": Spec(
+        "qwen3_moe",
+        (
+            *(*ATTENTION_RANKS, *CALIBRATED, "--dynts-observe-queries", str(NUM_QUERIES)),
+            *("--dynts-host-memory-gb", "0"),
+        ),
+        TWO_CORES,
+    ),
+    "data_parallel_attention_gpt_oss": Spec("gpt_oss", (*ATTENTION_RANKS, *MIXED, *QUEUE), TWO_CORES),
+    "data_parallel_attention_qwen3_next": Spec(
+        "qwen3_next", (*ATTENTION_RANKS, *STATES, "--disable-radix-cache"), TWO_CORES
+    ),
     "data_parallel_attention_retracting": Spec(
         "deepseek_v3", (*ATTENTION_RANKS, *MIXED, *SMALL_POOL), RETRACTING | TWO_CORES
     ),

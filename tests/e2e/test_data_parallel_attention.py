@@ -1,15 +1,17 @@
-"""Attention in data-parallel ranks: each compacts its own requests while all compute a forward together."""
+"""Attention in data-parallel ranks: each compacts its own requests while all compute a forward."""
 
 import pytest
 
 from tests.e2e.conftest import assert_equal, prompt
 from tests.e2e.head_reference import HeadReference
 from tests.e2e.hf_reference import Windows
+from tests.e2e.models import CONFIGS, MODEL_WINDOW, slides
 from tests.e2e.servers import SERVERS, served_by
 from tests.e2e.test_equality_by_head import assert_equal_by_head
 
 WINDOWS = Windows(96, 16, 0.4)
-LENGTHS = (5, 12, 20, 31, 40, 47, 60, 75, 90, 110, 130, 150)
+OTHER_POOLS = ("data_parallel_attention_gpt_oss", "data_parallel_attention_qwen3_next")
+LENGTHS = (5, 20, 40, 60, 90, 130)
 BOTH = ("data_parallel_attention", "data_parallel_attention_retracting")
 
 
@@ -44,7 +46,7 @@ def test_a_rank_without_requests_keeps_up(server, kind, late, reference_of):
         reply = server.generate(**alone)
         assert reply["meta_info"]["dp_rank"] == rank
         assert_equal(reply, reference_of(kind), alone, WINDOWS, late=late)
-        many = jobs(60, first_seed=400 + rank, routed_dp_rank=rank)[::3]
+        many = jobs(60, first_seed=400 + rank, routed_dp_rank=rank)
         for job, one in zip(many, server.generate_all(many, at_once=4), strict=True):
             assert_equal(one, reference_of(kind), job, WINDOWS, late=late)
 
@@ -60,11 +62,19 @@ def test_a_second_round_hits_the_prompts_of_its_rank(server, kind, reference_of)
     assert found == [1, 59, 1]  # all prompts open alike
 
 
-@pytest.mark.parametrize("policy", ["random_per_head", "calibrated", "hybrid"])
+@served_by(*OTHER_POOLS)
+def test_models_with_other_pools_beside(server, kind, reference_of):
+    windows = Windows(96, MODEL_WINDOW if slides(CONFIGS[kind].get_text_config()) else 16, 0.4)
+    some = jobs(100, first_seed=500)
+    for job, reply in zip(some, server.generate_all(some), strict=True):
+        assert assert_equal(reply, reference_of(kind), job, windows).num_compactions >= 1
+
+
+@pytest.mark.parametrize("policy", ["random_per_head", "calibrated", "hybrid", "snapkv_per_head"])
 @served_by("data_parallel_attention")
 def test_each_rank_keeps_a_set_for_every_head(server, kind, model_of, policy):
     reference = HeadReference(model_of(kind), attention="eager")
-    some = jobs(100, first_seed=600, dynts={"policy": policy})[::2]
+    some = jobs(100, first_seed=600, dynts={"policy": policy})
     for job, reply in zip(some, server.generate_all(some), strict=True):
         assert_equal_by_head(reply, reference, job)
 
@@ -74,11 +84,11 @@ def test_requests_of_both_ranks_are_resumed(server, kind, reference_of):
     replies = server.generate_all(jobs(first_seed=700))
     for job, reply in zip(jobs(first_seed=700), replies, strict=True):
         assert assert_equal(reply, reference_of(kind), job, WINDOWS, late=1).num_compactions >= 1
-    assert sum(reply["meta_info"]["dynts"]["resumptions"] for reply in replies) >= 3
+    assert sum(reply["meta_info"]["dynts"]["resumptions"] for reply in replies) >= 2
 
 
 @served_by(*BOTH)
 def test_health_is_that_of_both_ranks(server):
     health = server.request("/dynts/health")
     assert (health["healthy"], health["num_schedulers"]) == (True, 2)
-    assert health["num_compactions"] >= 12
+    assert health["num_compactions"] >= 6

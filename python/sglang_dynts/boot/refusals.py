@@ -120,6 +120,12 @@ RECURRENT_REFUSALS = (
 )
 """Flags that must keep their values beside recurrent states."""
 
+ATTENTION_RANK_REFUSALS = (
+    FlagRefusal("speculative_algorithm", "drafts of several ranks have not been tested yet", None),
+    FlagRefusal("enable_hierarchical_cache", "host prefixes of several ranks have not been tested yet"),
+)
+"""Flags that must keep their values beside data-parallel attention."""
+
 KEEPS_STATES = "extra_buffer"
 """SGLang's way to keep recurrent states for its prefix cache that is served."""
 
@@ -144,6 +150,8 @@ def refuse_unsupported(cfg, model_config) -> None:
         refuse_keys_of_workers(cfg)
     if cfg.enable_hierarchical_cache:
         refuse_hierarchy(cfg)
+    if cfg.attn_dp_size > 1:
+        _refuse_flags(cfg, ATTENTION_RANK_REFUSALS, f", or --attn-dp-size {cfg.attn_dp_size}")
     if cfg.speculative_algorithm is not None:
         refuse_speculation(cfg)
     _refuse_platform()
