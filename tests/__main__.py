@@ -3,7 +3,7 @@
     python3 -m tests
 
 Sets up the environment and runs pytest in it. A server with its client keeps one core busy, so tests with
-servers run beside the others; only those of model families follow the others. What runs beside is printed
+servers run beside the others; some follow them, so that both take as long. What runs beside is printed
 at the end. With arguments there is one pytest, which gets them.
 """
 
@@ -18,7 +18,7 @@ from sgl_dynts.environment import SetupError, enter
 DEFAULTS = ("--durations=10",)
 ALL = Path(__file__).parent
 WITH_SERVERS = ALL / "e2e"
-FOLLOW = (WITH_SERVERS / "test_families.py",)
+FOLLOW = (WITH_SERVERS / "test_families.py", WITH_SERVERS / "test_data_parallel_attention.py")
 PYTEST = (sys.executable, "-u", "-m", "pytest", *DEFAULTS)
 
 

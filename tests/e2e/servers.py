@@ -33,6 +33,8 @@ NGRAM = ("--speculative-algorithm", "NGRAM", "--speculative-num-draft-tokens", "
 STANDALONE = ("--speculative-algorithm", "STANDALONE", *DRAFT_MODEL)
 EAGLE = ("--speculative-algorithm", "EAGLE", *DRAFT_MODEL)
 HIERARCHICAL = ("--enable-hierarchical-cache", "--hicache-ratio", "8", "--enable-cache-report")
+ATTENTION_RANKS = ("--tp-size", "2", "--dp-size", "2", "--enable-dp-attention")
+"""Each rank attends for its own requests; experts and dense layers are computed together."""
 TWO_CORES = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
 
 
@@ -62,6 +64,21 @@ SERVERS = {
     "no_overlap": Spec("qwen2", ("--disable-overlap-schedule",)),
     "mixed_chunk_and_queue": Spec("qwen3", (*MIXED, *QUEUE)),
     "tensor_parallel": Spec("llama", ("--tp-size", "2", *CALIBRATED), TWO_CORES),
+    "data_parallel_attention": Spec(
+        "qwen3_moe",
+        (
+            *(*ATTENTION_RANKS, *CALIBRATED, "--dynts-observe-queries", str(NUM_QUERIES)),
+            *("--dynts-host-memory-gb", "0"),
+        ),
+        TWO_CORES,
+    ),
+    "data_parallel_attention_gpt_oss": Spec("gpt_oss", (*ATTENTION_RANKS, *MIXED, *QUEUE), TWO_CORES),
+    "data_parallel_attention_qwen3_next": Spec(
+        "qwen3_next", (*ATTENTION_RANKS, *STATES, "--disable-radix-cache"), TWO_CORES
+    ),
+    "data_parallel_attention_retracting": Spec(
+        "deepseek_v3", (*ATTENTION_RANKS, *MIXED, *SMALL_POOL), RETRACTING | TWO_CORES
+    ),
     "no_radix_cache": Spec("qwen3_moe", ("--disable-radix-cache",)),
     "longest_prefix_first": Spec("llama", (*MIXED, *QUEUE, "--schedule-policy", "lpm")),
     "speller": Spec(

@@ -40,7 +40,6 @@ FLAG_CASES = [
         True,
         "--enable-pdmux: prefill and decode share no scheduling step there; drop the flag",
     ),
-    ("attn_dp_size", 2, "--attn-dp-size 2: it has not been tested yet; use --dp-size"),
     (
         "dllm_algorithm",
         "LowConfidence",
@@ -118,8 +117,6 @@ AS_TYPED = [
     (["--disaggregation-mode", "decode"], "--disaggregation-mode decode"),
     (["--disaggregation-mode", "prefill"], "--disaggregation-mode prefill"),
     (["--enable-pdmux"], "--enable-pdmux"),
-    (["--tp-size", "2", "--attn-dp-size", "2"], "--attn-dp-size 2"),
-    (["--tp-size", "2", "--dp-size", "2", "--enable-dp-attention"], "--attn-dp-size 2"),
     (["--dllm-algorithm", "LowConfidence"], "--dllm-algorithm LowConfidence"),
     (["--enable-streaming-session"], "--enable-streaming-session"),
     (["--enable-session-radix-cache"], "--enable-session-radix-cache"),
@@ -397,6 +394,27 @@ def test_prefixes_beyond_the_host_are_refused(cfg, model_config, changes, messag
         refuse_unsupported(changed(cfg, enable_hierarchical_cache=True, **changes), model_config)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"speculative_algorithm": "NGRAM"},
+            "--speculative-algorithm NGRAM: drafts of several ranks have not been tested yet; drop the "
+            "flag, or --attn-dp-size 2",
+        ),
+        (
+            {"enable_hierarchical_cache": True},
+            "--enable-hierarchical-cache: host prefixes of several ranks have not been tested yet; drop "
+            "the flag, or --attn-dp-size 2",
+        ),
+    ],
+)
+def test_what_goes_not_together_with_attention_ranks(cfg, model_config, changes, message):
+    refuse_unsupported(changed(cfg, attn_dp_size=2), model_config)
+    with refuses(message):
+        refuse_unsupported(changed(cfg, attn_dp_size=2, **changes), model_config)
+
+
 def test_prefixes_on_the_host_are_served(cfg, model_config):
     refuse_unsupported(changed(cfg, enable_hierarchical_cache=True), model_config)
 
@@ -432,6 +450,8 @@ def test_sglangs_own_resolution_stops_at_what_we_refuse(resolve, flags, named):
     [
         ["--tp-size", "2"],
         ["--dp-size", "2"],
+        ["--tp-size", "2", "--attn-dp-size", "2"],
+        ["--tp-size", "2", "--dp-size", "2", "--enable-dp-attention"],
         ["--disable-radix-cache"],
         ["--disable-overlap-schedule"],
         ["--enable-mixed-chunk", "--chunked-prefill-size", "64"],

@@ -45,9 +45,10 @@ class HostCpuPlatform(CpuDeviceMixin, SRTPlatform):
 
     def init_backend(self) -> None:
         """Let torch do what SGLang has Triton kernels for, and ``torch_native`` know every attention."""
-        from sglang_dynts.boot.cpu import kernels
+        from sglang_dynts.boot.cpu import attention_ranks, kernels
 
         kernels.put_in_place()
+        attention_ranks.put_in_place()
 
     def supports_speculative_algorithm(self, algorithm: str) -> bool:
         """Whether drafts of this kind run here; on plain torch operators, to be tried and tested."""

@@ -47,7 +47,6 @@ FLAG_REFUSALS = (
     FlagRefusal("disaggregation_mode", "the decode side schedules elsewhere", "null"),
     FlagRefusal("disaggregation_decode_enable_offload_kvcache", _ROWS),
     FlagRefusal("enable_pdmux", "prefill and decode share no scheduling step there"),
-    FlagRefusal("attn_dp_size", "it has not been tested yet", 1, "use --dp-size"),
     FlagRefusal("dllm_algorithm", "diffusion decoding rewrites tokens in place", None),
     FlagRefusal("enable_streaming_session", _ROWS),
     FlagRefusal("enable_session_radix_cache", _ROWS),
@@ -121,6 +120,12 @@ RECURRENT_REFUSALS = (
 )
 """Flags that must keep their values beside recurrent states."""
 
+ATTENTION_RANK_REFUSALS = (
+    FlagRefusal("speculative_algorithm", "drafts of several ranks have not been tested yet", None),
+    FlagRefusal("enable_hierarchical_cache", "host prefixes of several ranks have not been tested yet"),
+)
+"""Flags that must keep their values beside data-parallel attention."""
+
 KEEPS_STATES = "extra_buffer"
 """SGLang's way to keep recurrent states for its prefix cache that is served."""
 
@@ -145,6 +150,8 @@ def refuse_unsupported(cfg, model_config) -> None:
         refuse_keys_of_workers(cfg)
     if cfg.enable_hierarchical_cache:
         refuse_hierarchy(cfg)
+    if cfg.attn_dp_size > 1:
+        _refuse_flags(cfg, ATTENTION_RANK_REFUSALS, f", or --attn-dp-size {cfg.attn_dp_size}")
     if cfg.speculative_algorithm is not None:
         refuse_speculation(cfg)
     _refuse_platform()
@@ -412,7 +419,7 @@ def _why_unserved(name: str, cfg, own: str, latents: bool) -> str:
             several and dtype not in MOVABLE_DTYPES
         ),
         f"--tp-size {cfg.tp_size}: it averages over heads, and each rank sees its own alone; use 1": (
-            policy.needs_queries and not several and cfg.tp_size > 1
+            policy.needs_queries and not several and cfg.tp_size > cfg.attn_dp_size
         ),
         f"it counts attention by head, for the server's own policy alone; give --dynts-policy {name}": (
             several and policy.needs_all_queries and name != own

@@ -50,6 +50,10 @@ class HostCpuAttention(TorchNativeAttnBackend):
         parts = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim).split(1)
         return _attend_all(parts, *self._held(layer, forward_batch), layer, sinks)
 
+    def get_cpu_graph_seq_len_fill_value(self) -> int:
+        """Return the length of a row that only fills a batch up to that of another rank."""
+        return 1
+
     def _is_served_upstream(self, layer: RadixAttention, sinks) -> bool:
         return not (layer.logit_cap or sinks is not None or self.use_sliding_window_kv_pool)
 

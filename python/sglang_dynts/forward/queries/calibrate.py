@@ -94,6 +94,7 @@ def read(scheduler, token_ids: Sequence[int]) -> None:
     params = SamplingParams(temperature=0, max_new_tokens=1, custom_params=dict(UNGOVERNED))
     params.normalize(None)
     req = Req(f"{HEALTH_CHECK_RID_PREFIX}_{BACKEND_NAME}", "", array("q", token_ids), params)
+    req.logprob_start_len = -1  # of no token
     req.init_next_round_input(scheduler.tree_cache)
     req.lock = scheduler.tree_cache.lock(req.last_node)
     req.extend_end = len(req.full_untruncated_fill_ids)
@@ -110,6 +111,7 @@ def read(scheduler, token_ids: Sequence[int]) -> None:
     if batch.input_ids is None and batch.prefill_input_ids_cpu is not None:
         batch.input_ids = batch.prefill_input_ids_cpu.to(scheduler.device, non_blocking=True)
         batch.prefill_input_ids_cpu = None
+    batch = scheduler.dp_attn_adapter.maybe_prepare_mlp_sync_batch(batch)
     model_runner = scheduler.tp_worker.model_runner
     try:
         forward_batch = ForwardBatch.init_new(batch, model_runner, return_hidden_states_before_norm=False)

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sglang.srt.configs.load_config import LoadFormat
-from sglang.srt.distributed.parallel_state import get_tp_group
 from sglang.srt.layers.radix_attention import RadixAttention
-from sglang.srt.runtime_context import get_model
+from sglang.srt.runtime_context import get_model, get_parallel
 
 from sgl_dynts.calibration import (
     Calibration,
@@ -59,7 +58,7 @@ def know_queries(scheduler, tokenizer) -> KnownQueries:
     found = find_calibration(places, fingerprint)
     if found is not None and not _fits(found[0], layers):
         found = None
-    if all(get_tp_group().all_gather_object(found is not None)) and found is not None:
+    if all(get_parallel().tp_group.all_gather_object(found is not None)) and found is not None:
         calibration, path = found
         logger.info("DynTS: what the model's queries are like is known from %s", path)
     else:
@@ -110,10 +109,11 @@ def _read_text(
             f"too little of the model's queries; name a text of {LEAST_TOKENS} or more"
         )
     own = Calibration(tuple(calibrate(scheduler, token_ids)), fingerprint, len(token_ids))
-    parts = get_tp_group().all_gather_object(own.to("cpu"))
+    parts = get_parallel().attn_tp_group.all_gather_object(own.to("cpu"))
     whole = join_heads(parts)
-    is_first = get_tp_group().rank_in_group == 0
-    path = get_tp_group().all_gather_object(keep_calibration(places, whole) if is_first else None)[0]
+    everyone = get_parallel().tp_group
+    is_first = everyone.rank_in_group == 0
+    path = everyone.all_gather_object(keep_calibration(places, whole) if is_first else None)[0]
     logger.info(
         "DynTS: the model read %d tokens in %.1f s, to know what its queries are like; kept in %s",
         len(token_ids),
@@ -125,7 +125,7 @@ def _read_text(
 
 def _fits(calibration: Calibration, layers: list[tuple[RadixAttention, Rotation]]) -> bool:
     """Whether a calibration has this model's layers, heads and head size."""
-    layer, heads = layers[0][0], layers[0][0].tp_q_head_num * get_tp_group().world_size
+    layer, heads = layers[0][0], layers[0][0].tp_q_head_num * get_parallel().attn_tp_size
     shape = (len(calibration.layers), *calibration.layers[0].mean.shape)
     return shape == (len(layers), heads, layer.qk_head_dim)
 
@@ -134,7 +134,7 @@ def _of_rank(
     calibration: Calibration, layers: list[tuple[RadixAttention, Rotation]]
 ) -> Iterator[LayerQueries]:
     layer, rotation = layers[0]
-    first = get_tp_group().rank_in_group * layer.tp_q_head_num
+    first = get_parallel().attn_tp_rank * layer.tp_q_head_num
     own = calibration.of_heads(slice(first, first + layer.tp_q_head_num)).to(rotation.cos.device)
     for statistics, (_layer, rotation) in zip(own.layers, layers, strict=True):
         yield LayerQueries(statistics, rotation)
