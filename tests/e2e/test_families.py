@@ -134,7 +134,7 @@ def test_a_sliding_pool_that_is_short_takes_turns_and_changes_no_token(
             assert expected.num_compactions >= 2
 
 
-@pytest.mark.parametrize("policy", ["random_per_head", "calibrated", "hybrid"])
+@pytest.mark.parametrize("policy", ["random_per_head", "calibrated", "hybrid", "triattention_per_head"])
 @served_by("gpt_oss_tensor_parallel", "gpt_oss_retracting", "qwen3_5_tensor_parallel")
 def test_full_layers_keep_a_set_per_head(server, kind, windows, model_of, policy):
     """The K and V of sliding layers stay where they are, and so do recurrent states."""
