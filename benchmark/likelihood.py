@@ -34,7 +34,7 @@ from sgl_dynts.calibration import CALIBRATION_FILE, load_calibration
 from sgl_dynts.checkpoint import find_predictor_if_any, load_predictor
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.expected_attention import HORIZON, LayerQueries
-from sgl_dynts.policies import CALIBRATED, FULL, PREDICTOR, ModelFacts, Policy, policies
+from sgl_dynts.policies import FULL, PREDICTOR, ModelFacts, Policy, policies
 from sgl_dynts.policies.calibrated import PERIOD_OF_HORIZON
 from sgl_dynts.policies.hybrid import Hybrid
 from sgl_dynts.predictor import ImportancePredictor
@@ -48,7 +48,7 @@ NOT_SIMULATED = (FULL, "sepllm", Hybrid.name)
 """The separators of a tokenizer are not asked for, and scores do not move with a head's tokens."""
 DEFAULT_POLICIES = (
     *("window", "random", "random_per_head", "streaming", "snapkv", "snapkv_per_head"),
-    *("rkv", "rkv_per_head", "h2o", "h2o_per_head", "calibrated"),
+    *("rkv", "rkv_per_head", "h2o", "h2o_per_head", "calibrated", "triattention_per_head"),
 )
 
 
@@ -160,7 +160,7 @@ def prepare(args: argparse.Namespace) -> Served:
         if source is None:
             raise ValueError(f"--policies {PREDICTOR}: {args.model} has none; leave it out")
         predictor = load_predictor(source).float()
-    if CALIBRATED in args.policies:
+    if any(policies()[name].needs_calibration for name in args.policies):
         queries = known_queries(reader, args)
     return Served(reader, queries, predictor)
 

@@ -1,14 +1,14 @@
 """Statistics of a model's queries as a file: what was counted, of which model, on how much text.
 
-A calibration file holds ``mean`` and ``covariance`` of all layers, and in the safetensors metadata the
-rest of :class:`Calibration`. Statistics of another model than the served one are worse than none: a
-fingerprint tells.
+A calibration file holds ``mean``, ``covariance`` and ``modulus`` of all layers, and in the safetensors
+metadata the rest of :class:`Calibration`. Statistics of another model than the served one are worse than
+none: a fingerprint tells.
 """
 
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
@@ -20,10 +20,11 @@ from safetensors.torch import save_file
 from sgl_dynts.checkpoint import read_metadata, read_tensor
 from sgl_dynts.expected_attention import QueryStatistics
 
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
 CALIBRATION_FILE = "dynts/calibration.safetensors"
 """Inside a model's folder; a subfolder, since engines load every safetensors file beside the weights."""
-MEAN, COVARIANCE = "mean", "covariance"
+TENSORS = ("mean", "covariance", "modulus")
+"""As :attr:`QueryStatistics.tensors`."""
 WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.pt")
 CONFIG_FILE = "config.json"
 SAMPLES, SAMPLE_BYTES = 8, 1 << 16
@@ -47,21 +48,21 @@ class Calibration:
 
     def to(self, device: torch.device | str) -> "Calibration":
         """Return it on another device."""
-        some = (QueryStatistics(one.mean.to(device), one.covariance.to(device)) for one in self.layers)
-        return replace(self, layers=tuple(some))
+        return self._each(lambda tensor: tensor.to(device))
 
     def of_heads(self, heads: slice) -> "Calibration":
         """Return the part of a tensor-parallel rank: some query heads of every layer."""
-        some = (QueryStatistics(one.mean[heads], one.covariance[heads]) for one in self.layers)
+        return self._each(lambda tensor: tensor[heads])
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Calibration":
+        some = (QueryStatistics(*map(change, one.tensors)) for one in self.layers)
         return replace(self, layers=tuple(some))
 
 
 def join_heads(parts: Sequence[Calibration]) -> Calibration:
     """Put the parts of all ranks together, in the order of their heads."""
     layers = [
-        QueryStatistics(
-            torch.cat([one.mean for one in ranks]), torch.cat([one.covariance for one in ranks])
-        )
+        QueryStatistics(*map(torch.cat, zip(*(one.tensors for one in ranks), strict=True)))
         for ranks in zip(*(part.layers for part in parts), strict=True)
     ]
     return replace(parts[0], layers=tuple(layers))
@@ -73,10 +74,8 @@ def save_calibration(path: Path, calibration: Calibration) -> None:
     Raises:
         OSError: the folder cannot be written.
     """
-    tensors = {
-        MEAN: torch.stack([one.mean for one in calibration.layers]).cpu(),
-        COVARIANCE: torch.stack([one.covariance for one in calibration.layers]).cpu(),
-    }
+    layers = zip(*(one.tensors for one in calibration.layers), strict=True)
+    tensors = {name: torch.stack(some).cpu() for name, some in zip(TENSORS, layers, strict=True)}
     values = (FORMAT_VERSION, calibration.fingerprint, str(calibration.num_tokens))
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata=dict(zip(FIELDS, values, strict=True)))
@@ -89,22 +88,29 @@ def load_calibration(path: Path) -> Calibration:
         ValueError: it is none, or what it holds is not usable; names the file.
     """
     metadata = read_metadata(path)[0]
-    lacking = [name for name in FIELDS if name not in metadata]
-    if lacking or metadata["format_version"] != FORMAT_VERSION:
-        raise ValueError(f"{path}: no calibration file that this release reads; calibrate again")
-    mean, covariance = (read_tensor(path, name).float() for name in (MEAN, COVARIANCE))
-    if mean.ndim != 3 or 0 in mean.shape or covariance.shape != (*mean.shape, mean.shape[-1]):
+    if any(name not in metadata for name in FIELDS):
+        raise ValueError(f"{path}: no calibration file; calibrate again")
+    version = metadata["format_version"]
+    if version != FORMAT_VERSION:
         raise ValueError(
-            f"{path}: {MEAN} {list(mean.shape)} and {COVARIANCE} {list(covariance.shape)} are not "
-            "[layers, heads, d] and [layers, heads, d, d]; calibrate again"
+            f"{path}: calibration format_version is {version!r}, this release reads {FORMAT_VERSION!r}; "
+            "calibrate again"
         )
-    if not (mean.isfinite().all() and covariance.isfinite().all()):
+    tensors = [read_tensor(path, name).float() for name in TENSORS]
+    mean, *others = (tensor.shape for tensor in tensors)
+    if len(mean) != 3 or 0 in mean or others != [(*mean, mean[-1]), (*mean[:-1], mean[-1] // 2)]:
+        found = ", ".join(f"{name} {list(one.shape)}" for name, one in zip(TENSORS, tensors, strict=True))
+        raise ValueError(
+            f"{path}: {found} are not [layers, heads, d], [layers, heads, d, d] and "
+            "[layers, heads, d / 2]; calibrate again"
+        )
+    if not all(tensor.isfinite().all() for tensor in tensors):
         raise ValueError(f"{path}: a number is not finite; calibrate again")
     try:
         num_tokens = int(metadata["num_tokens"])
     except ValueError as error:
         raise ValueError(f"{path}: bad header: {error}; calibrate again") from error
-    layers = map(QueryStatistics, mean, covariance)
+    layers = map(QueryStatistics, *tensors)
     return Calibration(tuple(layers), metadata["fingerprint"], num_tokens)
 
 

@@ -8,6 +8,8 @@ come are averaged.
 """
 
 from dataclasses import dataclass
+from functools import partial
+from math import pi
 
 import torch
 
@@ -52,6 +54,34 @@ class Rotation:
         size = cos.square() + sin.square()  # an attention factor scales, and is undone as well
         return MeanRotation(cos / size, sin / size, self.interleaved).back(rotated)
 
+    def split(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the first and the other numbers of a head's pairs, each [..., head_dim / 2].
+
+        The pairs that the rotation turns come first; the rest is paired half with half.
+
+        Args:
+            vectors: [..., head_dim], which is even.
+        """
+        width = 2 * self.cos.shape[-1]
+        turned, rest = vectors[..., :width], vectors[..., width:]
+        one, two = (turned[..., ::2], turned[..., 1::2]) if self.interleaved else turned.chunk(2, dim=-1)
+        other_one, other_two = rest.chunk(2, dim=-1)
+        return torch.cat([one, other_one], -1), torch.cat([two, other_two], -1)
+
+    def frequencies(self) -> torch.Tensor:
+        """Return the angle by which a position turns each pair, [half] float64, in radians.
+
+        It is read at positions that double, each time as the angle nearest to twice the one before. So it
+        holds far beyond the table, whose first angle is known to seven digits alone.
+        """
+        angle = torch.zeros_like(self.cos[0], dtype=torch.float64)
+        position = 1
+        while position < len(self.cos):
+            read = torch.atan2(self.sin[position].double(), self.cos[position].double())
+            angle = read + 2 * pi * ((2 * angle - read) / (2 * pi)).round()
+            position *= 2
+        return angle * 2 / position
+
 
 @dataclass(frozen=True)
 class MeanRotation:
@@ -79,6 +109,13 @@ class QueryStatistics:
     """[query_heads, head_dim] float32."""
     covariance: torch.Tensor
     """[query_heads, head_dim, head_dim] float32."""
+    modulus: torch.Tensor
+    """[query_heads, head_dim / 2] float32, of every pair the mean of its length; see `Rotation.split`."""
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All of them, in the order above."""
+        return self.mean, self.covariance, self.modulus
 
 
 def expected_attention(
@@ -188,27 +225,31 @@ class LayerQueries:
 class QueryMoments:
     """Adds up queries, and gives the statistics of all of them; float64, so order hardly counts."""
 
-    def __init__(self, num_heads: int, head_dim: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, num_heads: int, head_dim: int, rotation: Rotation) -> None:
         """Begin with none.
 
         Args:
             num_heads: query heads.
             head_dim: width of each.
-            device: where queries are added.
+            rotation: of the layer: it says which numbers are a pair, and where queries are added.
         """
         self.count = 0
-        self._sum = torch.zeros(num_heads, head_dim, dtype=torch.float64, device=device)
-        self._products = torch.zeros(num_heads, head_dim, head_dim, dtype=torch.float64, device=device)
+        self._rotation = rotation
+        zeros = partial(torch.zeros, dtype=torch.float64, device=rotation.cos.device)
+        self._sum = zeros(num_heads, head_dim)
+        self._products = zeros(num_heads, head_dim, head_dim)
+        self._lengths = zeros(num_heads, head_dim // 2)
 
     def add(self, queries: torch.Tensor) -> None:
         """Take [n, num_heads, head_dim] queries before their rotation, any float dtype."""
         by_head = queries.transpose(0, 1).double()
         self._sum += by_head.sum(1)
         self._products += by_head.transpose(1, 2) @ by_head
+        self._lengths += torch.hypot(*self._rotation.split(by_head)).sum(1)
         self.count += len(queries)
 
     def statistics(self) -> QueryStatistics:
-        """Return mean and covariance.
+        """Return what is known of them.
 
         Raises:
             ValueError: there are fewer than two queries.
@@ -217,4 +258,5 @@ class QueryMoments:
             raise ValueError(f"statistics of {self.count} queries: give a text of at least two tokens")
         mean = self._sum / self.count
         covariance = self._products / self.count - mean[:, :, None] * mean[:, None]
-        return QueryStatistics(mean.float(), covariance.float())
+        modulus = self._lengths / self.count
+        return QueryStatistics(mean.float(), covariance.float(), modulus.float())

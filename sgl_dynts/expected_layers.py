@@ -64,18 +64,11 @@ class PairedQueries:
 def pair_places(rotation: Rotation, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the places of the first and of the other numbers of a head's pairs, each [head_dim / 2].
 
-    The pairs that a rotation turns come first; the rest is paired half with half.
-
     Args:
         rotation: of the layer.
         head_dim: even.
     """
-    width = 2 * rotation.cos.shape[-1]
-    turned = (
-        torch.arange(width).view(-1, 2).T if rotation.interleaved else torch.arange(width).view(2, -1)
-    )
-    one, two = torch.cat([turned, torch.arange(width, head_dim).view(2, -1)], 1)
-    return one, two
+    return rotation.split(torch.arange(head_dim))
 
 
 def _paired_mean(mean: torch.Tensor, places: tuple[torch.Tensor, ...], room: int) -> torch.Tensor:

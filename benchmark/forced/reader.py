@@ -167,7 +167,9 @@ class Reader:
         moments: list[QueryMoments] = []
         for first in range(0, len(tokens), chunk):
             _, held = self.read(tokens[first : first + chunk], 0)
-            moments = moments or [QueryMoments(one.shape[1], one.shape[3]) for one in held.queries]
+            moments = moments or [
+                QueryMoments(one.shape[1], one.shape[3], rotation) for one in held.queries
+            ]
             for one, queries in zip(moments, held.queries, strict=True):
                 by_token = queries[0].transpose(0, 1)
                 one.add(rotation.undo(by_token, torch.arange(len(by_token))))

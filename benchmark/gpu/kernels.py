@@ -192,7 +192,8 @@ def judged_layers(shape: str, window: int, device: torch.device) -> tuple[list[H
         keys, values = (torch.randn(sizes, dtype=dtype, device=device) for _ in "kv")
         layers.append(HeldLayer(keys, values, dim**-0.5, slots))
         spread = torch.eye(dim, device=device).expand(heads, dim, dim)
-        queries.append(LayerQueries(QueryStatistics(spread[:, 0], spread), rotation))
+        statistics = QueryStatistics(spread[:, 0], spread, spread[:, 0, : dim // 2])
+        queries.append(LayerQueries(statistics, rotation))
     return layers, PairedQueries.of(queries)
 
 

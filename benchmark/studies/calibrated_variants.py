@@ -30,7 +30,6 @@ from sgl_dynts.config import DynTSConfig
 from sgl_dynts.expected_attention import (
     HeldLayer,
     LayerQueries,
-    QueryStatistics,
     expected_attention,
 )
 from sgl_dynts.policies import Calibrated, Candidates, LayerView, Policy, policies
@@ -124,7 +123,7 @@ def reduced(queries: LayerQueries, rank: int | None) -> LayerQueries:
         values, vectors = torch.linalg.eigh(covariance)
         most = vectors[..., -rank:]
         smaller = (most * values[..., None, -rank:]) @ most.transpose(-1, -2)
-    return replace(queries, statistics=QueryStatistics(queries.statistics.mean, smaller))
+    return replace(queries, statistics=replace(queries.statistics, covariance=smaller))
 
 
 def grams_of(reader: Reader) -> tuple[torch.Tensor, ...]:

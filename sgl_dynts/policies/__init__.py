@@ -37,6 +37,7 @@ from sgl_dynts.policies.bottom import Bottom
 from sgl_dynts.policies.h2o import HeavyHitters, HeavyHittersPerHead
 from sgl_dynts.policies.snapkv import SnapKV, SnapKVPerHead
 from sgl_dynts.policies.rkv import RKV, RKVPerHead
+from sgl_dynts.policies.triattention import TriAttentionPerHead
 from sgl_dynts.policies.full import Full
 # isort: on
 
@@ -73,6 +74,7 @@ __all__ = [
     "SnapKV",
     "SnapKVPerHead",
     "Streaming",
+    "TriAttentionPerHead",
     "as_markdown",
     "build_policies",
     "needing",

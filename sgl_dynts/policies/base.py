@@ -24,6 +24,9 @@ from sgl_dynts.transfer import to_device
 ABOVE_ALL_POSITIONS = float(1 << 23)
 """Added to a position it outranks every bare one, and float32 still tells all of them apart."""
 
+LEAST = 1e-20
+"""Instead of a divisor, or of what has a logarithm, that is 0."""
+
 
 class Sets(StrEnum):
     """How many sets of tokens a policy keeps of one request."""
@@ -207,6 +210,19 @@ def scores_by_head(policy: Policy, candidates: Candidates, num_kv_heads: int) ->
     finite = _finite(policy.score(candidates), candidates.scores.device)
     by_layer = finite if policy.sets is Sets.PER_HEAD else finite[:, None]
     return by_layer.expand(-1, num_kv_heads, -1)
+
+
+def standard(scores: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Return scores less their mean, over their spread; 0 for those that do not count.
+
+    Args:
+        scores: [..., n] float32.
+        counts: [n] bool, or as ``scores``.
+    """
+    num = counts.sum().clamp_min(1)
+    off = (scores - (scores * counts).sum(-1, keepdim=True) / num) * counts
+    spread = (off.square().sum(-1, keepdim=True) / num).sqrt()
+    return off / spread.clamp_min(LEAST)
 
 
 def _finite(scores: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -4,11 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
-from sgl_dynts.policies.base import Candidates
+from sgl_dynts.policies.base import LEAST, Candidates, standard
 from sgl_dynts.policies.calibrated import Calibrated
 from sgl_dynts.policies.registry import register
-
-LEAST = 1e-20
 
 
 @register
@@ -32,14 +30,6 @@ class Hybrid(Calibrated):
     def score(self, candidates: Candidates) -> torch.Tensor:
         """Return [layers, kv_heads, n] float32."""
         counts = candidates.scores != torch.inf
-        expected = _standard(self.expected(candidates).clamp_min(LEAST).log(), counts)
+        expected = standard(self.expected(candidates).clamp_min(LEAST).log(), counts)
         predicted = candidates.predicted().masked_fill(~counts, 1.0).clamp_min(LEAST).log()
-        return expected + self.weight * _standard(predicted, counts)
-
-
-def _standard(scores: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """Return scores [..., n] less their mean, over their spread; of those that count."""
-    num = counts.sum().clamp_min(1)
-    off = (scores - (scores * counts).sum(-1, keepdim=True) / num) * counts
-    spread = (off.square().sum(-1, keepdim=True) / num).sqrt()
-    return off / spread.clamp_min(LEAST)
+        return expected + self.weight * standard(predicted, counts)

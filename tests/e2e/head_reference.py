@@ -151,6 +151,10 @@ class HeadReference(Reference):
                     else:
                         born = [self.born[position] for position in heads[head][question:end]]
                         scores = added(expected, born)
+                elif policy == "triattention_per_head":
+                    judged = keys[head, question:end], torch.tensor(heads[head][question:end])
+                    position = moment + windows.local_window - 1
+                    scores = self.distant(layer, head, len(heads), *judged, position)
                 elif policy == "snapkv_per_head":
                     scores = snapkv([seen[p][layer] for p in newest], head, len(heads), question, end)
                 else:
@@ -191,6 +195,30 @@ class HeadReference(Reference):
             total += logits.softmax(0) / group
         return (total * values.norm(dim=1)).tolist()
 
+    def distant(self, layer, head, num_heads, keys, positions, newest: int) -> list[float]:
+        """What queries ask of each key at distances that double: the largest of a KV head's queries.
+
+        A query's scores are deviations from their mean. Keys are turned back by their positions.
+        """
+        config, rotary = self.model.config, self.model.model.rotary_emb
+        turned = len(rotary.inv_freq)
+        num_rest = keys.shape[1] // 2 - turned
+        frequencies = torch.cat([rotary.inv_freq, torch.zeros(num_rest)]).double()
+        factor = torch.tensor([rotary.attention_scaling] * turned + [1.0] * num_rest).double()
+        plain = complex_pairs(keys, turned) * torch.polar(1 / factor, -positions[:, None] * frequencies)
+        distances = newest + 1 - positions[:, None] + 2 ** torch.arange(17)
+        angles = distances[:, :, None] * frequencies
+        group = config.num_attention_heads // num_heads
+        found = []
+        for query in range(head * group, (head + 1) * group):
+            mean = complex_pairs(self.statistics["mean"][layer, query], turned)
+            lengths = self.statistics["modulus"][layer, query].double()
+            cosines = (angles + (mean.angle() - plain.angle())[:, None]).cos().mean(1)
+            met = mean.abs() * cosines + lengths - mean.abs()
+            scores = (met * plain.abs() * factor**2).sum(1)
+            found.append((scores - scores.mean()) / scores.std(correction=0))
+        return torch.stack(found).max(0).values.tolist()
+
     @contextmanager
     def rotated_queries(self):
         """Collect each layer's queries [1, heads, n, d] as the model rotates them."""
@@ -207,6 +235,13 @@ class HeadReference(Reference):
             yield collected
         finally:
             module.apply_rotary_pos_emb = original
+
+
+def complex_pairs(vectors: torch.Tensor, turned: int) -> torch.Tensor:
+    """Numbers that are turned together, then the others half with half, [..., d / 2] complex128."""
+    one, two = vectors[..., : 2 * turned].double().chunk(2, -1)
+    other_one, other_two = vectors[..., 2 * turned :].double().chunk(2, -1)
+    return torch.complex(torch.cat([one, other_one], -1), torch.cat([two, other_two], -1))
 
 
 def shared(expected: list[float]) -> list[float]:

@@ -115,7 +115,7 @@ def test_thinking_that_a_prompt_continues_is_chosen_by_head(server, reference):
     assert second["meta_info"]["cached_tokens"] == 21
 
 
-@pytest.mark.parametrize("policy", ["calibrated", "hybrid"])
+@pytest.mark.parametrize("policy", ["calibrated", "hybrid", "triattention_per_head"])
 @served_by("tensor_parallel", "retracting")
 def test_what_queries_are_expected_to_take_is_chosen_by_head(server, reference, policy):
     some = [

@@ -138,6 +138,16 @@ def test_a_sliding_pool_that_is_short_takes_turns_and_changes_no_token(
 @served_by("gpt_oss_tensor_parallel", "gpt_oss_retracting", "qwen3_5_tensor_parallel")
 def test_full_layers_keep_a_set_per_head(server, kind, windows, model_of, policy):
     """The K and V of sliding layers stay where they are, and so do recurrent states."""
+    assert_full_layers_keep_a_set_per_head(server, kind, windows, model_of, policy)
+
+
+@served_by("gpt_oss_tensor_parallel", "qwen3_5_tensor_parallel")
+def test_distances_are_those_of_scaled_and_of_partial_rotations(server, kind, windows, model_of):
+    """YaRN with its attention factor, and a rotation that turns a quarter of each head."""
+    assert_full_layers_keep_a_set_per_head(server, kind, windows, model_of, "triattention_per_head")
+
+
+def assert_full_layers_keep_a_set_per_head(server, kind, windows, model_of, policy) -> None:
     reference = HeadReference(model_of(kind), attention="eager")
     if kind in TWO_POOLS:
         reference.server_period = 44  # by the server's own windows: 96 - 24 - floor(0.4 * 72)

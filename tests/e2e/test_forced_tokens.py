@@ -23,7 +23,7 @@ SETTLED = 1e-3
 """Nats; float32 of two programs."""
 JUDGED = (
     *("window", "streaming", "random", "predictor", "random_per_head", "snapkv", "snapkv_per_head"),
-    *("rkv_per_head", "h2o", "h2o_per_head", "calibrated"),
+    *("rkv_per_head", "h2o", "h2o_per_head", "calibrated", "triattention_per_head"),
 )
 
 

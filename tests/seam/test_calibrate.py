@@ -66,6 +66,8 @@ def test_the_statistics_are_those_of_the_queries_before_their_rotation(tmp_path,
         for head in range(layer.shape[1]):
             covariance = torch.cov(layer[:, head].T, correction=0)
             torch.testing.assert_close(statistics.covariance[head], covariance, rtol=1e-3, atol=1e-4)
+        lengths = torch.complex(*layer.chunk(2, -1)).abs().mean(0)
+        torch.testing.assert_close(statistics.modulus, lengths, rtol=1e-4, atol=1e-5)
 
 
 def test_a_text_is_read_in_parts_that_fit():

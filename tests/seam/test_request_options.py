@@ -66,7 +66,7 @@ BAD = [
         {"policy": "best"},
         "custom_params.dynts.policy='best' must be one of predictor, calibrated, hybrid, "
         "random, random_per_head, window, streaming, sepllm, bottom, h2o, h2o_per_head, snapkv, "
-        "snapkv_per_head, rkv, rkv_per_head, full",
+        "snapkv_per_head, rkv, rkv_per_head, triattention_per_head, full",
     ),
     (
         {"enabled": False, "keep_ratio": 9},

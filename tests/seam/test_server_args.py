@@ -156,7 +156,7 @@ def refuses(message: str):
             "best",
             "--dynts-policy best is not known; choose one of predictor, calibrated, hybrid, "
             "random, random_per_head, window, streaming, sepllm, bottom, h2o, h2o_per_head, snapkv, "
-            "snapkv_per_head, rkv, rkv_per_head, full",
+            "snapkv_per_head, rkv, rkv_per_head, triattention_per_head, full",
         ),
         (
             "--dynts-policy",
@@ -456,6 +456,7 @@ def test_sets_per_head_need_k_and_v_that_can_be_moved(resolve, view, monkeypatch
         "h2o_per_head": COUNTS,
         "calibrated": UNCALIBRATED,
         "hybrid": UNCALIBRATED.replace("calibrated", "hybrid"),
+        "triattention_per_head": UNCALIBRATED.replace("calibrated", "triattention_per_head"),
     }
     monkeypatch.setenv("SGLANG_USE_HND_KVCACHE", "1")
     reason = "SGLANG_USE_HND_KVCACHE keeps K and V by head, where they cannot be moved by token; unset it"

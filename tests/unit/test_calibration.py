@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 from sgl_dynts.calibration import (
+    CALIBRATION_FILE,
     Calibration,
     calibration_files,
     find_calibration,
@@ -15,13 +16,15 @@ from sgl_dynts.calibration import (
     save_calibration,
     shipped_text,
 )
-from sgl_dynts.expected_attention import QueryMoments, QueryStatistics
+from sgl_dynts.expected_attention import QueryMoments, QueryStatistics, Rotation
+
+ROTATION = Rotation(torch.ones(9, 2), torch.zeros(9, 2))
 
 
 def some(layers: int = 2, heads: int = 4, dim: int = 6) -> Calibration:
     found = []
     for layer in range(layers):
-        moments = QueryMoments(heads, dim)
+        moments = QueryMoments(heads, dim, ROTATION)
         moments.add(torch.randn(30, heads, dim, generator=torch.Generator().manual_seed(layer)))
         found.append(moments.statistics())
     return Calibration(tuple(found), "a model", 30)
@@ -29,7 +32,7 @@ def some(layers: int = 2, heads: int = 4, dim: int = 6) -> Calibration:
 
 def same(one: Calibration, other: Calibration) -> bool:
     pairs = list(zip(one.layers, other.layers, strict=True))
-    alike = all(torch.equal(a.mean, b.mean) and torch.equal(a.covariance, b.covariance) for a, b in pairs)
+    alike = all(all(map(torch.equal, a.tensors, b.tensors)) for a, b in pairs)
     return alike and (one.fingerprint, one.num_tokens) == (other.fingerprint, other.num_tokens)
 
 
@@ -49,21 +52,26 @@ def test_ranks_take_their_heads_and_give_them_back():
 @pytest.mark.parametrize(
     ("tensors", "metadata", "message"),
     [
-        ({}, None, "no calibration file that this release reads"),
-        ({}, {"format_version": "9"}, "no calibration file that this release reads"),
-        ({"mean": torch.zeros(2, 3, 4)}, {}, "no tensor covariance"),
+        ({}, None, "no calibration file"),
+        ({}, {"format_version": "1"}, "format_version is '1', this release reads '2'; calibrate again"),
+        ({"modulus": None}, {}, "no tensor modulus"),
         (
-            {"mean": torch.zeros(2, 3, 4), "covariance": torch.zeros(2, 3, 4, 5)},
+            {"covariance": torch.zeros(2, 3, 4, 5)},
             {},
-            r"\[2, 3, 4, 5\] are not",
+            r"covariance \[2, 3, 4, 5\], modulus \[2, 3, 2\] are not",
         ),
         (
-            {"mean": torch.zeros(1, 1, 2), "covariance": torch.full((1, 1, 2, 2), torch.nan)},
+            {"modulus": torch.zeros(2, 3, 4)},
+            {},
+            r"modulus \[2, 3, 4\] are not \[layers, heads, d\]",
+        ),
+        (
+            {"modulus": torch.full((2, 3, 2), torch.nan)},
             {},
             "a number is not finite",
         ),
         (
-            {"mean": torch.zeros(1, 1, 2), "covariance": torch.zeros(1, 1, 2, 2)},
+            {},
             {"num_tokens": "many"},
             "bad header",
         ),
@@ -71,8 +79,14 @@ def test_ranks_take_their_heads_and_give_them_back():
 )
 def test_a_file_that_cannot_be_used_is_named(tmp_path, tensors, metadata, message):
     path = tmp_path / "bad.safetensors"
-    whole = {"format_version": "1", "fingerprint": "a model", "num_tokens": "3"}
-    save_file(tensors, path, metadata=None if metadata is None else whole | metadata)
+    whole = {"format_version": "2", "fingerprint": "a model", "num_tokens": "3"}
+    usual = {
+        "mean": torch.zeros(2, 3, 4),
+        "covariance": torch.zeros(2, 3, 4, 4),
+        "modulus": torch.zeros(2, 3, 2),
+    }
+    written = {name: tensor for name, tensor in (usual | tensors).items() if tensor is not None}
+    save_file(written, path, metadata=None if metadata is None else whole | metadata)
     with pytest.raises(ValueError, match=rf"bad.safetensors: .*{message}"):
         load_calibration(path)
 
@@ -121,6 +135,16 @@ def test_a_calibration_is_kept_beside_the_model_and_found_again(model):
     assert find_calibration(places(), "another model") is None
     (model / "dynts" / "calibration.safetensors").write_text("no tensors")
     assert find_calibration(places(), "a model") is None
+
+
+def test_a_file_of_an_earlier_release_is_made_anew(model):
+    path, places = model / CALIBRATION_FILE, list(calibration_files(model, "a model", beside=True))
+    path.parent.mkdir()
+    old = {"format_version": "1", "fingerprint": "a model", "num_tokens": "30"}
+    save_file({name: torch.zeros(1) for name in ("mean", "covariance")}, path, metadata=old)
+    assert find_calibration(places, "a model") is None
+    assert keep_calibration(places, some()) == path
+    assert same(load_calibration(path), some())
 
 
 def test_a_folder_that_cannot_be_written_is_passed_over(model, tmp_path):

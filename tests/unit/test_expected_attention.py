@@ -66,7 +66,8 @@ def random_statistics(seed: int = 0) -> QueryStatistics:
     draw = torch.Generator().manual_seed(seed)
     heads = KV_HEADS * GROUP
     root = torch.randn(heads, DIM, DIM, generator=draw) * 0.4
-    return QueryStatistics(torch.randn(heads, DIM, generator=draw), root @ root.transpose(1, 2))
+    mean = torch.randn(heads, DIM, generator=draw)
+    return QueryStatistics(mean, root @ root.transpose(1, 2), mean[:, : DIM // 2].abs())
 
 
 def test_attention_is_what_drawn_queries_give_on_the_mean():
@@ -118,9 +119,32 @@ def test_without_a_rotation_nothing_turns():
     assert torch.equal(flat.back(vectors), vectors)
 
 
-def test_moments_are_those_of_all_queries_however_they_came():
+@pytest.mark.parametrize("frequency", [1.0, 0.25, 1e-5])
+def test_a_frequency_is_known_far_beyond_the_table(frequency):
+    exact = torch.tensor([frequency], dtype=torch.float64)
+    angles = torch.arange(3000, dtype=torch.float64)[:, None] * exact
+    found = Rotation(1.2 * angles.cos().float(), 1.2 * angles.sin().float()).frequencies()
+    assert found.item() * 65536 == pytest.approx(frequency * 65536, abs=1e-5)
+
+
+def test_a_frequency_of_a_table_in_bfloat16_fits_the_table():
+    angles = torch.arange(3000, dtype=torch.float64)[:, None] * 0.3
+    found = Rotation(angles.cos().bfloat16().float(), angles.sin().bfloat16().float()).frequencies()
+    assert found.item() == pytest.approx(0.3, abs=1e-5)
+
+
+@pytest.mark.parametrize(("interleaved", "wanted"), [(False, [0, 1, 4, 5]), (True, [0, 2, 4, 5])])
+def test_pairs_are_what_a_rotation_turns_then_the_rest_half_with_half(interleaved, wanted):
+    one, two = rotation_of(4, interleaved=interleaved).split(torch.arange(DIM))
+    assert one.tolist() == wanted
+    assert sorted([*one.tolist(), *two.tolist()]) == list(range(DIM))
+
+
+@pytest.mark.parametrize("pairs", [[(0, 4), (1, 5), (2, 6), (3, 7)], [(0, 2), (1, 3), (4, 6), (5, 7)]])
+def test_moments_are_those_of_all_queries_however_they_came(pairs):
+    """Of eight numbers a rotation turns all, or four."""
     queries = torch.randn(50, 3, DIM) + 2
-    moments = QueryMoments(3, DIM)
+    moments = QueryMoments(3, DIM, rotation_of(DIM if pairs[0] == (0, 4) else 4))
     for part in queries.split(7):
         moments.add(part)
     statistics = moments.statistics()
@@ -128,10 +152,13 @@ def test_moments_are_those_of_all_queries_however_they_came():
     for head in range(3):
         wanted = torch.cov(queries[:, head].T, correction=0)
         torch.testing.assert_close(statistics.covariance[head], wanted)
+        for pair, (one, two) in enumerate(pairs):
+            lengths = [math.hypot(query[one], query[two]) for query in queries[:, head].tolist()]
+            assert statistics.modulus[head, pair].item() == pytest.approx(sum(lengths) / 50, rel=1e-5)
 
 
 def test_no_statistics_of_one_query():
-    moments = QueryMoments(1, DIM)
+    moments = QueryMoments(1, DIM, rotation_of())
     moments.add(torch.randn(1, 1, DIM))
     with pytest.raises(ValueError, match="statistics of 1 queries"):
         moments.statistics()

@@ -24,6 +24,8 @@ from tests.unit.test_kernels import Recorder, compile_within_limits
 interpreted = test_kernels.interpreted
 
 LAYERS, POSITION, HORIZON = 3, 40, (1, 5, 9)
+NO_MODULUS = torch.empty(0)
+"""Expected attention asks for none."""
 MOST_SHARED = 227 * 1024
 """Bytes that one program may hold on an H100."""
 
@@ -51,9 +53,8 @@ def queries_of(heads: Heads, draw: torch.Generator) -> list[LayerQueries]:
         count = heads.kv_heads * heads.group
         root = torch.randn(count, heads.head_dim, heads.head_dim, generator=draw) * 0.4
         mean = torch.randn(count, heads.head_dim, generator=draw)
-        found.append(
-            LayerQueries(QueryStatistics(mean, root @ root.transpose(1, 2)), rotations[layer % 2])
-        )
+        statistics = QueryStatistics(mean, root @ root.transpose(1, 2), NO_MODULUS)
+        found.append(LayerQueries(statistics, rotations[layer % 2]))
     return found
 
 
@@ -143,7 +144,7 @@ def test_layers_that_are_not_alike_are_not_laid_out_together():
     for other in (Heads(group=2), Heads(turned=8), Heads(interleaved=True)):
         assert not PairedQueries.fits([*alike, *queries_of(other, draw)])
     rotation = Rotation(torch.ones(1, 3), torch.zeros(1, 3))
-    odd = LayerQueries(QueryStatistics(torch.zeros(1, 7), torch.zeros(1, 7, 7)), rotation)
+    odd = LayerQueries(QueryStatistics(torch.zeros(1, 7), torch.zeros(1, 7, 7), NO_MODULUS), rotation)
     assert not PairedQueries.fits([odd])
 
 

@@ -38,7 +38,8 @@ from sgl_dynts.window import Cut
 INF = float("inf")
 SEPARATOR = 5
 FLAT = Rotation(torch.ones(1, 0), torch.ones(1, 0))
-QUERIES = (LayerQueries(QueryStatistics(torch.tensor([[1.0, 0.0]]), torch.zeros(1, 2, 2)), FLAT),)
+STATISTICS = QueryStatistics(torch.tensor([[1.0, 0.0]]), torch.zeros(1, 2, 2), torch.tensor([[1.0]]))
+QUERIES = (LayerQueries(STATISTICS, FLAT),)
 FACTS = ModelFacts(frozenset({SEPARATOR}), queries=QUERIES)
 SCORING = {name: policy for name, policy in build_policies(FACTS).items() if name != FULL}
 
@@ -369,6 +370,29 @@ def test_the_horizon_is_as_long_as_tokens_are_held():
     assert Calibrated.build(replace(FACTS, period=3)).horizon[:2] == (1, 4)
 
 
+def standard(values: list[float]) -> list[float]:
+    mean = sum(values) / len(values)
+    spread = math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
+    return [(value - mean) / spread for value in values]
+
+
+def test_triattention_takes_the_query_head_of_a_group_that_wants_a_key_most():
+    """One head looks along the first number; the other scatters, so size alone counts: 2 |k|."""
+    statistics = QueryStatistics(
+        torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.zeros(2, 2, 2), torch.tensor([[1.0], [2.0]])
+    )
+    keys = torch.tensor([[[9.0, 9.0]], [[3.0, 4.0]], [[7.0, 7.0]], [[-1.0, 0.0]], [[0.0, 2.0]]])
+    some = replace(
+        candidates([0.2, INF, 0.4, 0.8], question=1), layers=lambda: [HeldLayer(keys, keys, 0.5)]
+    )
+    facts = replace(FACTS, queries=(LayerQueries(statistics, FLAT),))
+    found = build_policies(facts)["triattention_per_head"].score(some)
+    assert found.shape == (1, 1, 4)
+    logits, sizes = standard([3.0, -1.0, 0.0]), standard([10.0, 2.0, 4.0])
+    wanted = [max(pair) for pair in zip(logits, sizes, strict=True)]
+    assert found[0, 0, [0, 2, 3]].tolist() == pytest.approx(wanted, rel=1e-5)
+
+
 def test_hybrid_adds_what_was_predicted_to_what_is_expected():
     keys = torch.tensor([[[number, 0.0]] for number in [4.0, 2.0, 6.0, 0.0]])
     some = replace(
@@ -378,12 +402,6 @@ def test_hybrid_adds_what_was_predicted_to_what_is_expected():
     )
     found = SCORING["hybrid"].score(some)[0, 0].tolist()
     expected, predicted = [4.0, 6.0, 0.0], [math.log(0.2), math.log(0.4), math.log(0.1)]
-
-    def standard(values: list[float]) -> list[float]:
-        mean = sum(values) / 3
-        spread = math.sqrt(sum((value - mean) ** 2 for value in values) / 3)
-        return [(value - mean) / spread for value in values]
-
     both = zip(standard(expected), standard(predicted), strict=True)
     wanted = [one + 2 * other for one, other in both]
     assert [found[0], found[2], found[3]] == pytest.approx(wanted, rel=1e-4)

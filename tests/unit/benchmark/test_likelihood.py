@@ -17,7 +17,7 @@ from sgl_dynts.policies import ModelFacts, needing, policies
 
 WINDOWS = DynTSConfig(40, 10, 0.5)
 NUM_TOKENS, QUESTION = 90, 7
-APART = ("full", "predictor", "calibrated", "hybrid", "sepllm")
+APART = ("full", "predictor", "calibrated", "hybrid", "triattention_per_head", "sepllm")
 DROPPING = [name for name in policies() if name not in APART]
 
 
@@ -191,4 +191,4 @@ def test_what_cannot_be_measured_is_refused(folder, texts, tmp_path, words, mess
 
 
 def test_policies_that_need_calibration_are_known():
-    assert needing("calibration") == ("calibrated", "hybrid")
+    assert needing("calibration") == ("calibrated", "hybrid", "triattention_per_head")

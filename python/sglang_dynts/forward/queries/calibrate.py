@@ -28,8 +28,7 @@ class QueryCounter:
     def __init__(self, layer: RadixAttention, rotation: Rotation) -> None:
         self.layer = layer
         self.rotation = rotation
-        device = rotation.cos.device
-        self.moments = QueryMoments(layer.tp_q_head_num, layer.qk_head_dim, device)
+        self.moments = QueryMoments(layer.tp_q_head_num, layer.qk_head_dim, rotation)
 
     def add(self, _layer: RadixAttention, args: tuple) -> None:
         """Before the layer's attention: take the rotated queries of a prefill."""
