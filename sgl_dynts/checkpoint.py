@@ -174,6 +174,8 @@ def digest_of(weights: Sequence[torch.Tensor]) -> str:
 def _find_named(named: Path) -> PredictorSource:
     if named.is_file():
         return _read_predictor_file(named)
+    if named.exists() and not named.is_dir():
+        raise ValueError(f"--dynts-predictor {named}: it is no regular file; name a predictor file")
     if not named.is_dir():
         raise ValueError(
             f"--dynts-predictor {named}: no such file or folder; name a predictor file, or a folder "
@@ -189,9 +191,24 @@ def _find_named(named: Path) -> PredictorSource:
 
 
 def _find_in_folder(folder: Path) -> PredictorSource | None:
-    if (folder / PREDICTOR_FILE).is_file():
-        return _read_predictor_file(folder / PREDICTOR_FILE)
+    path = folder / PREDICTOR_FILE
+    if path.is_file():
+        return _read_predictor_file(path)
+    if _is_there(path):
+        raise ValueError(
+            f"{path}: it is there, and no regular file that can be read; put a predictor in its place, "
+            "or take it away"
+        )
     return _find_author_tensors(folder)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether something has this name; a loop of links is something."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _read_predictor_file(path: Path) -> PredictorSource:

@@ -20,6 +20,11 @@ def quoted(value: object) -> str:
         return f"({type(value).__name__}, too large to show)"
 
 
+def as_name(text: str) -> str:
+    """Return a field's name as a message shows it: bounded, and what cannot be printed written out."""
+    return shortened(text if text.isprintable() else repr(text)[1:-1])
+
+
 def shortened(text: str) -> str:
     """Return a text as a message shows it, of bounded length."""
     return text if len(text) <= MOST_QUOTED else f"{text[: MOST_QUOTED - 3]}..."

@@ -21,6 +21,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import uvicorn._subprocess as uvicorn_processes
+
 SECONDS_BETWEEN_LOOKS = 0.05
 
 
@@ -188,6 +190,7 @@ def _become(words: list[str], log: str) -> None:
         os.dup2(out.fileno(), 2)
     set_method = multiprocessing.set_start_method
     multiprocessing.set_start_method = lambda _method, force=False: set_method("fork", force)
+    uvicorn_processes.spawn = multiprocessing.get_context("fork")  # several tokenizer workers
     if words[0] == "-m":
         sys.argv = words[1:]
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)

@@ -396,6 +396,17 @@ def models_served() -> list[str]:
     return table(columns, [(k.models, k.kind, k.kernels, k.to_set, gain_of(k), k.tested) for k in kinds])
 
 
+def together() -> list[str]:
+    """Return what a server may have together, and which pairs a test has run."""
+    known = import_module("sglang_dynts.boot.together")
+    names = [one.name for one in known.FEATURES]
+    rows = [
+        [a.name, *(known.word_for(a, b) for b in known.FEATURES[:index])]
+        for index, a in enumerate(known.FEATURES)
+    ]
+    return table(("", *names[:-1]), [row + [""] * (len(names) - len(row)) for row in rows[1:]])
+
+
 def gain_of(kind: Any) -> str:
     """Return what a kind of model gains: in words, and by the roofline where it has shapes of it."""
     told = [f"{shape} {ratios_of(shape)}" for shape in kind.shapes]
@@ -517,6 +528,7 @@ TABLES: Tables = {
     "predictions": predictions,
     "policies": lambda: as_markdown().splitlines(),
     "models-served": models_served,
+    "together": together,
     "models-refused": models_refused,
     "model-float32": lambda: shipped("float32"),
     "model-bfloat16": lambda: shipped("bfloat16"),

@@ -53,6 +53,7 @@ def installed_release() -> str:
 
 def compare(record: dict[str, Any]) -> list[Difference]:
     """List every place where the installed SGLang is not as recorded."""
+    _make_importable()
     found = [_compare_one(target, then) for target, then in sorted(record["targets"].items())]
     return [difference for difference in found if difference is not None]
 
@@ -88,12 +89,9 @@ def check_release() -> None:
 
 def record_installed() -> dict[str, Any]:
     """Describe every place that we touch in the installed release."""
-    import torch
-
     from sglang_dynts import seams
 
-    if not torch.cuda.is_available():
-        seams.stand_in_for_tree_masks()
+    _make_importable()
     users: dict[str, set[str]] = {}
     for file, target in [*_imported_names(), *_overridden_methods()]:
         users.setdefault(target, set()).add(file)
@@ -105,6 +103,16 @@ def record_installed() -> dict[str, Any]:
         if thing is not None:  # a method of our own subclass that overrides nothing
             targets[target] = {"used_by": sorted(files), **_fingerprint(thing)}
     return {"sglang": version("sglang"), "targets": targets}
+
+
+def _make_importable() -> None:
+    """Let modules be imported here that need an operator of a GPU; nothing of them is called."""
+    import torch
+
+    from sglang_dynts import operators
+
+    if not torch.cuda.is_available():
+        operators.stand_in_for_tree_masks()
 
 
 def _compare_one(target: str, then: dict[str, Any]) -> Difference | None:

@@ -67,11 +67,11 @@ def _register_arguments() -> None:
 
 def _register_host_cpu() -> None:
     """Put in place what the host CPU needs beyond its platform's own methods."""
-    from sglang_dynts.boot import host_cpu_platform
+    from sglang_dynts.boot.cpu import platform
 
-    if not isinstance(current_platform, host_cpu_platform.HostCpuPlatform):
+    if not isinstance(current_platform, platform.HostCpuPlatform):
         return
-    table = [Seam(seams.NO_OVERLAP_ON_CPU, host_cpu_platform.keep_overlap, HookType.REPLACE)]
+    table = [Seam(seams.NO_OVERLAP_ON_CPU, platform.keep_overlap, HookType.REPLACE)]
     if seams.SCHEDULER_MODULE in sys.modules:
         from sglang_dynts.boot.cpu import hierarchy, recurrent, speculation
 

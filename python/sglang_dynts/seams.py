@@ -5,11 +5,9 @@ gone. So nothing is validated there: :func:`check`, called where an exception do
 verifies that each seam of the process is in place. Which hook hangs where is told by ``plugin.py``.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from types import ModuleType
 from typing import Any
 
 from sglang.srt.mem_cache.registry import registered_radix_cache_backends
@@ -196,15 +194,3 @@ def _missing_backends() -> list[str]:
 def _is_applied(seam: Seam) -> bool:
     hooks = {hook for _kind, hook, _source in HookRegistry._hooks.get(seam.target, ())}
     return seam.target in HookRegistry._patched and seam.hook in hooks
-
-
-def stand_in_for_tree_masks() -> None:
-    """Let SGLang import its tree masks where their compiled operator is not built, as on a CPU.
-
-    The function that calls it is replaced there.
-    """
-    name = "sgl_kernel.speculative"
-    if name not in sys.modules:
-        stand_in = ModuleType(name)
-        vars(stand_in)["reconstruct_indices_from_tree_mask"] = None
-        sys.modules[name] = stand_in

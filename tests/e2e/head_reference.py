@@ -22,6 +22,7 @@ from tests.e2e.hf_reference import (
     Reference,
     Windows,
     answers_in,
+    chosen,
     question_len,
     redundancy,
     sizes,
@@ -89,7 +90,8 @@ class HeadReference(Reference):
                         a + b for a, b in zip(sums, grouped[head].tolist(), strict=True)
                     ]
             logits = self.logits(out.last_hidden_state[0, max(0, len(prompt) - 1 - start) :])
-            output += logits.argmax(-1).tolist()
+            here = served[len(output) :]
+            output += [chosen(row, range(len(row)), one) for row, one in zip(logits, here, strict=False)]
             start = end
             if not compacts or len(output) == len(served):
                 continue

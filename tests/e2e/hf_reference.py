@@ -22,6 +22,10 @@ H2O = "h2o"
 NUM_QUERIES = 8
 
 
+ROUNDING = 1e-4
+"""Logits of float32 that lie no further apart change places with the batch that computes them."""
+
+
 @dataclass(frozen=True)
 class Windows:
     budget: int
@@ -39,6 +43,13 @@ class Expected:
     logprobs: list[float]
     compacted_at: list[int]
     """Tokens seen at each compaction."""
+
+
+def chosen(logits: torch.Tensor, among: range, served: int | None) -> int:
+    """The token with the largest logit; the served one, where only rounding tells the two apart."""
+    best = among[int(logits[among.start : among.stop].argmax())]
+    is_tie = served in among and float(logits[best] - logits[served]) <= ROUNDING
+    return served if served is not None and is_tie else best
 
 
 class Reference:
@@ -150,7 +161,8 @@ class Reference:
                     received[position] = received.get(position, 0.0) + more
             for logits in self.logits(hidden[max(0, len(prompt) - 1 - start) :]):
                 choice = allowed or range(len(logits))
-                output.append(choice[int(logits[choice.start : choice.stop].argmax())])
+                here = served[len(output)] if served is not None and len(output) < len(served) else None
+                output.append(chosen(logits, choice, here))
                 logprobs.append(float(logits.log_softmax(0)[output[-1]]))
             if len(output) == length:
                 return Expected(output, len(compactions), dropped, held, logprobs, compactions)

@@ -35,6 +35,13 @@ EAGLE = ("--speculative-algorithm", "EAGLE", *DRAFT_MODEL)
 HIERARCHICAL = ("--enable-hierarchical-cache", "--hicache-ratio", "8", "--enable-cache-report")
 ATTENTION_RANKS = ("--tp-size", "2", "--dp-size", "2", "--enable-dp-attention")
 """Each rank attends for its own requests; experts and dense layers are computed together."""
+NO_OVERLAP = ("--disable-overlap-schedule",)
+NO_PREFIXES = ("--disable-radix-cache",)
+TWO_RANKS = ("--tp-size", "2")
+OBSERVING = ("--dynts-observe-queries", str(NUM_QUERIES), "--dynts-host-memory-gb", "0")
+WORKERS = ("--tokenizer-worker-num", "2")
+PATIENT = {"SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT": "600"}
+"""With workers: one may be stopped for a while."""
 TWO_CORES = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
 
 
@@ -132,8 +139,8 @@ SERVERS = {
     ),
     "tokenizer_workers": Spec(
         "qwen3",
-        ("--tokenizer-worker-num", "2", "--enable-metrics"),
-        {"SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT": "600"},  # one may be stopped for a while
+        (*WORKERS, "--enable-metrics"),
+        PATIENT,
         command=SGLANG_SERVE,
         as_a_user=True,
     ),
@@ -164,6 +171,37 @@ SERVERS = {
     "qwen3_next": Spec("qwen3_next", (*MIXED, *QUEUE, *STATES, "--disable-radix-cache")),
     "qwen3_5_without_copies": Spec("qwen3_5", (*SMALL_POOL, *CHUNKS, *STATES), RETRACTING),
     "qwen3_5_tensor_parallel": Spec("qwen3_5_text", ("--tp-size", "2", *CALIBRATED, *STATES), TWO_CORES),
+    "all_schedules": Spec(
+        "qwen3", (*TWO_RANKS, *NO_OVERLAP, *NO_PREFIXES, *MIXED, *OBSERVING), TWO_CORES
+    ),
+    "drafts_on_two_ranks": Spec("qwen3", (*NGRAM, EXACT, *TWO_RANKS, *NO_PREFIXES), TWO_CORES),
+    "sliding_attention_ranks": Spec("gemma2", (*ATTENTION_RANKS, *NO_OVERLAP, *NO_PREFIXES), TWO_CORES),
+    "latents_in_turns": Spec("deepseek_v3", (*NO_OVERLAP, *NO_PREFIXES)),
+    "latents_with_drafts": Spec("deepseek_v3", (*NGRAM, EXACT)),
+    "sliding_hierarchy": Spec(
+        "gemma2",
+        (*HIERARCHICAL, *TWO_RANKS, *NO_OVERLAP, *MIXED),
+        TWO_CORES,
+    ),
+    "hierarchy_observing": Spec("qwen3", (*HIERARCHICAL, *OBSERVING)),
+    "states_in_turns": Spec(
+        "qwen3_next", (*NO_OVERLAP, *STATES, "--mamba-radix-cache-strategy", "extra_buffer")
+    ),
+    "ranks_of_two": Spec(
+        "deepseek_v3",
+        ("--tp-size", "4", *ATTENTION_RANKS[2:]),
+        {"SGLANG_CPU_OMP_THREADS_BIND": "0|1|0|1"},
+    ),
+    "workers_two_pools": Spec(
+        "gpt_oss", (*WORKERS, *TWO_RANKS, *NO_OVERLAP, *MIXED), TWO_CORES | PATIENT
+    ),
+    "workers_latents": Spec(
+        "deepseek_v3", (*WORKERS, *ATTENTION_RANKS, *NO_PREFIXES), TWO_CORES | PATIENT
+    ),
+    "workers_hierarchy": Spec("gemma2", (*WORKERS, *HIERARCHICAL), PATIENT),
+    "workers_states": Spec("qwen3_next", (*WORKERS, *STATES), PATIENT),
+    "workers_observing": Spec("qwen3", (*WORKERS, *OBSERVING), PATIENT),
+    "workers_with_drafts": Spec("qwen3", (*WORKERS, *NGRAM, EXACT), PATIENT),
     "retracting_no_radix_cache": Spec("qwen3", (*SMALL_POOL, "--disable-radix-cache"), RETRACTING),
 }
 

@@ -26,6 +26,7 @@ class Books:
 
     def __init__(self) -> None:
         self.taken: list[str] = []
+        self.model_config = SimpleNamespace(vocab_size=100)
         self.tp_worker = SimpleNamespace(model_runner=FullAttention())
         self.ended: list[Any] = []
 
@@ -56,7 +57,8 @@ def arrived(rid: str, custom: Any, input_embeds: list[list[float]] | None = None
     """What a front end without checks sends."""
     params = SamplingParams(custom_params=custom)
     facts = {"sampling_params": params, "mm_inputs": None, "input_embeds": input_embeds}
-    return SimpleNamespace(rid=rid, input_ids=[1], **facts)
+    asked = {"top_logprobs_num": 0, "logprob_start_len": -1, "token_ids_logprob": None}
+    return SimpleNamespace(rid=rid, input_ids=[1], positional_embed_overrides=None, **facts, **asked)
 
 
 BAD = [
@@ -105,6 +107,31 @@ def test_a_prompt_without_tokens_ends_alone(books, kind):
     handle(arrived("text", None))
     assert books.taken == ["text"]
     assert "has no tokens" in books.messages["empty"]
+
+
+IMPOSSIBLE = [
+    ({"input_ids": [-1, 5]}, "token ids that the model lacks; it has 0 to 99"),
+    ({"input_ids": [5, 100]}, "token ids that the model lacks"),
+    ({"top_logprobs_num": 101}, "top_logprobs_num=101 must be an integer, 0 to 100"),
+    ({"top_logprobs_num": [1]}, "top_logprobs_num=[1] must be an integer"),
+    ({"top_logprobs_num": True}, "top_logprobs_num=True must be an integer"),
+    ({"logprob_start_len": -5}, "logprob_start_len=-5 must be an integer, -1 to"),
+    ({"logprob_start_len": [0, 1]}, "logprob_start_len=[0, 1] must be an integer"),
+    ({"token_ids_logprob": [1, 10**9]}, "token_ids_logprob=[1, 1000000000] must be token ids, 0 to 99"),
+    ({"token_ids_logprob": ["x"]}, "token_ids_logprob=['x'] must be token ids"),
+    ({"positional_embed_overrides": [[1]]}, "positional_embed_overrides cannot be sent as JSON"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), IMPOSSIBLE)
+def test_what_the_scheduler_would_look_up_in_vain_ends_alone(books, fields, message):
+    bad = arrived("bad", None)
+    for name, value in fields.items():
+        setattr(bad, name, value)
+    books.handle_generate_request(bad)
+    books.handle_generate_request(arrived("good", None))
+    assert books.taken == ["good"]
+    assert message in books.messages["bad"]
 
 
 def test_images_are_none_of_our_business_without_dynts(serve):

@@ -126,6 +126,52 @@ def test_numbers_of_a_chat_are_asked_for_where_a_router_drops_the_field(client, 
     assert "return_meta_info" not in json.loads(client.post("/echoes", json={**body, "text": "y"}).json())
 
 
+ESCAPED = [
+    b'{"custom_param\\u0073": {"dynt\\u0073": {"enabled": false}}}',
+    b'{"chat_template_kwargs": {"\\u0064ynts": {"enabled": false}}}',
+]
+
+
+@pytest.mark.parametrize("body", ESCAPED)
+def test_names_with_letters_by_their_number_are_read(client, body):
+    assert client.post("/forgets", content=body).json() == ASKED
+
+
+NOWHERE = [
+    ("/v1/chat/completions", {"sampling_params": {"custom_params": ASKED}}, "sampling_params.custom"),
+    ("/vertex_generate", {"instances": [{"text": "x", "custom_params": ASKED}]}, "instances.custom"),
+    ("/vertex_generate", {"instances": [{"text": "x"}], "parameters": ASKED}, "parameters.dynts"),
+    ("/generate", {"session_params": [5, ASKED]}, "session_params[].dynts"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "place"), NOWHERE)
+def test_what_an_endpoint_does_not_read_is_refused_there(client, path, body, place):
+    reply = client.post(path, json=body)
+    assert reply.status_code == 400
+    assert f"{place}" in reply.json()["message"]
+    assert "stands where nobody reads it" in reply.json()["message"]
+
+
+@pytest.mark.parametrize("params", [{"custom_params": {"dynts": {"budget": 7.5}}}, None])
+def test_sampling_params_are_checked_before_a_stream_begins(client, params):
+    bad = {"custom_params": {"dynts": {"bugdet": 7}}}
+    body = {"stream": True, "sampling_params": bad if params is None else [params]}
+    assert client.post("/generate", json=body).status_code == 400
+
+
+@pytest.mark.parametrize("name", ["\ud800", "\x1b[31m", "\n"])
+def test_a_field_s_name_that_cannot_be_printed_is_written_out(client, name):
+    options = {name: 1}
+    replies = [
+        client.post("/forgets", content=json.dumps({"custom_params": {"dynts": options}})),
+        client.post("/forgets", headers={"X-DynTS": json.dumps(options)}),
+    ]
+    for reply in replies:
+        assert reply.status_code == 400
+        assert f"custom_params.dynts.{repr(name)[1:-1]} is not known" in reply.json()["message"]
+
+
 def test_options_in_a_header(client):
     headers = {"X-DynTS": '{"enabled": false}'}
     assert client.post("/forgets", json={"text": "x"}, headers=headers).json() == ASKED
@@ -152,7 +198,7 @@ def test_a_policy_behind_the_model_s_name(client, named, options, seen):
 
 def test_a_served_name_with_the_sign_in_it_is_the_model(serve):
     serve("--attention-backend", "dynts")
-    said = read_request(b'{"model": "my@full"}', None, "my@full")
+    said = read_request(b'{"model": "my@full"}', None, "my@full", "/generate")
     assert (said.options, said.body) == (None, None)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -17,6 +18,12 @@ def test_nothing_has_moved_in_the_release_that_is_named(capsys):
     assert compare(recorded()) == []
     assert main([]) == 0
     assert "0 broken, 0 to be read" in capsys.readouterr().out
+
+
+def test_a_new_process_without_a_gpu_finds_all_of_it(monkeypatch):
+    for name in ("sgl_kernel.speculative", seams.TREE_FROM_MASK.rpartition(".")[0]):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    assert compare(recorded()) == []
 
 
 def test_the_record_is_of_today_s_code():

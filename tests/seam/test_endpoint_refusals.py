@@ -30,7 +30,11 @@ REFUSED = [
     ("/hicache/storage-backend", {"hicache_storage_backend": "file"}, "--enable-hierarchical-cache"),
     ("/start_profile", {"activities": ["CPU", "MEM"]}, '"activities": ["CPU"]'),
     ("/start_profile", {"activities": ["CUDA_PROFILER"]}, '"activities": ["CPU"]'),
-    ("/start_profile", {"activities": ["RPD"]}, "rpdTracerControl"),
+    ("/start_profile", {"activities": ["CPU", "RPD"]}, "rpdTracerControl"),
+    ("/start_profile", {"activities": ["GPU"]}, "none of the activities is one of this machine"),
+    ("/start_profile", {"activities": ["XPU"]}, "none of the activities is one of this machine"),
+    ("/start_profile", {"activities": []}, "none of the activities is one of this machine"),
+    ("/init_weights_update_group", {"master_address": "no.such.place.invalid"}, "master_address"),
     ("/start_profile", BY_STAGE, "num_steps"),
     ("/start_profile", {"output_dir": "/proc/none"}, "output_dir"),
     ("/start_profile", {"output_dir": "/dev/null/none"}, "output_dir"),
@@ -42,6 +46,8 @@ REFUSED = [
 SERVED = [
     (OPEN_GROUP, {"ports": "1"}),
     ("/init_weights_update_group", {}),
+    ("/init_weights_update_group", {"master_address": "127.0.0.1"}),
+    ("/init_weights_update_group", {"master_address": 7}),  # SGLang says no
     ("/update_weights_from_disk", {"load_format": None}),
     ("/update_weights_from_disk", {"load_format": "SafeTensors"}),
     ("/hicache/storage-backend", {}),

@@ -9,14 +9,14 @@ from argparse import Namespace
 import pytest
 import torch
 
+from sglang_dynts.boot.cpu.platform import HostCpuPlatform
 from sglang_dynts.boot.host_cpu import activate
-from sglang_dynts.boot.host_cpu_platform import HostCpuPlatform
 
 
 def test_a_plain_cpu_machine_gets_our_platform(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     monkeypatch.delenv("SGLANG_USE_CPU_ENGINE", raising=False)
-    assert activate() == "sglang_dynts.boot.host_cpu_platform.HostCpuPlatform"
+    assert activate() == "sglang_dynts.boot.cpu.platform.HostCpuPlatform"
 
 
 def test_a_machine_with_an_accelerator_is_left_to_sglang(monkeypatch):

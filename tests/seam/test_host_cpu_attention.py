@@ -16,7 +16,7 @@ from transformers.models.gpt_oss import modeling_gpt_oss
 
 from sglang_dynts.boot.cpu.attention import HostCpuAttention
 from sglang_dynts.boot.cpu.kernels import cap_logits
-from sglang_dynts.boot.host_cpu_platform import HostCpuPlatform
+from sglang_dynts.boot.cpu.platform import HostCpuPlatform
 
 HEADS, KV_HEADS, DIM = 4, 2, 8
 LENS = (5, 11, 30)

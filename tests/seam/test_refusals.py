@@ -278,7 +278,7 @@ def test_what_was_not_tested_beside_two_pools_is_refused(cfg, monkeypatch, field
     monkeypatch.setattr("sglang_dynts.boot.model_kinds.mambaish_config", lambda _model: None)
     gpt_oss = {"is_hybrid_swa": True, "hf_config": architecture("GptOssForCausalLM")}
     with refuses(
-        f"{flag} with a model whose sliding layers have a KV pool of their own: the two have not been "
+        f"{flag}: the model's sliding layers have a KV pool of their own; the two have not been "
         "tested together yet; drop the flag"
     ):
         refuse_unsupported(changed(cfg, **{field: value}), Namespace(**(vars(PLAIN_MODEL) | gpt_oss)))

@@ -18,6 +18,7 @@ from sgl_dynts.checkpoint import (
     PredictorHeader,
     check_scores,
     find_predictor,
+    find_predictor_if_any,
     load_predictor,
     save_predictor,
 )
@@ -344,6 +345,14 @@ def test_a_useful_predictor_is_taken_at_any_size_of_hidden_states():
             check_scores(predictor.bfloat16(), "a.safetensors", scale)
 
 
+@pytest.mark.parametrize("to", ["nowhere", PREDICTOR_FILE, "/dev/zero", "."])
+def test_a_predictor_s_place_that_holds_no_file_is_not_taken_for_an_empty_one(tmp_path, to):
+    (tmp_path / PREDICTOR_FILE).parent.mkdir()
+    (tmp_path / PREDICTOR_FILE).symlink_to(tmp_path / to)
+    with pytest.raises(ValueError, match="no regular file that can be read"):
+        find_predictor_if_any(tmp_path)
+
+
 @pytest.mark.parametrize("place", ["named", "beside", "among the weights", "index"])
 def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, place):
     pipe = tmp_path / (PREDICTOR_FILE if place == "beside" else "pipe.safetensors")
@@ -352,8 +361,6 @@ def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path, place):
     if place == "index":
         index = {"weight_map": dict.fromkeys(AUTHOR_LAYER_NAMES, pipe.name)}
         (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    message = "no such file or folder" if place == "named" else "it is no regular file"
-    if place == "beside":
-        message = "no predictor"
+    message = "no regular file that can be read" if place == "beside" else "it is no regular file"
     with pytest.raises(ValueError, match=message):
         find_predictor(tmp_path, pipe if place == "named" else None)

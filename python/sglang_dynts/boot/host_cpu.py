@@ -19,7 +19,7 @@ def activate() -> str | None:
     _say_that_it_takes_long()
     if torch.accelerator.is_available() or os.environ.get("SGLANG_USE_CPU_ENGINE") == "1":
         return None
-    return "sglang_dynts.boot.host_cpu_platform.HostCpuPlatform"
+    return "sglang_dynts.boot.cpu.platform.HostCpuPlatform"
 
 
 def _say_that_it_takes_long() -> None:

@@ -110,6 +110,16 @@ SPECULATIVE_REFUSALS = (
 )
 """Flags that must keep their values beside speculation."""
 
+_TWO_POOLS = (
+    "the model's sliding layers have a KV pool of their own; the two have not been tested together yet"
+)
+
+TWO_POOL_REFUSALS = (
+    FlagRefusal("speculative_algorithm", _TWO_POOLS, None),
+    FlagRefusal("enable_hierarchical_cache", _TWO_POOLS),
+)
+"""Flags that must keep their values beside sliding layers with a KV pool of their own."""
+
 RECURRENT_REFUSALS = (
     FlagRefusal("speculative_algorithm", "a state cannot go back to before a draft", None),
     FlagRefusal("enable_hierarchical_cache", "states on the host have not been tested yet"),
@@ -162,7 +172,7 @@ def refuse_unsupported(cfg, model_config) -> None:
             raise ValueError(refused.message(cfg.model_path))
     _refuse_head_size(cfg, model_config.hf_config)
     if model_config.is_hybrid_swa:
-        _refuse_beside_two_pools(cfg)
+        _refuse_flags(cfg, TWO_POOL_REFUSALS)
     if has_recurrent_state(model_config):
         _refuse_beside_states(cfg)
     for variable, why in ENVIRONMENT_REFUSALS:
@@ -230,19 +240,6 @@ def refuse_speculation(cfg) -> None:
             f"DynTS does not support SGLANG_ENABLE_OVERLAP_PLAN_STREAM=1 with {asked}: positions are "
             "read there on a stream that no compaction waits for; unset it"
         )
-
-
-def _refuse_beside_two_pools(cfg) -> None:
-    asked = {
-        f"--speculative-algorithm {cfg.speculative_algorithm}": cfg.speculative_algorithm is not None,
-        "--enable-hierarchical-cache": cfg.enable_hierarchical_cache,
-    }
-    for flag, is_given in asked.items():
-        if is_given:
-            raise ValueError(
-                f"DynTS does not support {flag} with a model whose sliding layers have a KV pool of "
-                "their own: the two have not been tested together yet; drop the flag"
-            )
 
 
 def _refuse_beside_states(cfg) -> None:

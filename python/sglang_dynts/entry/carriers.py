@@ -26,16 +26,22 @@ ALIAS = "@"
 """Between a model's name and a policy's: ``MODEL@full``."""
 PASSED_ON = ("chat_template_kwargs", "session_params")
 """Objects that routers pass on whole; SGLang gives them to the chat template and to its sessions."""
+SAMPLING = "sampling_params"
 METADATA = "metadata"
 """One that routers pass on whole, too. OpenAI's holds texts, so options may stand there as JSON."""
 UNREAD = {
     "extra_body": (FIELD, BACKEND_NAME),
     "options": (FIELD, BACKEND_NAME),
-    "sampling_params": (BACKEND_NAME,),
+    "parameters": (FIELD, BACKEND_NAME),
+    "instances": (FIELD, BACKEND_NAME),
+    SAMPLING: (BACKEND_NAME,),
 }
-"""By objects of a body: what people write into them, and nobody reads there."""
+"""By objects of a body, or lists of them: what people write into them, and nobody reads there."""
+READS_SAMPLING = "/generate"
+"""The endpoint whose body has sampling parameters of SGLang's form at its top."""
 SPELLING = f'"{FIELD}": {{"{BACKEND_NAME}": {{...}}}}'
-_MARKS = (FIELD.encode(), BACKEND_NAME.encode(), ALIAS.encode())
+_MARKS = (FIELD.encode(), BACKEND_NAME.encode(), ALIAS.encode(), b"\\u")
+"""What a body that says something has in it; JSON may write any letter by its number."""
 
 Fields = dict[str, Any]
 """A body's, by name."""
@@ -60,7 +66,7 @@ class OptionsCarrier:
         messages = await read_body(receive)
         body = b"".join(message.get("body", b"") for message in messages)
         try:
-            said = read_request(body, _header(scope), self.served_name)
+            said = read_request(body, _header(scope), self.served_name, scope["path"])
         except ValueError as error:
             await refusal(str(error))(scope, receive, send)
             return
@@ -82,13 +88,14 @@ class Said:
     body: bytes | None = None
 
 
-def read_request(body: bytes, header: str | None, served_name: str) -> Said:
+def read_request(body: bytes, header: str | None, served_name: str, path: str) -> Said:
     """Return what a request says of its options outside of ``sampling_params``, checked.
 
     Args:
         body: as it came.
         header: the value of :data:`HEADER`.
         served_name: of the model.
+        path: of the endpoint.
 
     Raises:
         ValueError: it is no possible value, stands where nobody would read it, or two places disagree.
@@ -97,8 +104,10 @@ def read_request(body: bytes, header: str | None, served_name: str) -> Said:
     fields = _object_in(body)
     if fields is None:
         return Said(_checked(found))
-    _refuse_misplaced(fields)
+    _refuse_misplaced(fields, path)
     check_options(fields.get(FIELD))
+    for params in _objects(fields.get(SAMPLING)):  # before a stream begins, whose status is 200
+        check_options(params.get(FIELD))
     if BACKEND_NAME in (fields.get(FIELD) or {}):
         found[f"{FIELD}.{BACKEND_NAME}"] = fields[FIELD][BACKEND_NAME]
     found |= _in_metadata(fields)
@@ -182,15 +191,21 @@ def _with_length(scope: Scope, length: int) -> Scope:
     return {**scope, "headers": [*others, (b"content-length", str(length).encode())]}
 
 
-def _refuse_misplaced(fields: Fields) -> None:
+def _objects(value: Any) -> list[Fields]:
+    """An object, or the objects of a list; SGLang answers where it is neither."""
+    some = value if isinstance(value, list) else [value]
+    return [one for one in some if isinstance(one, dict)]
+
+
+def _refuse_misplaced(fields: Fields, path: str) -> None:
     places = [BACKEND_NAME] if BACKEND_NAME in fields else []
-    for wrapper, names in UNREAD.items():
-        inner = fields.get(wrapper)
-        places += [f"{wrapper}.{name}" for name in names if isinstance(inner, dict) and name in inner]
+    unread = UNREAD if path == READS_SAMPLING else UNREAD | {SAMPLING: (FIELD, BACKEND_NAME)}
+    for wrapper, names in unread.items():
+        for one in _objects(fields.get(wrapper)):
+            places += [f"{wrapper}.{name}" for name in names if name in one]
     for wrapper in PASSED_ON:
-        inner = fields.get(wrapper)
-        of_a_batch = inner if isinstance(inner, list) else []
-        places += [f"{wrapper}[].{BACKEND_NAME}" for one in of_a_batch if BACKEND_NAME in (one or ())]
+        of_a_batch = _objects(fields[wrapper]) if isinstance(fields.get(wrapper), list) else []
+        places += [f"{wrapper}[].{BACKEND_NAME}" for one in of_a_batch if BACKEND_NAME in one]
     if places:
         raise ValueError(
             f"{places[0]} stands where nobody reads it: write {SPELLING} at the top of the body, or in "

@@ -5,6 +5,7 @@ ask for before it is there. So they are checked here, and get HTTP 400.
 """
 
 import json
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -151,6 +152,18 @@ ENDPOINT_REFUSALS = (
     ),
     EndpointRefusal(
         (PROFILE,),
+        lambda fields, _past: "activities" in fields and not _profiles_something(fields),
+        "none of the activities is one of this machine",
+        'give "activities": ["CPU"], or leave them out',
+    ),
+    EndpointRefusal(
+        (JOIN_GROUP,),
+        lambda fields, _past: not _is_an_address(fields.get("master_address")),
+        "master_address is no address that this machine can resolve",
+        "give the name or the IP address of the machine that sends the weights",
+    ),
+    EndpointRefusal(
+        (PROFILE,),
         lambda fields, _past: "RPD" in _activities(fields) and find_spec("rpdTracerControl") is None,
         "the activity RPD needs rpdTracerControl, which is not installed",
         'give "activities": ["CPU", "GPU"]',
@@ -189,6 +202,22 @@ def _load_format(fields: Fields) -> str:
 
 def _activities(fields: Fields) -> list[str]:
     return _words(fields.get("activities"))
+
+
+def _profiles_something(fields: Fields) -> bool:
+    """Whether a profile has an activity here; what is no list of them is left to SGLang."""
+    given, here = fields["activities"], {"CPU", "GPU", "RPD", *CUDA_ACTIVITIES} if _has_gpu() else {"CPU"}
+    return not isinstance(given, list) or bool(here & set(_words(given)))
+
+
+def _is_an_address(host: Any) -> bool:
+    """Whether a name has an address; what is no text is left to SGLang."""
+    if not isinstance(host, str):
+        return True
+    try:
+        return bool(socket.getaddrinfo(host, None))
+    except (OSError, UnicodeError):
+        return False
 
 
 def _words(value: Any) -> list[str]:

@@ -5,7 +5,7 @@ from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
-from sgl_dynts.config import MOST_TOKENS, WINDOW_FIELDS, DynTSConfig, quoted, shortened
+from sgl_dynts.config import MOST_TOKENS, WINDOW_FIELDS, DynTSConfig, as_name, quoted
 from sgl_dynts.policies import FULL, policies
 from sglang_dynts.boot.configuration import arguments, server_config
 from sglang_dynts.names import BACKEND_NAME
@@ -54,7 +54,7 @@ def combined(found: Mapping[str, Any]) -> dict[str, Any] | None:
             before, other = said.setdefault(name, (place, value))
             if (isinstance(value, bool), value) != (isinstance(other, bool), other):
                 raise ValueError(
-                    f"{BACKEND_NAME}.{shortened(name)} is {quoted(other)} in {before} and "
+                    f"{BACKEND_NAME}.{as_name(name)} is {quoted(other)} in {before} and "
                     f"{quoted(value)} in {place}; say one of them"
                 )
     return {name: value for name, (_place, value) in said.items()} if found else None
@@ -138,7 +138,7 @@ def request_config(options: Any, default: DynTSConfig, min_selection: int | None
     for name in options:
         if name not in FIELDS:
             raise ValueError(
-                f"custom_params.dynts.{shortened(str(name))} is not known; it takes {_known()}"
+                f"custom_params.dynts.{as_name(str(name))} is not known; it takes {_known()}"
             )
     given = _given(options)
     for name in SWITCHES:

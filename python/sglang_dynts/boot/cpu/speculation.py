@@ -11,7 +11,7 @@ from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBack
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.plugins.hook_registry import HookType
 
-from sglang_dynts import seams
+from sglang_dynts import operators, seams
 from sglang_dynts.boot.cpu.attention import attend
 from sglang_dynts.seams import Seam
 
@@ -312,7 +312,7 @@ def create_extend_backend(factory):
 
 def scheduler_seams() -> list[Seam]:
     """Return what a scheduler on the host CPU needs in place for speculation."""
-    seams.stand_in_for_tree_masks()
+    operators.stand_in_for_tree_masks()
     replaced = {
         seams.TREE_FROM_MASK: reconstruct_indices,
         seams.BUILD_TREE: build_tree,
