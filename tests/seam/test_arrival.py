@@ -58,7 +58,7 @@ def arrived(rid: str, custom: Any, input_embeds: list[list[float]] | None = None
     params = SamplingParams(custom_params=custom)
     facts = {"sampling_params": params, "mm_inputs": None, "input_embeds": input_embeds}
     asked = {"top_logprobs_num": 0, "logprob_start_len": -1, "token_ids_logprob": None}
-    return SimpleNamespace(rid=rid, input_ids=[1], positional_embed_overrides=None, **facts, **asked)
+    return SimpleNamespace(rid=rid, input_ids=[1], **facts, **asked)
 
 
 BAD = [
@@ -119,7 +119,6 @@ IMPOSSIBLE = [
     ({"logprob_start_len": [0, 1]}, "logprob_start_len=[0, 1] must be an integer"),
     ({"token_ids_logprob": [1, 10**9]}, "token_ids_logprob=[1, 1000000000] must be token ids, 0 to 99"),
     ({"token_ids_logprob": ["x"]}, "token_ids_logprob=['x'] must be token ids"),
-    ({"positional_embed_overrides": [[1]]}, "positional_embed_overrides cannot be sent as JSON"),
 ]
 
 

@@ -126,6 +126,22 @@ def test_numbers_of_a_chat_are_asked_for_where_a_router_drops_the_field(client, 
     assert "return_meta_info" not in json.loads(client.post("/echoes", json={**body, "text": "y"}).json())
 
 
+@pytest.mark.parametrize("name", ["top_logprobs_num", "logprob_start_len"])
+def test_a_list_of_numbers_is_for_several_prompts(client, name):
+    for one in ({"text": "x"}, {"input_ids": [1, 2]}, {}):
+        reply = client.post("/forgets", json={**one, name: [1]})
+        assert reply.status_code == 400
+        assert f"{name}=[1] of one prompt must be one integer" in reply.json()["message"]
+    for several in ({"text": ["x"]}, {"input_ids": [[1, 2]]}):
+        assert client.post("/forgets", json={**several, name: [1]}).status_code == 200
+
+
+def test_embeddings_by_position_cannot_be_sent(client):
+    reply = client.post("/forgets", json={"positional_embed_overrides": [[1]]})
+    assert (reply.status_code, "cannot be sent as JSON" in reply.json()["message"]) == (400, True)
+    assert client.post("/forgets", json={"positional_embed_overrides": None}).status_code == 200
+
+
 ESCAPED = [
     b'{"custom_param\\u0073": {"dynt\\u0073": {"enabled": false}}}',
     b'{"chat_template_kwargs": {"\\u0064ynts": {"enabled": false}}}',

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from http import HTTPStatus
 
-from sglang.srt.managers.embed_types import PositionalEmbeds
 from sglang.srt.managers.io_struct import AbortReq
 from sglang.srt.managers.schedule_batch import FINISH_ABORT
 
@@ -84,8 +83,6 @@ def _refuse_impossible_generation(recv_req, vocab_size: int) -> None:
     """
     if recv_req.input_embeds is not None:
         raise ValueError(NO_EMBEDDINGS)
-    if not isinstance(recv_req.positional_embed_overrides, PositionalEmbeds | None):
-        raise ValueError("positional_embed_overrides cannot be sent as JSON; leave it out")
     for name, least, most in (
         ("top_logprobs_num", 0, vocab_size),
         ("logprob_start_len", -1, MOST_TOKENS),

@@ -40,7 +40,17 @@ UNREAD = {
 READS_SAMPLING = "/generate"
 """The endpoint whose body has sampling parameters of SGLang's form at its top."""
 SPELLING = f'"{FIELD}": {{"{BACKEND_NAME}": {{...}}}}'
-_MARKS = (FIELD.encode(), BACKEND_NAME.encode(), ALIAS.encode(), b"\\u")
+OF_ONE_PROMPT = ("top_logprobs_num", "logprob_start_len")
+"""Numbers that may be a list for several prompts; SGLang 0.5.23 ends where one prompt has a list."""
+NO_JSON = "positional_embed_overrides"
+"""A field of SGLang's that holds tensors; it ends where JSON holds it."""
+_MARKS = (
+    FIELD.encode(),
+    BACKEND_NAME.encode(),
+    ALIAS.encode(),
+    b"\\u",
+    *map(str.encode, (*OF_ONE_PROMPT, NO_JSON)),
+)
 """What a body that says something has in it; JSON may write any letter by its number."""
 
 Fields = dict[str, Any]
@@ -105,6 +115,7 @@ def read_request(body: bytes, header: str | None, served_name: str, path: str) -
     if fields is None:
         return Said(_checked(found))
     _refuse_misplaced(fields, path)
+    _refuse_impossible(fields)
     check_options(fields.get(FIELD))
     for params in _objects(fields.get(SAMPLING)):  # before a stream begins, whose status is 200
         check_options(params.get(FIELD))
@@ -211,6 +222,18 @@ def _refuse_misplaced(fields: Fields, path: str) -> None:
             f"{places[0]} stands where nobody reads it: write {SPELLING} at the top of the body, or in "
             "sampling_params where the endpoint has them"
         )
+
+
+def _refuse_impossible(fields: Fields) -> None:
+    if fields.get(NO_JSON) is not None:
+        raise ValueError(f"{NO_JSON} cannot be sent as JSON; leave it out")
+    ids = fields.get("input_ids")
+    are_several = isinstance(fields.get("text"), list) or (
+        isinstance(ids, list) and list in map(type, ids)
+    )
+    for name in () if are_several else OF_ONE_PROMPT:
+        if isinstance(fields.get(name), list):
+            raise ValueError(f"{name}={quoted(fields[name])} of one prompt must be one integer")
 
 
 async def read_body(receive: Receive) -> list[Message]:
