@@ -86,6 +86,63 @@ def test_a_choice_is_the_last_letter_boxed_or_told(text, said):
         assert verdict.is_right == (letter == said)
 
 
+COMMENTS = [
+    "The answer is correct.",
+    "Note: the answer must be an integer.",
+    "Since the answer is positive, we are done.",
+    "答案是正确的。",
+    "答案是3的倍数。",
+    "This answer is 2 times the naive one.",
+    "The answer is an integer, as it should be.",
+    "Checking the answer: 7 - 2 = 5, as required.",
+    "A common wrong answer is 7.",
+    "If we counted 0 as well, the answer would be 7.",
+    "For n = 1 the answer is 7.",
+    "The answer for n = 1 is 7.",
+    "Could the answer be 7? It could not.",
+    "The answer is > 7.",
+    "### Verification of the answer\nPut it in: it holds.",
+    "Answer: as boxed above.",
+]
+CORRECTIONS = [
+    "Answer: 7",
+    "**Answer:** 7",
+    "Final answer: $7$.",
+    "No, that is wrong. The answer is 7.",
+    "I counted one twice, so the answer is 7, not 6. This answer is correct because it holds.",
+    "Wait. The correct answer is **7**!",
+    "<answer>7</answer>",
+    "不对,答案是7,不是6。",
+]
+
+
+@pytest.mark.parametrize("grader", ["math", "exact"])
+def test_a_box_stands_whatever_is_said_about_it(grader):
+    texts = [f"\\boxed{{42}}\n\n{comment}" for comment in COMMENTS]
+    assert [text for text in texts if not judge(grader, "42", text).is_right] == []
+
+
+@pytest.mark.parametrize("grader", ["math", "exact"])
+def test_an_answer_told_after_a_box_takes_its_place(grader):
+    texts = [f"\\boxed{{6}}\n\n{correction}" for correction in CORRECTIONS]
+    assert [text for text in texts if not judge(grader, "7", text).is_right] == []
+    assert [text for text in texts if judge(grader, "6", text).is_right] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "is_right"),
+    [
+        (r"\boxed{\text{The answer is }42}", True),
+        (r"\boxed{\text{The answer is 42}}", True),
+        (r"\boxed{\text{Answer: }42}", True),
+        (r"\boxed{\text{答案是}42}", True),
+        (r"\boxed{\text{The answer is }41}", False),
+    ],
+)
+def test_a_box_may_say_that_it_is_the_answer(text, is_right):
+    assert judge("math", "42", text).is_right is is_right
+
+
 COLOURS = ("red", "green", "blue", "A mixture")
 
 
@@ -111,6 +168,9 @@ COLOURS = ("red", "green", "blue", "A mixture")
         (r"\boxed{a mixture}", "D"),
         ("Answer: D. A mixture", "D"),
         (r"\boxed{A}. No, wait: \boxed{C}", "C"),
+        (r"\boxed{C}. This answer is correct because A is wrong.", "C"),
+        (r"\boxed{C}. The answer A is wrong.", "C"),
+        (r"\boxed{A}. No, the answer is C.", "C"),
         (r"\boxed{A} or \boxed{C}", ""),
         (r"\boxed{A}, \boxed{C}", ""),
         (r"\boxed{A or C}", ""),
