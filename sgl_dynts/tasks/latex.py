@@ -43,6 +43,7 @@ SPELLINGS = (
     (r"\\([CNQRZ])(?![A-Za-z])", r"\\mathbb{\1}"),
     (r"\\[cdt]frac(?![A-Za-z])", r"\\frac"),
     (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
+    (r"\\frac\s*(\\pi)\s*(\d)", r"\\frac{\1}{\2}"),
     (r"\{([^{}]*)\\choose\s*([^{}]*)\}", r"\\binom{\1}{\2}"),
 )
 COLOURS = (
