@@ -1,5 +1,6 @@
 """Answers as models write them, and what each grader makes of them."""
 
+import resource
 import time
 
 import pytest
@@ -587,6 +588,31 @@ ADD = {
             "def add(a, b): return Pair(a).a + b\n```",
             True,
         ),
+        ("> So:\n> ```python\n> def add(a, b):\n>     return a + b\n> ```\n> Done.", True),
+        ("> > ```python\n> > def add(a, b):\n> >     return a + b\n> > ```", True),
+        ("> ```python\n> def add(a, b):\n>     return a - b\n> ```", False),
+        (
+            "> ```python\n> def add(a, b):\n>     '''\n>     >>> add(1, 2)\n>     '''\n"
+            ">     return a + b\n> ```",
+            True,
+        ),
+        (
+            "```python\ndef add(a, b):\n    x = '''\n```\nno\n```\n'''\n    return a + b\n```\nIt works.",
+            True,
+        ),
+        (
+            '```python\ndef add(a, b):\n    """It\'s "a" sum.\n    ```\n    >>> add(1, 2)\n    ```\n'
+            '    """\n    return a + b\n```\nIt works.',
+            True,
+        ),
+        ("```python\n''' open\n```\nno:\n```python\ndef add(a, b): return a + b\n```", True),
+        ("```python\n# it's, '''\ndef add(a, b): return a + b  # \"\"\"\n```\nDone.", True),
+        ("<pre><code>\ndef add(a, b):\n    return a + b\n</code></pre>", True),
+        (
+            '<pre><code class="language-python">def add(a, b):\n'
+            "    return a + b if 1 &lt; 2 else 0</code></pre>",
+            True,
+        ),
         ("```python\n# one\x0c\u2028 line\ndef add(a, b): return a + b\n```", True),
     ],
 )
@@ -609,6 +635,12 @@ PIECES = [
     "\\boxed{",
     "A or ",
     "((",
+    "```\n",
+    "'''\n```\n",
+    '\n> ```python\n> "',
+    "<pre><code>",
+    " is wrong, A",
+    "\\boxed{1} answer is ",
 ]
 
 
@@ -623,6 +655,13 @@ def test_a_model_that_repeats_itself_is_judged_in_no_time(grader, piece):
 
 def test_a_program_that_takes_too_much_memory_ends():
     assert not runs("x = bytearray(1 << 34)")
+
+
+def test_a_program_that_prints_without_end_ends_and_is_not_kept_in_memory():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert not runs("for _ in range(400): print('x' * (1 << 20))")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # kilobytes
+    assert runs("print('x' * (1 << 20))")
 
 
 def test_a_grader_that_nobody_knows_is_refused():
