@@ -1,4 +1,7 @@
-r"""Decimals that math-verify cannot read: periods, ``0.1\overline{6}``; powers of ten, ``1.5e-9``."""
+r"""Numbers that math-verify misreads: periods, ``0.1\overline{6}``, powers of ten, ``1.5e-9``, degrees.
+
+It drops the sign of a degree, so that the sine of 30 degrees becomes that of 30.
+"""
 
 import re
 from fractions import Fraction
@@ -17,18 +20,26 @@ SCIENTIFIC = re.compile(
     r"(?:\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*(?:\{\s*(?P<braced>[+-]?\d+)\s*\}|\(?(?P<bare>[+-]?\d+)\)?)"
     r"|(?P<e>[eE])(?P<after>[+-]?\d+))(?![\w^!_.(])"
 )
+ANGLE = re.compile(
+    r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])\s*(?:\^\s*(?:\d|\{\d+\}))?\s*"
+    r"(?:\([^()]*\)|\{(?:[^{}]|\{[^{}]*\})*\}|\d+(?:\.\d+)?\s*(?:\^\s*\{?\s*\\circ|\u00b0|\\degree)\s*\}?)"
+)
+IN_DEGREES = re.compile(
+    r"(\d+(?:\.\d+)?)\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\u00b0|\\degree(?![A-Za-z]))"
+)
 EULER = re.compile(r"(?<![\w.])\d+e[+-]\d")
 MOST_ZEROS = 400
 """Places that a decimal point is moved by at most; a larger power of ten stays one."""
 
 
 def rewritten(answer: str, is_e_a_number: bool) -> str:
-    r"""Return an answer with periods as fractions and with powers of ten written out.
+    r"""Return an answer with angles in radians, periods as fractions, and powers of ten written out.
 
     Args:
         answer: bare.
         is_e_a_number: ``2e-3`` is Euler's number twice, less 3; ``2.5e-3`` is a decimal anyway.
     """
+    answer = ANGLE.sub(lambda found: IN_DEGREES.sub(r"(\\frac{\1\\pi}{180})", found[0]), answer)
     answer = REPEATING.sub(_fraction, answer)
     return SCIENTIFIC.sub(lambda found: _written_out(found, is_e_a_number), answer)
 

@@ -51,6 +51,8 @@ COMMANDS = re.compile(r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\}|\\[A-Za-z]+")
 VARIABLE = re.compile(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])")
 LONGEST_PRODUCT = 3
 """Letters; more are a word, whose letters math-verify would multiply in any order."""
+TEXT_ALONE = re.compile(r"\$*\\text\s*\{\s*[A-Za-z]{2,}\s*\}\$*")
+"""Letters that are a name, ``\\text{AB}``, rather than a product."""
 NO_UNIT = re.compile(r".*\d[abcdefijknopqrtuvwxyz]")
 """Ends with a letter that is a variable rather than the sign of a unit."""
 PERCENTAGE = re.compile(rf"({VALUE})\s*\\?%")
@@ -75,9 +77,12 @@ def judge(gold: str, text: str) -> tuple[bool, str]:
     Returns:
         Whether it is right, and what was said, in the form in which equal answers are mostly equal texts.
     """
-    gold, text = bare(normalize(gold)), normalize(text)
+    gold, text = normalize(gold), normalize(text)
     parts = next(iter(said_answers(text)), [""])
-    said = ", ".join(bare(part) for part in parts)
+    is_name = any(TEXT_ALONE.fullmatch(answer.strip()) for answer in (gold, *parts))
+    gold, said = bare(gold), ", ".join(bare(part) for part in parts)
+    if is_name and is_words(gold) and is_words(said):
+        return _literal(gold) == _literal(said), _literal(said)
     is_boxed = "\\boxed" in text or "\\fbox" in text
     if is_boxed or len(said) <= LONGEST_LINE:
         is_right, shown = same(gold, said)
