@@ -27,6 +27,10 @@ MARKED = re.compile(
     rf"{NO_WORD_BEHIND}|{NO_WORD_BEFORE}([A-Z])\)?(?:选项|選項|项|項)",
     re.IGNORECASE,
 )
+OR_ANOTHER = re.compile(
+    rf"\s*(?:[或和与、/]|\bor\b|\band\b)\s*(?:(?:option|choice)\s|选项|選項)?[\s*(]*([A-Z]){NO_WORD_BEHIND}",
+    re.IGNORECASE,
+)
 LETTER = re.compile(rf"{NO_WORD_BEFORE}([A-Z]){NO_WORD_BEHIND}")
 ONE_LETTER = rf"\(?[A-Z]{NO_WORD_BEHIND}\)?"
 LETTERS = rf"{NO_WORD_BEFORE}{ONE_LETTER}(?:\s*(?:[,/、和与及]|\band\b|\bor\b)\s*{ONE_LETTER}){{0,3}}"
@@ -97,10 +101,11 @@ def _beginning_or_within(whole: str, known: str, choices: Mapping[str, str]) -> 
 
 def _within(answer: str, known: str, choices: Mapping[str, str]) -> str | None:
     answer = DENIED.sub(" ", answer)
-    marked = [next(filter(None, groups)).upper() for groups in MARKED.findall(answer)]
-    marked = [letter for letter in marked if letter in known]
+    found = list(MARKED.finditer(answer))
+    marked = [letter for mark in found if (letter := mark[mark.lastindex or 0].upper()) in known]
+    others = [other[1].upper() for mark in found if (other := OR_ANOTHER.match(answer, mark.end()))]
     if len(set(marked)) == 1:
-        return marked[0]
+        return "" if set(others) & set(known) - set(marked) else marked[0]
     if any(_undecided_pairs(answer, known)):
         return ""
     if marked:

@@ -27,7 +27,7 @@ ANGLE = re.compile(
 IN_DEGREES = re.compile(
     r"(\d+(?:\.\d+)?)\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\u00b0|\\degree(?![A-Za-z]))"
 )
-EULER = re.compile(r"(?<![\w.])\d+e[+-]\d")
+EULER = re.compile(r"(?<![\w.])(?!1e)\d+e[+-]\d")
 MOST_ZEROS = 400
 """Places that a decimal point is moved by at most; a larger power of ten stays one."""
 
@@ -37,7 +37,7 @@ def rewritten(answer: str, is_e_a_number: bool) -> str:
 
     Args:
         answer: bare.
-        is_e_a_number: ``2e-3`` is Euler's number twice, less 3; ``2.5e-3`` is a decimal anyway.
+        is_e_a_number: ``2e-3`` is Euler's number twice, less 3; ``2.5e-3`` and ``1e-3`` are decimals.
     """
     answer = ANGLE.sub(lambda found: IN_DEGREES.sub(r"(\\frac{\1\\pi}{180})", found[0]), answer)
     answer = REPEATING.sub(_fraction, answer)
@@ -61,7 +61,7 @@ def _fraction(found: re.Match[str]) -> str:
 def _written_out(found: re.Match[str], is_e_a_number: bool) -> str:
     behind = found["behind"] or ""
     exponent = int(found["braced"] or found["bare"] or found["after"])
-    is_euler = found["e"] == "e" and not behind and is_e_a_number
+    is_euler = found["e"] == "e" and not behind and is_e_a_number and found["whole"] != "1"
     if is_euler or abs(exponent) > MOST_ZEROS:
         return found[0]
     digits = found["whole"] + behind

@@ -34,7 +34,8 @@ BEGINS = re.compile(
 )
 """What stands before "Answer:" as a line of its own rather than "Checking the answer:"."""
 OF_OTHERS = re.compile(
-    r"\b(?:wrong|incorrect|naive|common|previous|earlier|first|initial|original|old|other|their|whose|any)\s+\Z"
+    r"\b(?:wrong|incorrect|naive|common|previous|earlier|first|initial|original|old|other|their|whose|any"
+    r"|sample|example|expected|given|trivial|approximate)\s+\Z"
     r"|\bfor\b[^.!?;\n]*=[^.!?;\n]*\Z"
     r"|\b(?:if|suppose|assum\w+|unless|whether|why|says?|claims?)\b[^.!?;\n]*\Z"
     r"|(?:如果|若|假设|假如|为什么|错误的?|原来的?)[^。,.\n]*\Z",
@@ -53,6 +54,8 @@ PROSE = re.compile(
     r"|[\u4e00-\u9fff]|\A\W*(?:[<>≤≥]|\\[lg]eq?\b)|\A[^\w\\]*\Z"
 )
 """What no value holds: words, or a bound where the value should be."""
+OPTION = re.compile(r"\(?[A-Z](?:\)|[.:])\s")
+"""The letter of a choice in front of its words."""
 ONE_WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 AROUND = " \t\r\n*_#`:"
 
@@ -102,6 +105,8 @@ def _value(behind: str, mark: str) -> str:
     end = END.search(behind)
     assert end
     value = behind[: end.start()].strip(AROUND)
-    if end[0] == "?" or PROSE.search(COMMAND.sub("1", value)):
-        return value if _is_label(mark) and end[0] != "?" and ONE_WORD.fullmatch(value) else ""
-    return value
+    if end[0] == "?":
+        return ""
+    if OPTION.match(value) or (_is_label(mark) and ONE_WORD.fullmatch(value)):
+        return value
+    return "" if PROSE.search(COMMAND.sub("1", value)) else value

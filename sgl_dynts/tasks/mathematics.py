@@ -119,7 +119,10 @@ def _same_value(gold: str, said: str, way: LatexExtractionConfig) -> tuple[bool,
     gold, said = (decimals.rewritten(answer, is_euler) for answer in (gold, said))
     if units.differ(gold, said):
         return False, said
-    gold, said = units.without_units(gold), units.without_units(said)
+    if sorted(gold) == sorted(said):  # 2mn and 2nm are products
+        way = WITHOUT_UNITS
+    else:
+        gold, said = units.without_units(gold), units.without_units(said)
     wanted, found = _parse(gold, way), _parse(said, way)
     return _equal(wanted, found), str(found[0]) if found else said
 

@@ -8,8 +8,12 @@ from sgl_dynts.tasks.latex import VALUE
 
 SYMBOLS = r"[kMGTmμnp]?(?:Ω|Pa|Hz|eV|mol|[JWVANFTL])|[kmμn]?g|[kcdmμnp]?m|[mμnp]?s|Å|K|C"
 MORE_UNITS = "people|persons?|times|rad(?:ian)?s?|yd|oz|m[Ls]|ml|in|mi|[kM]?[Oo]hms?"
+NAMES = (
+    "(?:kilo|mega|centi|milli|micro|nano)?(?:grams?|met(?:er|re)s?|lit(?:er|re)s?|joules?|watts?|volts?|newtons?"
+    "|amperes?|kelvins?|hertz|pascals?|moles?)"
+)
 POWER = r"(?:\s*\^\s*\{?\s*-?\d\s*\}?)?"
-UNIT = rf"(?:{SYMBOLS}|{MORE_UNITS}|{units_regex_pattern})(?![A-Za-z]){POWER}"
+UNIT = rf"(?:{SYMBOLS}|{NAMES}|{MORE_UNITS}|{units_regex_pattern})(?![A-Za-z]){POWER}"
 UNITS = rf"{UNIT}(?:\s*(?:/|per\b|·|\s)\s*\(?{UNIT}\)?)*"
 QUANTITY = re.compile(rf"({VALUE})(?:\s+|(?=[A-Za-zμ]{{2}}|Ω))\(?({UNITS})\)?\s*")
 TEXT_BEHIND = re.compile(r"(?<=\S)\s*\\(?:text|mathrm|mbox)\s*\{[^{}]*\}(?:\^\{?-?\d\}?)?$")
