@@ -17,7 +17,7 @@ REPEATING = re.compile(
 MARKS = re.compile(r"\\[a-z]+\s*(?:\{\s*\\cdot\s*\})?|[^\d]")
 SCIENTIFIC = re.compile(
     r"(?<![\w.,^_/])(?P<whole>\d+)(?:\.(?P<behind>\d+))?"
-    r"(?:\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*(?:\{\s*(?P<braced>[+-]?\d+)\s*\}|\(?(?P<bare>[+-]?\d+)\)?)"
+    r"(?:\s*(?:\\times|\\cdot|\*|(?<=\s)x(?=\s))\s*10\s*\^\s*(?:\{\s*(?P<braced>[+-]?\d+)\s*\}|\(?(?P<bare>[+-]?\d+)\)?)"
     r"|(?P<e>[eE])(?P<after>[+-]?\d+))(?![\w^!_.(])"
 )
 ANGLE = re.compile(

@@ -57,6 +57,7 @@ PROSE = re.compile(
 OPTION = re.compile(r"\(?[A-Z](?:\)|[.:])\s")
 """The letter of a choice in front of its words."""
 ONE_WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
+FILLER = re.compile(r"\A(?:(?:exactly|actually|simply|just|instead|indeed|now|therefore)\b[\s,:]*)+")
 AROUND = " \t\r\n*_#`:"
 
 
@@ -101,7 +102,7 @@ def _is_label(mark: str) -> bool:
 
 def _value(behind: str, mark: str) -> str:
     """Return the value at the beginning of what stands behind a mark; "" where words stand."""
-    behind = behind.lstrip(AROUND)
+    behind = FILLER.sub("", behind.lstrip(AROUND), count=1).lstrip(AROUND)
     end = END.search(behind)
     assert end
     value = behind[: end.start()].strip(AROUND)

@@ -15,7 +15,7 @@ NAMES = (
 POWER = r"(?:\s*\^\s*\{?\s*-?\d\s*\}?)?"
 UNIT = rf"(?:{SYMBOLS}|{NAMES}|{MORE_UNITS}|{units_regex_pattern})(?![A-Za-z]){POWER}"
 UNITS = rf"{UNIT}(?:\s*(?:/|per\b|·|\s)\s*\(?{UNIT}\)?)*"
-QUANTITY = re.compile(rf"({VALUE})(?:\s+|(?=[A-Za-zμ]{{2}}|Ω))\(?({UNITS})\)?\s*")
+QUANTITY = re.compile(rf"((?:[A-Za-z]\s*=\s*)?{VALUE})(?:\s+|(?=[A-Za-zμ]{{2}}|Ω))\(?({UNITS})\)?\s*")
 TEXT_BEHIND = re.compile(r"(?<=\S)\s*\\(?:text|mathrm|mbox)\s*\{[^{}]*\}(?:\^\{?-?\d\}?)?$")
 ONE_SYMBOL = re.compile(rf"({SYMBOLS})(?:\s*\^\s*\{{?\s*\d\s*\}}?)?\s*")
 LONGEST = 300
