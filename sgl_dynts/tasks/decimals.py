@@ -27,6 +27,10 @@ ANGLE = re.compile(
 IN_DEGREES = re.compile(
     r"(\d+(?:\.\d+)?)\s*(?:\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![A-Za-z]))|\u00b0|\\degree(?![A-Za-z]))"
 )
+MIXED = re.compile(
+    r"(?<![\w.^])(?P<whole>\d+)\s*\\frac\s*\{(?P<above>\d+)\}\s*\{(?P<below>\d+)\}(?=\s*\\?%)"
+)
+"""A mixed number of percents, of which math-verify reads the whole ones."""
 EULER = re.compile(r"(?<![\w.])(?!1e)\d+e[+-]\d")
 MOST_ZEROS = 400
 """Places that a decimal point is moved by at most; a larger power of ten stays one."""
@@ -40,7 +44,7 @@ def rewritten(answer: str, is_e_a_number: bool) -> str:
         is_e_a_number: ``2e-3`` is Euler's number twice, less 3; ``2.5e-3`` and ``1e-3`` are decimals.
     """
     answer = ANGLE.sub(lambda found: IN_DEGREES.sub(r"(\\frac{\1\\pi}{180})", found[0]), answer)
-    answer = REPEATING.sub(_fraction, answer)
+    answer = MIXED.sub(_improper, REPEATING.sub(_fraction, answer))
     return SCIENTIFIC.sub(lambda found: _written_out(found, is_e_a_number), answer)
 
 
@@ -56,6 +60,11 @@ def _fraction(found: re.Match[str]) -> str:
     value = Fraction(int(f"{found['whole']}{before}{period}") - int(f"{found['whole']}{before}"), nines)
     text = rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
     return rf"({text}){found['power']}" if found["power"] else text
+
+
+def _improper(found: re.Match[str]) -> str:
+    below = int(found["below"])
+    return rf"\frac{{{int(found['whole']) * below + int(found['above'])}}}{{{below}}}"
 
 
 def _written_out(found: re.Match[str], is_e_a_number: bool) -> str:

@@ -368,6 +368,7 @@ RIGHT_IN_A_BOX = {
         ("1", r"0.\overline{9}"),
         (r"\frac19", r"0.\overline{3}^2"),
         (r"0.\overline{3} \text{ m}", r"\frac13"),
+        (r"33.\overline{3}\%", r"33\frac{1}{3}\%"),
     ],
     "degrees": [
         (r"\frac12", r"\sin 30^\circ"),
