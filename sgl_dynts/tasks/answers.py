@@ -5,8 +5,11 @@ What stands here takes a time that grows with the text, not with its square.
 
 import re
 import unicodedata
+from bisect import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from sgl_dynts.tasks.marks import MARK, correction, without_mark
 
 BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
@@ -19,10 +22,6 @@ BETWEEN_BOXES = re.compile(
     r"(?:[A-Za-z](?:_\w)?\s*=\s*)?"
 )
 """What stands between two boxes of one answer, ``\boxed{1}, x = \boxed{2}``."""
-ANSWER_WORDS = r"\b(?:answers?|respuesta|réponse|antwort|ответ|risposta|resposta)\b"
-ENGLISH_MARK = rf"{ANSWER_WORDS}(?:[^\n.:?!]{{0,80}}?\b(?:is|are|be)\b[*_]*:?|[*_ ]*[:=]|[*_# ]*\n)"
-CHINESE_MARK = r"(?:答案|答え|正解|정답|답|答)[*_ ]*(?:应该|應該)?(?:(?:是|为|為|は|은|는)[*_ ]*:?|:)"
-MARK = re.compile(rf"(?:{ENGLISH_MARK}|{CHINESE_MARK}|<answer>)", re.IGNORECASE)
 AROUND_A_LINE = " \t\r\n*_#`"
 OPENS_A_FORMULA = ("", "$", "$$", "\\[", "\\(")
 SUPERSCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
@@ -65,40 +64,32 @@ def boxes(text: str) -> list[Box]:
     return list(_boxes(text))
 
 
-def boxed_answers(text: str) -> tuple[int, list[str]]:
-    r"""Return where the last answer in boxes begins, and what its boxes hold.
-
-    Boxes with nothing but "and", "or" or a comma between them are one answer; of others, only the last
-    is: ``\boxed{41}. No, wait: \boxed{42}`` is 42.
-
-    Returns:
-        -1 and no content where there is no box.
-    """
-    found = boxes(text)
-    if not found:
-        return -1, []
-    first = len(found) - 1
-    while first and BETWEEN_BOXES.fullmatch(text, found[first - 1].end, found[first].start):
-        first -= 1
-    contents = dict.fromkeys(box.content for box in found[first:])
-    return found[first].start, list(contents)
-
-
 def said_answers(text: str) -> list[list[str]]:
     """Return what a text says as its answer, the likeliest first, each in one part or several.
 
-    Boxes and the last "Answer:" or "answer is", whichever comes later first; the last line where there
-    is neither. Nothing for an empty text.
+    A later correction comes before the boxes, and these before the last "Answer:" or "answer is"; where
+    there is none of them, the last line. Nothing for an empty text.
     """
-    start, contents = boxed_answers(text)
-    mark, line = _answer_line(text)
-    found = [(start, contents)] if contents else []
-    if line and not BOX.search(line):
-        found.append((mark, [line]))
-    if not found:
-        lines = [line for line in text.splitlines() if line.strip(AROUND_A_LINE)]
-        return [[line.strip(AROUND_A_LINE)] for line in lines[-1:]]
-    return [answer for _start, answer in sorted(found, key=lambda one: one[0], reverse=True)]
+    found = boxes(text)
+    line = _answer_line(text, found)
+    told = [[line]] if line and not BOX.search(line) else []
+    if found:
+        corrected = correction(text, found[-1].end)
+        return [*([[corrected]] if corrected else []), _last_answer(text, found), *told]
+    lines = [line for line in text.splitlines() if line.strip(AROUND_A_LINE)]
+    return told or [[line.strip(AROUND_A_LINE)] for line in lines[-1:]]
+
+
+def _last_answer(text: str, found: list[Box]) -> list[str]:
+    r"""Return what the last answer in boxes holds.
+
+    Boxes with nothing but "and", "or" or a comma between them are one answer; of others, only the last
+    is: ``\boxed{41}. No, wait: \boxed{42}`` is 42.
+    """
+    first = len(found) - 1
+    while first and BETWEEN_BOXES.fullmatch(text, found[first - 1].end, found[first].start):
+        first -= 1
+    return list(dict.fromkeys(without_mark(box.content) for box in found[first:]))
 
 
 def _boxes(text: str) -> Iterator[Box]:
@@ -141,15 +132,19 @@ def _closing(text: str, opening: int) -> int:
     return len(text)
 
 
-def _answer_line(text: str) -> tuple[int, str]:
-    """Return where the last answer mark with something behind it is, and what is on its line."""
+def _answer_line(text: str, found: list[Box]) -> str:
+    """Return what is on the line of the last answer mark outside of boxes with something behind it."""
+    starts = [box.start for box in found]
     for mark in reversed(list(MARK.finditer(text))):
+        box = bisect(starts, mark.start()) - 1
+        if box >= 0 and mark.start() < found[box].end:
+            continue
         lines = text[mark.end() :].lstrip(AROUND_A_LINE + ":").splitlines()
         lines = [line.partition("</answer>")[0] for line in lines]
         line = next((line for line in lines if line.strip(AROUND_A_LINE) not in OPENS_A_FORMULA), "")
         if line:
-            return mark.start(), line.strip(AROUND_A_LINE)
-    return -1, ""
+            return line.strip(AROUND_A_LINE)
+    return ""
 
 
 def _fraction(found: re.Match[str]) -> str:

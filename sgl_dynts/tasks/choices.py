@@ -18,15 +18,37 @@ FIRST = re.compile(
     r"|\s+(?:because|since|as|is|was|due|for|given|which|would|follows)\b|\s*[-=])",
     re.IGNORECASE,
 )
+NO_WORD_BEFORE = r"(?<![^\W\u3040-\u9fff\uac00-\ud7af])(?<!')"
+NO_WORD_BEHIND = r"(?![^\W\u3040-\u9fff\uac00-\ud7af]|')"
+"""Chinese, Japanese and Korean put no space between a letter and a word."""
+CHINESE_CHOICE = r"(?:选项|選項|选择|選擇|选|選)(?:应|應)?(?:是|为|為)?\s*:?\s*"
 MARKED = re.compile(
-    r"\(([A-Z])\)|\*\*\(?([A-Z])\)?[.:]?\*\*|(?:option|choice|选项?|选择)\s*\(?([A-Z])\b", re.IGNORECASE
+    rf"\(([A-Z])\)|\*\*\(?([A-Z])\)?[.:]?\*\*|(?:(?:option|choice)\s*|(?<![不非]){CHINESE_CHOICE})\(?([A-Z])"
+    rf"{NO_WORD_BEHIND}|{NO_WORD_BEFORE}([A-Z])\)?(?:选项|選項|项|項)",
+    re.IGNORECASE,
 )
-LETTER = re.compile(r"(?<![\w'])([A-Z])(?![\w'])")
+OR_ANOTHER = re.compile(
+    rf"\s*(?:[或和与、/]|\bor\b|\band\b)\s*(?:(?:option|choice)\s|选项|選項)?[\s*(]*([A-Z]){NO_WORD_BEHIND}",
+    re.IGNORECASE,
+)
+LETTER = re.compile(rf"{NO_WORD_BEFORE}([A-Z]){NO_WORD_BEHIND}")
+ONE_LETTER = rf"\(?[A-Z]{NO_WORD_BEHIND}\)?"
+LETTERS = rf"{NO_WORD_BEFORE}{ONE_LETTER}(?:\s*(?:[,/、和与及]|\band\b|\bor\b)\s*{ONE_LETTER}){{0,3}}"
+WRONG = re.compile(
+    rf"(?:\b(?:options?|choices?)\s+|选项|選項)?{LETTERS}(?:"
+    r"\s+(?:is|are|was|were|must be|seems?)\s+(?:both |all |also |clearly |therefore |thus )?(?:wrong"
+    r"|incorrect|false|impossible|excluded|ruled out|not (?:correct|right|true|possible))\b"
+    r"|\s+(?:cannot|can't|can not|isn't|aren't|is not|are not|fails?|does not|doesn't|do not|don't)\b"
+    r"|\s*(?:选项|選項|项|項)?(?:都|均|皆|显然)?(?:是|为)?(?:错误|错|錯誤|錯|不正确|不正確|不对|不對|不成立"
+    r"|不符合?|被?排除))"
+    rf"|(?:排除|不选|不選|不是)(?:选项|選項)?\s*{LETTERS}"
+)
+"""Letters that are called wrong, and whose question may even ask for a wrong one."""
 ARTICLE = re.compile(r"(?<![\w'])(?:A|I)(?=\s+(?!(?:or|and|is|because|since)\b)[a-z])")
 UNDECIDED = re.compile(r"\s*(?:[,/&]|\bor\b|\band\b|或|和|、)[\s(]*")
 DENIED = re.compile(r"\b(?:not|nor|neither)\s+(?:option |choice )?\(?[A-Z](?![\w'])\)?", re.IGNORECASE)
 IN_TEXT = re.compile(r"\\(?:text|mathrm)\s*\{([^{}]*)\}")
-PICKED = re.compile(r"(?:选择?|選擇?)\s*[::]?\s*\(?([A-Z])\b")
+PICKED = re.compile(rf"(?<![不非]){CHINESE_CHOICE}\(?([A-Z]){NO_WORD_BEHIND}")
 
 
 def letter_of(text: str, known: str, choices: Mapping[str, str]) -> str:
@@ -65,6 +87,12 @@ def _letter(answer: str, known: str, choices: Mapping[str, str]) -> str | None:
     by_text = [letter for letter, text in choices.items() if _same(text, whole)]
     if len(by_text) == 1:
         return by_text[0]
+    rest = WRONG.sub(" ", whole)
+    said = _beginning_or_within(rest, known, choices) if rest != whole else None
+    return said if said is not None else _beginning_or_within(whole, known, choices)
+
+
+def _beginning_or_within(whole: str, known: str, choices: Mapping[str, str]) -> str | None:
     first = FIRST.match(whole)
     if first and first[1].upper() in known and not any(_undecided_pairs(whole, known)[:1]):
         return first[1].upper()
@@ -73,10 +101,11 @@ def _letter(answer: str, known: str, choices: Mapping[str, str]) -> str | None:
 
 def _within(answer: str, known: str, choices: Mapping[str, str]) -> str | None:
     answer = DENIED.sub(" ", answer)
-    marked = [next(filter(None, groups)).upper() for groups in MARKED.findall(answer)]
-    marked = [letter for letter in marked if letter in known]
+    found = list(MARKED.finditer(answer))
+    marked = [letter for mark in found if (letter := mark[mark.lastindex or 0].upper()) in known]
+    others = [other[1].upper() for mark in found if (other := OR_ANOTHER.match(answer, mark.end()))]
     if len(set(marked)) == 1:
-        return marked[0]
+        return "" if set(others) & set(known) - set(marked) else marked[0]
     if any(_undecided_pairs(answer, known)):
         return ""
     if marked:

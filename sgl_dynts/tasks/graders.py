@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from sgl_dynts.tasks.answers import normalize, said_answers
 from sgl_dynts.tasks.choices import letter_of
-from sgl_dynts.tasks.latex import bare
+from sgl_dynts.tasks.latex import bare, is_words
 from sgl_dynts.tasks.limited import Limited, NotDone
 from sgl_dynts.tasks.problems import Problem
 from sgl_dynts.tasks.programs import completed, program_of, runs
@@ -29,6 +29,7 @@ REASON = re.compile(
     re.DOTALL,
 )
 """What may follow an answer on its line without being part of it: a reason, or a sentence of its own."""
+EMPHASIS = "*\"'`"
 OPTION = re.compile(r"\(([a-z])\)\s+(?!(?:or|and)\b)[^()]+")
 """The letter of an option, with the option's text behind it."""
 IN_BRACKETS = re.compile(r"\(\s*([^()]*[^()\s])\s*\)|\(?([a-z])\)?")
@@ -203,4 +204,9 @@ def _tells(said: str, gold: str) -> bool:
     option = OPTION.fullmatch(said)
     if option and option[1] == gold:
         return True
-    return bool(gold) and said.startswith(gold) and REASON.match(said, len(gold)) is not None
+    if not gold or not said.startswith(gold):
+        return False
+    behind = said[len(gold) :].lstrip(EMPHASIS)
+    if is_words(gold) and behind.startswith("!"):
+        behind = "." + behind.strip(EMPHASIS + "!")
+    return behind in ("", ".") or REASON.match(behind) is not None

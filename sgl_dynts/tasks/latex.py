@@ -41,8 +41,12 @@ SPELLINGS = (
     (r"∈", r"\\in "),
     (r"\\mathbb\s*([CNQRZ])(?![A-Za-z])", r"\\mathbb{\1}"),
     (r"\\([CNQRZ])(?![A-Za-z])", r"\\mathbb{\1}"),
+    (r"\\mathbb\s*\{R\}\s*(?:\^\s*(?:\+|\{\s*\+\s*\})|_\s*\{\s*>\s*0\s*\})(?!\s*[_^])", r"(0,\\infty)"),
+    (r"\\mathbb\s*\{R\}\s*(?:\^\s*(?:-|\{\s*-\s*\})|_\s*\{\s*<\s*0\s*\})(?!\s*[_^])", r"(-\\infty,0)"),
+    (r"\\mathbb\s*\{R\}\s*_\s*\{\s*\\g(?:e|eq|eqslant)\s*0\s*\}(?!\s*[_^])", r"[0,\\infty)"),
     (r"\\[cdt]frac(?![A-Za-z])", r"\\frac"),
     (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
+    (r"\\frac\s*(\\pi)\s*(\d)", r"\\frac{\1}{\2}"),
     (r"\{([^{}]*)\\choose\s*([^{}]*)\}", r"\\binom{\1}{\2}"),
 )
 COLOURS = (

@@ -10,15 +10,25 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from latex2sympy2_extended.math_normalization import (
-    NormalizationConfig,
-    normalize_latex,
-    units_regex_pattern,
-)
+from latex2sympy2_extended.math_normalization import NormalizationConfig, normalize_latex
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
-from sympy import Basic, Expr, Float, I, Pow, Rational, UnevaluatedExpr, binomial, exp, factorial
+from sympy import (
+    Basic,
+    Expr,
+    FiniteSet,
+    Float,
+    I,
+    Interval,
+    Pow,
+    Rational,
+    Tuple,
+    UnevaluatedExpr,
+    binomial,
+    exp,
+    factorial,
+)
 
-from sgl_dynts.tasks import bases
+from sgl_dynts.tasks import bases, decimals, units
 from sgl_dynts.tasks.answers import normalize, said_answers
 from sgl_dynts.tasks.latex import VALUE, bare, is_words, plain
 
@@ -28,26 +38,23 @@ LONGEST_LINE = 300
 DIGITS, DECIMALS = 15, 6
 """math-verify's own precision: of exact numbers, and of decimal ones behind the point."""
 MOST_DIGITS = 100_000
+MOST_DIGITS_OF_A_DIFFERENCE = 5_000
+LOST_DIGITS = 5
+"""The last ones of a computed number, in which two equal numbers may differ."""
 NO_CLOCK = 0
 """math-verify's own clock does not stop one long instruction, and needs the main thread."""
 LEADING_DIGITS = 20
 FAR_APART = 1e-3
 BITS_PER_DIGIT = 3.3219
-MORE_UNITS = (
-    "people|persons?|times|rad(?:ian)?s?|[km]?[NJWVA]|k?Pa|k?Hz|K|mol|nm|mi|yd|oz|m[Ls]|ml|mg|in|C|F"
-)
-"""Those that math-verify's list lacks. It reads them inside ``\\text{}`` anyway."""
-UNIT = rf"(?:{units_regex_pattern}|{MORE_UNITS})(?![A-Za-z])(?:\^\{{?-?\d\}}?)?"
-QUANTITY = re.compile(rf"({VALUE})(?:\s+|(?=[A-Za-z]{{2}})){UNIT}(?:\s*(?:/|per\b|\\cdot|\s)\s*{UNIT})*")
-"""A number with units behind it, which math-verify reads only if it is one unit without a power."""
 SPACE = re.compile(r"(?<!\d) | (?!\d)")
 COMMANDS = re.compile(r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\}|\\[A-Za-z]+")
 VARIABLE = re.compile(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])")
 LONGEST_PRODUCT = 3
 """Letters; more are a word, whose letters math-verify would multiply in any order."""
+TEXT_ALONE = re.compile(r"\$*\\text\s*\{\s*[A-Za-z]{2,}\s*\}\$*")
+"""Letters that are a name, ``\\text{AB}``, rather than a product."""
 NO_UNIT = re.compile(r".*\d[abcdefijknopqrtuvwxyz]")
 """Ends with a letter that is a variable rather than the sign of a unit."""
-TEXT_BEHIND = re.compile(r"(?<=\S)\s*\\(?:text|mathrm|mbox)\s*\{[^{}]*\}(?:\^\{?-?\d\}?)?$")
 PERCENTAGE = re.compile(rf"({VALUE})\s*\\?%")
 WITH_UNITS = LatexExtractionConfig()
 WITHOUT_UNITS = LatexExtractionConfig(
@@ -70,16 +77,21 @@ def judge(gold: str, text: str) -> tuple[bool, str]:
     Returns:
         Whether it is right, and what was said, in the form in which equal answers are mostly equal texts.
     """
-    gold, text = bare(normalize(gold)), normalize(text)
+    gold, text = normalize(gold), normalize(text)
     parts = next(iter(said_answers(text)), [""])
-    said = ", ".join(bare(part) for part in parts)
+    is_name = any(TEXT_ALONE.fullmatch(answer.strip()) for answer in (gold, *parts))
+    gold, said = bare(gold), ", ".join(bare(part) for part in parts)
+    if is_name and is_words(gold) and is_words(said):
+        return _literal(gold) == _literal(said), _literal(said)
     is_boxed = "\\boxed" in text or "\\fbox" in text
     if is_boxed or len(said) <= LONGEST_LINE:
         is_right, shown = same(gold, said)
         if is_boxed or is_right:
             return is_right, shown
-    found = _with_imaginary_unit(parse(plain(text), parsing_timeout=NO_CLOCK))
-    wanted = _parse(gold)
+    is_euler = decimals.has_euler(gold)
+    text = decimals.rewritten(plain(text), is_euler)
+    found = _with_imaginary_unit(parse(text, parsing_timeout=NO_CLOCK))
+    wanted = _parse(decimals.rewritten(gold, is_euler))
     return _equal(wanted, found), str(found[0]) if found else ""
 
 
@@ -96,24 +108,23 @@ def same(gold: str, said: str) -> tuple[bool, str]:
     if percentage and same(percentage[1], PERCENTAGE.sub(r"\1", said))[0]:
         return True, said
     has_variable = VARIABLE.search(COMMANDS.sub(" ", gold)) or NO_UNIT.fullmatch(said)
-    if has_variable and _behind(gold) and _behind(said) and _behind(gold) != _behind(said):
+    behind = [units.behind(answer) for answer in (gold, said)]
+    if has_variable and all(behind) and behind[0] != behind[1]:
         return False, said
-    gold, said = _without_units(gold), _without_units(said)
-    way = WITHOUT_UNITS if has_variable else WITH_UNITS
+    return _same_value(gold, said, WITHOUT_UNITS if has_variable else WITH_UNITS)
+
+
+def _same_value(gold: str, said: str, way: LatexExtractionConfig) -> tuple[bool, str]:
+    is_euler = decimals.has_euler(gold)
+    gold, said = (decimals.rewritten(answer, is_euler) for answer in (gold, said))
+    if units.differ(gold, said):
+        return False, said
+    if sorted(gold) == sorted(said):  # 2mn and 2nm are products
+        way = WITHOUT_UNITS
+    else:
+        gold, said = units.without_units(gold), units.without_units(said)
     wanted, found = _parse(gold, way), _parse(said, way)
     return _equal(wanted, found), str(found[0]) if found else said
-
-
-def _behind(answer: str) -> list[str]:
-    """The words behind an expression: a unit, or a condition such as ``n even``."""
-    found = TEXT_BEHIND.search(answer)
-    return found[0].casefold().split() if found else []
-
-
-def _without_units(answer: str) -> str:
-    """Return a number or an expression without units behind it; in ``3t`` a variable stands."""
-    quantity = QUANTITY.fullmatch(answer)
-    return quantity[1] if quantity else TEXT_BEHIND.sub("", answer)
 
 
 def _literal(answer: str) -> str:
@@ -152,7 +163,7 @@ def _equal(wanted: list[Any], found: list[Any]) -> bool:
         timeout_seconds=NO_CLOCK,
     )
     if is_equal:
-        return True
+        return not _differ(gold, said)
     return _is_number(gold) and _is_number(said) and _close_complex(gold, said)
 
 
@@ -168,6 +179,34 @@ def _far_apart(gold: Expr, said: Expr) -> bool:
         return False
     most = max(abs(one), abs(other))
     return bool(most > 1 and abs(one - other) > FAR_APART * most)
+
+
+def _differ(gold: Any, said: Any) -> bool:
+    """Whether two exact values differ by their digits, even if math-verify simplified that away.
+
+    Of sets, lists and intervals, whether one has a value that the other has not.
+    """
+    wanted, found = _members(gold), _members(said)
+    if wanted and found:
+        return any(all(_differ(one, other) for other in found) for one in wanted)
+    if gold == said or not (_is_exact(gold) and _is_exact(said)):
+        return False
+    digits = min(MOST_DIGITS_OF_A_DIFFERENCE, _digits_of(gold, said))
+    one, other = (value.evalf(digits, maxn=2 * digits) for value in (gold, said))
+    if not all(number.is_comparable and number.is_finite for number in (one, other)):
+        return False
+    most = max(abs(one), abs(other))
+    return bool(abs(one - other) > most * Float(10, digits) ** (LOST_DIGITS - digits))
+
+
+def _members(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, Interval):
+        return (value.start, value.end)
+    return value.args if isinstance(value, FiniteSet | Tuple) else ()
+
+
+def _is_exact(value: Any) -> bool:
+    return _is_number(value) and not value.has(Float)
 
 
 def _digits_of(gold: Any, said: Any) -> int:

@@ -1,5 +1,6 @@
 """Answers as models write them, and what each grader makes of them."""
 
+import resource
 import time
 
 import pytest
@@ -50,6 +51,15 @@ def test_words_are_compared_in_order_whatever_stands_between(text, is_right):
         ("Yes", "Answer: Yes - all three hold.", True),
         ("Yes", "Answer: Yes (all three hold)", True),
         ("Yes", r"Answer: $\text{Yes}$", True),
+        ("Yes", "Answer: Yes!", True),
+        ("Yes", "Answer: **Yes!** All three hold.", True),
+        ("Yes", "Answer: **Yes**, since it holds.", True),
+        ("Yes", 'Answer: "Yes", since it holds.', True),
+        ("Yes", "Answer: *Yes* because it holds", True),
+        ("Yes", "Answer: **No**, since it holds.", False),
+        ("Yes", "Answer: Yes?", False),
+        ("5", "Answer: 5!", False),
+        ("5", "Answer: 5*3", False),
         ("(A)", "Answer: (A) red", True),
         ("(A)", "Answer: (A) or (B)", False),
         ("3", "Answer: 3 - 1", False),
@@ -86,6 +96,65 @@ def test_a_choice_is_the_last_letter_boxed_or_told(text, said):
         assert verdict.is_right == (letter == said)
 
 
+COMMENTS = [
+    "The answer is correct.",
+    "Note: the answer must be an integer.",
+    "Since the answer is positive, we are done.",
+    "答案是正确的。",
+    "答案是3的倍数。",
+    "This answer is 2 times the naive one.",
+    "The answer is an integer, as it should be.",
+    "Checking the answer: 7 - 2 = 5, as required.",
+    "A common wrong answer is 7.",
+    "If we counted 0 as well, the answer would be 7.",
+    "For n = 1 the answer is 7.",
+    "The answer for n = 1 is 7.",
+    "The sample answer is 7.",
+    "Could the answer be 7? It could not.",
+    "The answer is > 7.",
+    "### Verification of the answer\nPut it in: it holds.",
+    "Answer: as boxed above.",
+]
+CORRECTIONS = [
+    "Answer: 7",
+    "**Answer:** 7",
+    "Final answer: $7$.",
+    "Correction: the answer is exactly 7.",
+    "No, that is wrong. The answer is 7.",
+    "I counted one twice, so the answer is 7, not 6. This answer is correct because it holds.",
+    "Wait. The correct answer is **7**!",
+    "<answer>7</answer>",
+    "不对,答案是7,不是6。",
+]
+
+
+@pytest.mark.parametrize("grader", ["math", "exact"])
+def test_a_box_stands_whatever_is_said_about_it(grader):
+    texts = [f"\\boxed{{42}}\n\n{comment}" for comment in COMMENTS]
+    assert [text for text in texts if not judge(grader, "42", text).is_right] == []
+
+
+@pytest.mark.parametrize("grader", ["math", "exact"])
+def test_an_answer_told_after_a_box_takes_its_place(grader):
+    texts = [f"\\boxed{{6}}\n\n{correction}" for correction in CORRECTIONS]
+    assert [text for text in texts if not judge(grader, "7", text).is_right] == []
+    assert [text for text in texts if judge(grader, "6", text).is_right] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "is_right"),
+    [
+        (r"\boxed{\text{The answer is }42}", True),
+        (r"\boxed{\text{The answer is 42}}", True),
+        (r"\boxed{\text{Answer: }42}", True),
+        (r"\boxed{\text{答案是}42}", True),
+        (r"\boxed{\text{The answer is }41}", False),
+    ],
+)
+def test_a_box_may_say_that_it_is_the_answer(text, is_right):
+    assert judge("math", "42", text).is_right is is_right
+
+
 COLOURS = ("red", "green", "blue", "A mixture")
 
 
@@ -105,12 +174,29 @@ COLOURS = ("red", "green", "blue", "A mixture")
         ("Answer: the blue one", "C"),
         ("答案\uff1aC", "C"),
         ("故选C", "C"),
+        ("正确选项是C", "C"),
+        ("正确的选项为C。", "C"),
+        ("应选C项", "C"),
+        ("选项C正确", "C"),
+        ("C选项正确", "C"),
+        ("选项A错误, 选项C正确", "C"),
+        ("A和B都错误, 只有C正确", "C"),
+        ("不选A, 应选C", "C"),
+        ("Answer: A is wrong, so C", "C"),
+        ("Answer: A is incorrect; C is right.", "C"),
+        ("Answer: A and B are wrong, so C", "C"),
+        ("Answer: A can't be right, so C", "C"),
+        ("Answer: C is right, A is wrong", "C"),
+        ("Answer: A is wrong, so B or C", ""),
         ("Answer: A", "A"),
         ("Answer: A because it is red", "A"),
         ("Answer: A mixture", "D"),
         (r"\boxed{a mixture}", "D"),
         ("Answer: D. A mixture", "D"),
         (r"\boxed{A}. No, wait: \boxed{C}", "C"),
+        (r"\boxed{C}. This answer is correct because A is wrong.", "C"),
+        (r"\boxed{C}. The answer A is wrong.", "C"),
+        (r"\boxed{A}. No, the answer is C.", "C"),
         (r"\boxed{A} or \boxed{C}", ""),
         (r"\boxed{A}, \boxed{C}", ""),
         (r"\boxed{A or C}", ""),
@@ -118,6 +204,10 @@ COLOURS = ("red", "green", "blue", "A mixture")
         ("Answer: neither A nor C", ""),
         ("Answer: C, not A", "C"),
         ("Answer: A or C", ""),
+        ("Answer: option A or C", ""),
+        ("选A或C", ""),
+        ("Answer: option C, and A is only close", "C"),
+        ("\\boxed{A}\n\nAnswer: (C) blue", "C"),
         ("Answer: A/C", ""),
     ],
 )
@@ -166,6 +256,20 @@ def boxed(answer):
     return rf"So it is $\boxed{{{answer}}}$."
 
 
+UNITS = [
+    r"\Omega",
+    r"\mu\text{m}",
+    r"\,J",
+    r"\,\mathrm{m\,s^{-1}}",
+    r"\,\mathrm{m}\,\mathrm{s}^{-1}",
+    " m s^{-1}",
+    r"\,\text{mol}\,\text{L}^{-1}",
+    r" \text{ k}\Omega",
+    "μm",
+    r"\,m/s",
+    r"\,\text{N}\cdot\text{m}",
+    r"\,\mathrm{J/(kg\cdot K)}",
+]
 RIGHT_IN_A_BOX = {
     "thin spaces in numbers": [
         ("5678", r"5\,678"),
@@ -210,10 +314,14 @@ RIGHT_IN_A_BOX = {
         (r"4.5\%", "4.5"),
         ("6", "6 miles per hour"),
         ("6", "6 people"),
+        ("6", "6 kilograms"),
+        ("6", r"x = 6\,\Omega"),
         ("6", r"6\text{ 厘米}"),
         (r"3n \text{ ways}", "3n"),
         ("3t", "3t"),
+        ("2mn", "2nm"),
         ("6", "6m"),
+        *[pair for unit in UNITS for pair in (("12", f"12{unit}"), (f"12{unit}", "12"))],
     ],
     "symbols in another spelling": [
         (r"\emptyset", r"\varnothing"),
@@ -245,6 +353,59 @@ RIGHT_IN_A_BOX = {
         (r"\sqrt{2}^{200}", "2^{100}"),
         (r"1.2\times10^{-10}", "0.00000000012"),
         (r"\frac{\pi}{4}", "0.785398"),
+    ],
+    "periods of decimals": [
+        (r"\frac13", r"0.\overline{3}"),
+        (r"0.\overline{3}", r"\frac13"),
+        (r"\frac16", r"0.1\overline{6}"),
+        (r"\frac13", r"0.\dot{3}"),
+        (r"\frac13", r"0.\bar3"),
+        (r"\frac13", "0.(3)"),
+        (r"\frac13", "0.3\u0305"),
+        (r"\frac{41}{333}", r"0.\dot{1}2\dot{3}"),
+        (r"\frac{13}{6}", r"2.1\overline 6"),
+        (r"-\frac13", r"-0.\overline{3}"),
+        ("1", r"0.\overline{9}"),
+        (r"\frac19", r"0.\overline{3}^2"),
+        (r"0.\overline{3} \text{ m}", r"\frac13"),
+        (r"33.\overline{3}\%", r"33\frac{1}{3}\%"),
+    ],
+    "degrees": [
+        (r"\frac12", r"\sin 30^\circ"),
+        (r"\sin 30^\circ", r"\frac12"),
+        (r"\frac12", r"\cos(60^{\circ})"),
+        ("1", r"\tan 45°"),
+        (r"\frac14", r"\sin^2 30^\circ"),
+        (r"4\cos 20^\circ", r"4\sin 70^\circ"),
+        (r"\sin 2", r"\sin 2"),
+    ],
+    "halves of the line": [
+        (r"(0,\infty)", r"\mathbb{R}^+"),
+        (r"\mathbb{R}^{+}", r"(0,+\infty)"),
+        (r"(-\infty,0)", r"\R^-"),
+        (r"[0,\infty)", r"\mathbb{R}_{\ge 0}"),
+    ],
+    "powers of ten": [
+        (r"6.02\times10^{23}", "602000000000000000000000"),
+        ("602000000000000000000000", r"6.02\cdot10^{23}"),
+        (r"6.02\times10^{23}", "6.02e+23"),
+        (r"1.5\times10^{-9}", "1.5e-9"),
+        (r"1.5\times10^{-9}", "1.5 x 10^-9"),
+        ("1.5e-9", r"1.5\times10^{-9}"),
+        (r"1.5\times10^{-9}", r"\frac{3}{2\cdot10^9}"),
+        ("0.002", "2e-3"),
+        ("1e-9", "10^{-9}"),
+        ("2e-3", "-3+2e"),
+        (r"2^{3}\times10^{4}", "80000"),
+        (r"1.2\times10^{500}", r"12\times10^{499}"),
+        (r"3\times10^8\ \text{m s}^{-1}", "300000000"),
+    ],
+    "differences too small for 15 digits": [
+        (r"\ln(1+10^{-30})", r"\ln\frac{10^{30}+1}{10^{30}}"),
+        (r"\ln(1+10^{-30})", r"-\ln(1-\frac{1}{10^{30}+1})"),
+        (r"\ln(10^{3000})", r"3000\ln 10"),
+        (r"\sqrt{3+2\sqrt2}", r"1+\sqrt2"),
+        (r"\cos\frac{\pi}{5}", r"\frac{1+\sqrt5}{4}"),
     ],
     "other languages": [
         ("星期五", r"\text{星期五}"),
@@ -333,6 +494,32 @@ WRONG_IN_A_BOX = [
     ("east", r"\text{seat}"),
     (r"\log_2 100", r"\log_2 101"),
     ("5678", "5 6 7 8"),
+    (r"\frac12", r"\sin 31^\circ"),
+    (r"\frac12", r"\sin 30"),
+    (r"2\sin 10^\circ", r"2\sin 11^\circ"),
+    (r"\mathbb{R}^+", r"[0,\infty)"),
+    (r"\mathbb{R}^+", r"\mathbb{R}"),
+    ("AB", r"\text{BA}"),
+    (r"\text{AB}", "BA"),
+    *[(f"12{unit}", f"13{unit}") for unit in UNITS],
+    (r"12\,J", r"12\,W"),
+    ("6 km", "6 m"),
+    ("12", r"12\,x"),
+    (r"3\mu", "3"),
+    (r"0.\overline{3}", r"0.\overline{4}"),
+    (r"0.\overline{3}", "0.333"),
+    (r"0.1\overline{6}", r"0.\overline{16}"),
+    (r"\frac16", "0.1(6)"),
+    (r"\overline{z}+1", "z+1"),
+    (r"6.02\times10^{23}", r"6.03\times10^{23}"),
+    (r"1.5\times10^{-9}", "1.5e-8"),
+    ("2e-3", "0.002"),
+    (r"2^{3}\times10^{4}", "24000"),
+    (r"\ln(1+10^{-30})", r"\ln(1+10^{-31})"),
+    (r"\ln(1+10^{-20})", r"\ln(1+10^{-21})"),
+    (r"\ln(1+2^{-100})", r"\ln(1+2^{-101})"),
+    (r"\{\ln(1+10^{-30}), 2\}", r"\{\ln(1+10^{-31}), 2\}"),
+    (r"(\ln(1+10^{-30}), 2)", r"(\ln(1+10^{-31}), 2)"),
     (r"\infty", r"-\infty"),
     (r"\infty", "5"),
     ("e^{-90}", "e^{-91}"),
@@ -368,6 +555,7 @@ def test_other_values_are_wrong_however_alike_they_look():
         ("58", "所以答案是 **58**。", True),
         ("星期五", "答案\uff1a星期五", True),
         ("59", "答案\uff1a58", False),
+        *[("58", f"所以答案{verb}58。", True) for verb in ("应为", "等于", "就是", "应该是", "即为")],
         ("x+1", "Answer: x+1", True),
         ("5678", r"The answer is 5\,678.", True),
         ("58", "<answer>58</answer>", True),
@@ -434,6 +622,31 @@ ADD = {
             "def add(a, b): return Pair(a).a + b\n```",
             True,
         ),
+        ("> So:\n> ```python\n> def add(a, b):\n>     return a + b\n> ```\n> Done.", True),
+        ("> > ```python\n> > def add(a, b):\n> >     return a + b\n> > ```", True),
+        ("> ```python\n> def add(a, b):\n>     return a - b\n> ```", False),
+        (
+            "> ```python\n> def add(a, b):\n>     '''\n>     >>> add(1, 2)\n>     '''\n"
+            ">     return a + b\n> ```",
+            True,
+        ),
+        (
+            "```python\ndef add(a, b):\n    x = '''\n```\nno\n```\n'''\n    return a + b\n```\nIt works.",
+            True,
+        ),
+        (
+            '```python\ndef add(a, b):\n    """It\'s "a" sum.\n    ```\n    >>> add(1, 2)\n    ```\n'
+            '    """\n    return a + b\n```\nIt works.',
+            True,
+        ),
+        ("```python\n''' open\n```\nno:\n```python\ndef add(a, b): return a + b\n```", True),
+        ("```python\n# it's, '''\ndef add(a, b): return a + b  # \"\"\"\n```\nDone.", True),
+        ("<pre><code>\ndef add(a, b):\n    return a + b\n</code></pre>", True),
+        (
+            '<pre><code class="language-python">def add(a, b):\n'
+            "    return a + b if 1 &lt; 2 else 0</code></pre>",
+            True,
+        ),
         ("```python\n# one\x0c\u2028 line\ndef add(a, b): return a + b\n```", True),
     ],
 )
@@ -456,6 +669,12 @@ PIECES = [
     "\\boxed{",
     "A or ",
     "((",
+    "```\n",
+    "'''\n```\n",
+    '\n> ```python\n> "',
+    "<pre><code>",
+    " is wrong, A",
+    "\\boxed{1} answer is ",
 ]
 
 
@@ -470,6 +689,13 @@ def test_a_model_that_repeats_itself_is_judged_in_no_time(grader, piece):
 
 def test_a_program_that_takes_too_much_memory_ends():
     assert not runs("x = bytearray(1 << 34)")
+
+
+def test_a_program_that_prints_without_end_ends_and_is_not_kept_in_memory():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert not runs("for _ in range(400): print('x' * (1 << 20))")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # kilobytes
+    assert runs("print('x' * (1 << 20))")
 
 
 def test_a_grader_that_nobody_knows_is_refused():
