@@ -142,6 +142,18 @@ def test_embeddings_by_position_cannot_be_sent(client):
     assert client.post("/forgets", json={"positional_embed_overrides": None}).status_code == 200
 
 
+@pytest.mark.parametrize("embeddings", [[], [[0.5]], "x"])
+def test_embeddings_are_refused_by_name(client, embeddings):
+    reply = client.post("/forgets", json={"input_embeds": embeddings})
+    assert (reply.status_code, "takes no input_embeds" in reply.json()["message"]) == (400, True)
+    assert client.post("/forgets", json={"input_embeds": None}).status_code == 200
+
+
+def test_embeddings_are_none_of_our_business_without_dynts(serve):
+    serve("--attention-backend", "torch_native")
+    assert read_request(b'{"input_embeds": [[0.5]]}', None, MODEL, "/generate").options is None
+
+
 ESCAPED = [
     b'{"custom_param\\u0073": {"dynt\\u0073": {"enabled": false}}}',
     b'{"chat_template_kwargs": {"\\u0064ynts": {"enabled": false}}}',

@@ -9,17 +9,11 @@ from sglang.srt.managers.schedule_batch import FINISH_ABORT
 from sgl_dynts.config import MOST_TOKENS, quoted
 from sglang_dynts.boot.configuration import is_enabled, server_config
 from sglang_dynts.boot.sliding_window import refuse_short_window
-from sglang_dynts.entry.options import check_options, config_of_request
+from sglang_dynts.entry.options import NO_EMBEDDINGS, check_options, config_of_request
 
 NO_IMAGES = (
     "this server runs with DynTS, which serves text alone: images and audio have other positions; "
     "send text, or ask a server without DynTS"
-)
-
-NO_EMBEDDINGS = (
-    "this server runs with DynTS, which takes no input_embeds: they hide whether the prompt leaves off "
-    "in thinking, and SGLang ends where they meet another request in one forward, or a model that is not "
-    "bfloat16; give text or input_ids, or ask a server without DynTS"
 )
 
 NO_TOKENS = (

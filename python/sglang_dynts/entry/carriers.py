@@ -16,8 +16,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sgl_dynts.config import quoted
 from sgl_dynts.policies import policies
+from sglang_dynts.boot.configuration import is_enabled
 from sglang_dynts.entry.front_end import watch
-from sglang_dynts.entry.options import CARRIED, REPORT, check_options, combined
+from sglang_dynts.entry.options import CARRIED, NO_EMBEDDINGS, REPORT, check_options, combined
 from sglang_dynts.names import BACKEND_NAME
 
 FIELD = "custom_params"
@@ -42,6 +43,7 @@ READS_SAMPLING = "/generate"
 SPELLING = f'"{FIELD}": {{"{BACKEND_NAME}": {{...}}}}'
 OF_ONE_PROMPT = ("top_logprobs_num", "logprob_start_len")
 """Numbers that may be a list for several prompts; SGLang 0.5.23 ends where one prompt has a list."""
+EMBEDDINGS = "input_embeds"
 NO_JSON = "positional_embed_overrides"
 """A field of SGLang's that holds tensors; it ends where JSON holds it."""
 _MARKS = (
@@ -49,7 +51,7 @@ _MARKS = (
     BACKEND_NAME.encode(),
     ALIAS.encode(),
     b"\\u",
-    *map(str.encode, (*OF_ONE_PROMPT, NO_JSON)),
+    *map(str.encode, (*OF_ONE_PROMPT, EMBEDDINGS, NO_JSON)),
 )
 """What a body that says something has in it; JSON may write any letter by its number."""
 
@@ -225,6 +227,8 @@ def _refuse_misplaced(fields: Fields, path: str) -> None:
 
 
 def _refuse_impossible(fields: Fields) -> None:
+    if is_enabled() and fields.get(EMBEDDINGS) is not None:
+        raise ValueError(NO_EMBEDDINGS)
     if fields.get(NO_JSON) is not None:
         raise ValueError(f"{NO_JSON} cannot be sent as JSON; leave it out")
     ids = fields.get("input_ids")

@@ -14,6 +14,11 @@ REPORT = "return_meta_info"
 """SGLang's own field of a chat, for routers that drop it."""
 SWITCHES = ("enabled", "return_compactions", "return_tokens", REPORT)
 FIELDS = (*SWITCHES, *WINDOW_FIELDS, "policy")
+NO_EMBEDDINGS = (
+    "this server runs with DynTS, which takes no input_embeds: they hide whether the prompt leaves off "
+    "in thinking, and SGLang ends where they meet another request in one forward, or a model that is not "
+    "bfloat16; give text or input_ids, or ask a server without DynTS"
+)
 CARRIED: ContextVar[dict[str, Any] | None] = ContextVar("dynts_options", default=None)
 """Options of the HTTP request that is being served, where it says them outside of ``sampling_params``."""
 
