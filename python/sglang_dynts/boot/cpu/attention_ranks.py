@@ -3,6 +3,8 @@
 SGLang has all of it for its own CPU engine, and asks a constant of each module whether that one runs.
 """
 
+import inspect
+
 import sglang.srt.distributed.parallel_state as parallel_state
 import sglang.srt.layers.dp_attention as dp_attention
 import sglang.srt.model_executor.forward_batch_info as forward_batch_info
@@ -17,4 +19,4 @@ def put_in_place() -> None:
     forward_batch_info._is_cpu = True
     dp_attention.memcpy_func = dp_attention.memcpy_cpu
     for name in COLLECTIVES:
-        setattr(parallel_state, name, getattr(parallel_state, name).__wrapped__)
+        setattr(parallel_state, name, inspect.unwrap(getattr(parallel_state, name)))
