@@ -95,7 +95,7 @@ def _launcher_seams() -> list[Seam]:
 
 
 def _scheduler_seams() -> list[Seam]:
-    from sglang_dynts.boot import sliding_window
+    from sglang_dynts.boot import model_kinds, sliding_window
     from sglang_dynts.entry import arrival
     from sglang_dynts.forward import (
         counted_attention,
@@ -109,6 +109,7 @@ def _scheduler_seams() -> list[Seam]:
     from sglang_dynts.telling import health, reporting
 
     return [
+        Seam(seams.LOAD_MODEL, model_kinds.check_attention_ranks, HookType.AFTER),
         Seam(seams.LOAD_MODEL, sliding_window.check_server_window, HookType.AFTER),
         Seam(seams.LOAD_MODEL, predictor_runner.install_predictor, HookType.AFTER),
         Seam(seams.UPDATE_FROM_DISK, weight_updates.update_from_disk, HookType.AROUND),

@@ -175,7 +175,7 @@ SERVERS = {
         "qwen3", (*TWO_RANKS, *NO_OVERLAP, *NO_PREFIXES, *MIXED, *OBSERVING), TWO_CORES
     ),
     "drafts_on_two_ranks": Spec("qwen3", (*NGRAM, EXACT, *TWO_RANKS, *NO_PREFIXES), TWO_CORES),
-    "sliding_attention_ranks": Spec("gemma2", (*ATTENTION_RANKS, *NO_OVERLAP, *NO_PREFIXES), TWO_CORES),
+    "sliding_in_turns": Spec("gemma2", (*NO_OVERLAP, *NO_PREFIXES)),
     "latents_in_turns": Spec("deepseek_v3", (*NO_OVERLAP, *NO_PREFIXES)),
     "latents_with_drafts": Spec("deepseek_v3", (*NGRAM, EXACT)),
     "sliding_hierarchy": Spec(
@@ -196,7 +196,7 @@ SERVERS = {
         "gpt_oss", (*WORKERS, *TWO_RANKS, *NO_OVERLAP, *MIXED), TWO_CORES | PATIENT
     ),
     "workers_latents": Spec(
-        "deepseek_v3", (*WORKERS, *ATTENTION_RANKS, *NO_PREFIXES), TWO_CORES | PATIENT
+        "deepseek_v3", (*WORKERS, *ATTENTION_RANKS, *NO_OVERLAP, *NO_PREFIXES), TWO_CORES | PATIENT
     ),
     "workers_hierarchy": Spec("gemma2", (*WORKERS, *HIERARCHICAL), PATIENT),
     "workers_states": Spec("qwen3_next", (*WORKERS, *STATES), PATIENT),

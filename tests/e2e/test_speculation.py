@@ -62,7 +62,7 @@ def test_as_many_drafts_are_accepted_as_with_the_full_cache(server, questions):
     lengths: dict[bool, float] = {}
     used, compactions = (0, 0), 0
     for enabled in (True, False):
-        jobs = [{"prompt": ids, "length": 690, "dynts": {"enabled": enabled}} for ids in questions]
+        jobs = [{"prompt": ids, "length": 690, "dynts": {"enabled": enabled}} for ids in questions[::2]]
         jobs = [job | {"sampling_params": {"ignore_eos": False}} for job in jobs]
         numbers = [reply["meta_info"] for reply in server.generate_all(jobs, at_once=2)]
         tokens = sum(one["completion_tokens"] for one in numbers)

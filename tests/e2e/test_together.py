@@ -15,7 +15,7 @@ from tests.e2e.test_equality_by_head import assert_equal_by_head
 RECORDING = ("all_schedules", "hierarchy_observing", "workers_observing")
 OTHERS = (
     *("drafts_on_two_ranks", "latents_with_drafts", "latents_in_turns", "states_in_turns"),
-    *("ranks_of_two", "sliding_attention_ranks", "sliding_hierarchy", "workers_two_pools"),
+    *("ranks_of_two", "sliding_in_turns", "sliding_hierarchy", "workers_two_pools"),
     *("workers_latents", "workers_hierarchy", "workers_states", "workers_with_drafts"),
 )
 LENGTHS = (5, 31, 60, 110)

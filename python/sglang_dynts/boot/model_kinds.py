@@ -10,6 +10,10 @@ from sglang.srt.configs.model_config import (
     is_deepseek_v4,
     is_minimax_sparse,
 )
+from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+from sglang.srt.runtime_context import get_parallel
+
+from sglang_dynts.boot.configuration import is_enabled
 
 
 @dataclass(frozen=True)
@@ -169,3 +173,26 @@ REFUSED_KINDS = (
         lambda model: not model.is_generation,
     ),
 )
+
+
+def check_attention_ranks(_result, model_runner) -> None:
+    """AFTER ModelRunner.load_model: refuse attention ranks for a model whose code knows none.
+
+    SGLang 0.5.23 starts such a server, and its ranks, each with other tokens, add their embeddings up.
+    A model that knows of them gives each its own: its embeddings are split as its attention is.
+
+    Raises:
+        ValueError: naming the flag and the model.
+    """
+    parallel = get_parallel()
+    if not is_enabled() or parallel.attn_dp_size == 1:
+        return
+    for module in model_runner.model.modules():
+        is_input = isinstance(module, VocabParallelEmbedding) and not isinstance(module, ParallelLMHead)
+        if is_input and module.tp_size > parallel.attn_tp_size:
+            name = type(model_runner.model).__name__
+            raise ValueError(
+                f"DynTS does not support --attn-dp-size {parallel.attn_dp_size} with {name}: SGLang's "
+                "code of this model knows no attention ranks, and answers would be wrong; use --dp-size "
+                "or --tp-size without it"
+            )

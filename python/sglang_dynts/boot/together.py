@@ -56,8 +56,12 @@ Pair = frozenset[str]
 
 REFUSED_BY_SGLANG = {frozenset({NO_PREFIX_CACHE.name, HIERARCHY.name})}
 """Pairs that SGLang 0.5.23 refuses itself."""
-REFUSED_LATER = {frozenset({QUERIES.name, one.name}) for one in (SLIDING, TWO_POOLS, LATENTS)}
-"""Pairs that are refused once the model is loaded: the attention of its layers is not read."""
+REFUSED_LATER = {
+    *(frozenset({QUERIES.name, one.name}) for one in (SLIDING, TWO_POOLS, LATENTS)),
+    frozenset({ATTENTION_RANKS.name, SLIDING.name}),
+}
+"""Pairs that are refused once the model is loaded: the attention of its layers is not read, or SGLang's
+code of these models knows no attention ranks."""
 
 
 def pairs() -> list[tuple[Feature, Feature]]:
