@@ -8,6 +8,7 @@ header before a tensor is loaded.
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,21 +195,12 @@ def _find_in_folder(folder: Path) -> PredictorSource | None:
     path = folder / PREDICTOR_FILE
     if path.is_file():
         return _read_predictor_file(path)
-    if _is_there(path):
+    if os.path.lexists(path):  # a link to nowhere, or to itself, as well
         raise ValueError(
             f"{path}: it is there, and no regular file that can be read; put a predictor in its place, "
             "or take it away"
         )
     return _find_author_tensors(folder)
-
-
-def _is_there(path: Path) -> bool:
-    """Whether something has this name; a loop of links is something."""
-    try:
-        path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True
 
 
 def _read_predictor_file(path: Path) -> PredictorSource:

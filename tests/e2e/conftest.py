@@ -8,9 +8,9 @@ import pytest
 from benchmark.harness.tiny_models import FIRST_WORD
 from sgl_dynts import demo_model_path
 from tests.e2e.hf_reference import Expected, Reference, Windows
-from tests.e2e.models import VOCAB_SIZE, build_model
+from tests.e2e.models import CONFIGS, MODEL_WINDOW, VOCAB_SIZE, build_model, slides
 from tests.e2e.server import Server, WarmServer
-from tests.e2e.servers import DEMO, DEMO_POOL, SharedServers
+from tests.e2e.servers import DEMO, DEMO_POOL, SERVERS, SharedServers
 
 
 def pytest_collection_modifyitems(items):
@@ -54,6 +54,18 @@ def server(request, shared_servers) -> Iterator[Server]:
     if server.process.poll() is None:
         server.assert_nothing_leaked()
     server.stop()
+
+
+@pytest.fixture
+def kind(request) -> str:
+    """The kind of model that the test's shared server has."""
+    return SERVERS[request.node.callspec.params["server"]].model
+
+
+@pytest.fixture
+def windows(kind) -> Windows:
+    """What the predictor of this kind of model recommends."""
+    return Windows(96, MODEL_WINDOW if slides(CONFIGS[kind].get_text_config()) else 16, 0.4)
 
 
 @pytest.fixture(scope="session")

@@ -68,25 +68,26 @@ SERVERS = {
         DEMO, DEMO_POOL, {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "150"}
     ),
     "overlap": Spec("qwen3", ("--enable-cache-report", "--enable-metrics", "--api-key", API_KEY)),
-    "no_overlap": Spec("qwen2", ("--disable-overlap-schedule",)),
+    "no_overlap": Spec("qwen2", NO_OVERLAP),
     "mixed_chunk_and_queue": Spec("qwen3", (*MIXED, *QUEUE)),
-    "tensor_parallel": Spec("llama", ("--tp-size", "2", *CALIBRATED), TWO_CORES),
+    "tensor_parallel": Spec("llama", (*TWO_RANKS, *CALIBRATED), TWO_CORES),
     "data_parallel_attention": Spec(
         "qwen3_moe",
         (
-            *(*ATTENTION_RANKS, *CALIBRATED, "--dynts-observe-queries", str(NUM_QUERIES)),
-            *("--dynts-host-memory-gb", "0"),
+            *ATTENTION_RANKS,
+            *CALIBRATED,
+            *OBSERVING,
         ),
         TWO_CORES,
     ),
     "data_parallel_attention_gpt_oss": Spec("gpt_oss", (*ATTENTION_RANKS, *MIXED, *QUEUE), TWO_CORES),
     "data_parallel_attention_qwen3_next": Spec(
-        "qwen3_next", (*ATTENTION_RANKS, *STATES, "--disable-radix-cache"), TWO_CORES
+        "qwen3_next", (*ATTENTION_RANKS, *STATES, *NO_PREFIXES), TWO_CORES
     ),
     "data_parallel_attention_retracting": Spec(
         "deepseek_v3", (*ATTENTION_RANKS, *MIXED, *SMALL_POOL), RETRACTING | TWO_CORES
     ),
-    "no_radix_cache": Spec("qwen3_moe", ("--disable-radix-cache",)),
+    "no_radix_cache": Spec("qwen3_moe", NO_PREFIXES),
     "longest_prefix_first": Spec("llama", (*MIXED, *QUEUE, "--schedule-policy", "lpm")),
     "speller": Spec(
         SPELLER,
@@ -96,21 +97,21 @@ SERVERS = {
         ),
     ),
     "changes_its_mind": Spec(CHANGES_ITS_MIND),
-    "observing": Spec(
-        "qwen3", ("--dynts-observe-queries", str(NUM_QUERIES), "--dynts-host-memory-gb", "0")
-    ),
+    "observing": Spec("qwen3", OBSERVING),
     "observing_by_head": Spec(
         "qwen3",
         (
-            *("--dynts-observe-queries", str(NUM_QUERIES), "--dynts-host-memory-gb", "0"),
-            *("--dynts-policy", "h2o_per_head"),
+            *OBSERVING,
+            "--dynts-policy",
+            "h2o_per_head",
         ),
     ),
     "forced": Spec(
         "qwen3",
         (
-            *("--dynts-observe-queries", str(NUM_QUERIES), "--dynts-host-memory-gb", "0"),
-            *("--dynts-policy", "h2o_per_head", *FORCING, *CALIBRATED),
+            *(*OBSERVING, "--dynts-policy", "h2o_per_head"),
+            *FORCING,
+            *CALIBRATED,
         ),
     ),
     "little_host_memory": Spec(  # GiB: 104 tokens of this model, and the server's budget is 96
@@ -120,7 +121,7 @@ SERVERS = {
     "untrained": Spec(UNTRAINED, ("--enable-metrics",)),
     "ngram": Spec("qwen3", (*NGRAM, EXACT)),
     "ngram_queue": Spec("qwen3", (*NGRAM, *QUEUE, "--chunked-prefill-size", "32")),
-    "ngram_no_overlap": Spec(CHANGES_ITS_MIND, (*NGRAM, EXACT, "--disable-overlap-schedule")),
+    "ngram_no_overlap": Spec(CHANGES_ITS_MIND, (*NGRAM, EXACT, *NO_OVERLAP)),
     "standalone": Spec("llama", (*STANDALONE, EXACT), draft="llama"),
     "demo_standalone": Spec(DEMO, (*DEMO_POOL, *STANDALONE), draft=DEMO),
     "standalone_retracting": Spec("qwen3", (*STANDALONE, *SMALL_POOL), RETRACTING, draft="qwen3"),
@@ -144,33 +145,33 @@ SERVERS = {
         command=SGLANG_SERVE,
         as_a_user=True,
     ),
-    "retracting_no_overlap": Spec("qwen3", (*SMALL_POOL, "--disable-overlap-schedule"), RETRACTING),
+    "retracting_no_overlap": Spec("qwen3", (*SMALL_POOL, *NO_OVERLAP), RETRACTING),
     "gemma2": Spec("gemma2", (*MIXED, *QUEUE)),
-    "gemma3_tensor_parallel": Spec("gemma3", ("--tp-size", "2"), TWO_CORES),
+    "gemma3_tensor_parallel": Spec("gemma3", TWO_RANKS, TWO_CORES),
     "olmo3_retracting": Spec("olmo3", (*MIXED, *SMALL_POOL), RETRACTING),
     "exaone4_without_copies": Spec("exaone4", (*SMALL_POOL, "--dynts-host-memory-gb", "0"), RETRACTING),
     "olmo3_unguarded": Spec("olmo3", command=(sys.executable, "-m", "tests.e2e.unguarded")),
     "deepseek": Spec("deepseek_v3", (*MIXED, *QUEUE)),
-    "deepseek_tensor_parallel": Spec("deepseek_v3", ("--tp-size", "2"), TWO_CORES),
+    "deepseek_tensor_parallel": Spec("deepseek_v3", TWO_RANKS, TWO_CORES),
     "deepseek_dense_retracting": Spec("deepseek_v3_dense", (*MIXED, *SMALL_POOL), RETRACTING),
     "glm_without_copies": Spec("glm4_moe_lite", (*SMALL_POOL, "--dynts-host-memory-gb", "0"), RETRACTING),
     "qwen3_vl": Spec("qwen3_vl", (*MIXED, *QUEUE)),
     "qwen3_vl_retracting": Spec("qwen3_vl", SMALL_POOL, RETRACTING),
-    "mistral": Spec("mistral", ("--disable-radix-cache",)),
+    "mistral": Spec("mistral", NO_PREFIXES),
     "phi3": Spec("phi3"),
     "gemma2_ngram": Spec("gemma2", (*NGRAM, EXACT)),
     "gpt_oss": Spec("gpt_oss", (*MIXED, *QUEUE)),
-    "gpt_oss_tensor_parallel": Spec("gpt_oss", ("--tp-size", "2", *CALIBRATED), TWO_CORES),
+    "gpt_oss_tensor_parallel": Spec("gpt_oss", (*TWO_RANKS, *CALIBRATED), TWO_CORES),
     "gpt_oss_retracting": Spec("gpt_oss", (*MIXED, *SMALL_POOL, *CALIBRATED), RETRACTING),
     "gpt_oss_without_copies": Spec(
-        "gpt_oss", (*SMALL_POOL, "--dynts-host-memory-gb", "0", "--disable-radix-cache"), RETRACTING
+        "gpt_oss", (*SMALL_POOL, "--dynts-host-memory-gb", "0", *NO_PREFIXES), RETRACTING
     ),
     "gpt_oss_little_sliding_pool": Spec(  # 200 slots: less than twelve requests take between two slides
         "gpt_oss", ("--max-total-tokens", "2000", "--swa-full-tokens-ratio", "0.1", *CHUNKS)
     ),
-    "qwen3_next": Spec("qwen3_next", (*MIXED, *QUEUE, *STATES, "--disable-radix-cache")),
+    "qwen3_next": Spec("qwen3_next", (*MIXED, *QUEUE, *STATES, *NO_PREFIXES)),
     "qwen3_5_without_copies": Spec("qwen3_5", (*SMALL_POOL, *CHUNKS, *STATES), RETRACTING),
-    "qwen3_5_tensor_parallel": Spec("qwen3_5_text", ("--tp-size", "2", *CALIBRATED, *STATES), TWO_CORES),
+    "qwen3_5_tensor_parallel": Spec("qwen3_5_text", (*TWO_RANKS, *CALIBRATED, *STATES), TWO_CORES),
     "all_schedules": Spec(
         "qwen3", (*TWO_RANKS, *NO_OVERLAP, *NO_PREFIXES, *MIXED, *OBSERVING), TWO_CORES
     ),
@@ -202,7 +203,7 @@ SERVERS = {
     "workers_states": Spec("qwen3_next", (*WORKERS, *STATES), PATIENT),
     "workers_observing": Spec("qwen3", (*WORKERS, *OBSERVING), PATIENT),
     "workers_with_drafts": Spec("qwen3", (*WORKERS, *NGRAM, EXACT), PATIENT),
-    "retracting_no_radix_cache": Spec("qwen3", (*SMALL_POOL, "--disable-radix-cache"), RETRACTING),
+    "retracting_no_radix_cache": Spec("qwen3", (*SMALL_POOL, *NO_PREFIXES), RETRACTING),
 }
 
 

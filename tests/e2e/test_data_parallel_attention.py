@@ -5,7 +5,6 @@ import pytest
 from tests.e2e.conftest import assert_equal, prompt
 from tests.e2e.head_reference import HeadReference
 from tests.e2e.hf_reference import Windows
-from tests.e2e.models import CONFIGS, MODEL_WINDOW, slides
 from tests.e2e.servers import SERVERS, served_by
 from tests.e2e.test_equality_by_head import assert_equal_by_head
 
@@ -13,11 +12,6 @@ WINDOWS = Windows(96, 16, 0.4)
 OTHER_POOLS = ("data_parallel_attention_gpt_oss", "data_parallel_attention_qwen3_next")
 LENGTHS = (5, 20, 40, 60, 90, 130)
 BOTH = ("data_parallel_attention", "data_parallel_attention_retracting")
-
-
-@pytest.fixture
-def kind(request) -> str:
-    return SERVERS[request.node.callspec.params["server"]].model
 
 
 @pytest.fixture
@@ -63,8 +57,7 @@ def test_a_second_round_hits_the_prompts_of_its_rank(server, kind, reference_of)
 
 
 @served_by(*OTHER_POOLS)
-def test_models_with_other_pools_beside(server, kind, reference_of):
-    windows = Windows(96, MODEL_WINDOW if slides(CONFIGS[kind].get_text_config()) else 16, 0.4)
+def test_models_with_other_pools_beside(server, kind, windows, reference_of):
     some = jobs(100, first_seed=500)
     for job, reply in zip(some, server.generate_all(some), strict=True):
         assert assert_equal(reply, reference_of(kind), job, windows).num_compactions >= 1

@@ -1,11 +1,9 @@
 """Served tokens equal an independent Hugging Face reference, however SGLang schedules them."""
 
-import pytest
-
 from tests.e2e.conftest import assert_equal, prompt
 from tests.e2e.hf_reference import Windows
 from tests.e2e.server import Server
-from tests.e2e.servers import SERVERS, served_by
+from tests.e2e.servers import served_by
 
 DEFAULT = Windows(96, 16, 0.4)
 LENGTHS = (5, 12, 20, 31, 40, 47, 60, 75, 90, 110, 130, 150)
@@ -13,11 +11,6 @@ LENGTHS = (5, 12, 20, 31, 40, 47, 60, 75, 90, 110, 130, 150)
 pytestmark = served_by(
     "overlap", "no_overlap", "mixed_chunk_and_queue", "tensor_parallel", "no_radix_cache"
 )
-
-
-@pytest.fixture
-def kind(request) -> str:
-    return SERVERS[request.node.callspec.params["server"]].model
 
 
 def jobs(windows: dict | None = None, length: int = 240) -> list[dict]:

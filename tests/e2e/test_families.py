@@ -10,9 +10,9 @@ from benchmark.harness.tiny_models import THINK
 from tests.e2e.conftest import assert_equal, prompt
 from tests.e2e.head_reference import HeadReference
 from tests.e2e.hf_reference import Reference, Windows
-from tests.e2e.models import CONFIGS, IMAGE_WORDS, MODEL_WINDOW, has_states, slides
+from tests.e2e.models import IMAGE_WORDS, MODEL_WINDOW, has_states
 from tests.e2e.server import Server
-from tests.e2e.servers import SERVERS, served_by
+from tests.e2e.servers import served_by
 from tests.e2e.test_equality_by_head import assert_equal_by_head
 
 LENGTHS = (5, 12, 20, 31, 40, 47, 60, 75, 90, 110, 130, 150)
@@ -35,17 +35,6 @@ TWO_POOLS = ("gpt_oss",)
 """Kinds of models whose sliding layers have a KV pool of their own."""
 KEPT_AFTER = 64
 """Tokens after which a prefill keeps a recurrent state that others may go on from."""
-
-
-@pytest.fixture
-def kind(request) -> str:
-    return SERVERS[request.node.callspec.params["server"]].model
-
-
-@pytest.fixture
-def windows(kind) -> Windows:
-    """What the predictor of this kind of model recommends."""
-    return Windows(96, MODEL_WINDOW if slides(CONFIGS[kind].get_text_config()) else 16, 0.4)
 
 
 def jobs(length: int = 200, first_seed: int = 0) -> list[dict]:

@@ -9,7 +9,7 @@ from sgl_dynts.demo import ledger
 from tests.e2e.conftest import assert_equal, prompt
 from tests.e2e.hf_reference import Windows
 from tests.e2e.server import Server
-from tests.e2e.servers import EXACT, SERVERS, served_by
+from tests.e2e.servers import EXACT, served_by
 from tests.e2e.test_equality_by_head import assert_equal_by_head, head_reference_of, reference
 from tests.e2e.test_retraction import num_resumed
 
@@ -24,11 +24,6 @@ def questions() -> list[list[int]]:
     vocabulary = ledger.Vocabulary()
     problems = evaluate.problems_of("test", 6, ledger.DEFAULT_STEPS)
     return [vocabulary.encode(problem.prompt) for problem in problems]
-
-
-@pytest.fixture
-def kind(request) -> str:
-    return SERVERS[request.node.callspec.params["server"]].model
 
 
 def jobs(length: int = 200, **dynts) -> list[dict]:

@@ -3,13 +3,9 @@
 ``tests/seam/test_together.py`` finds the pairs that are missing.
 """
 
-import pytest
-
 from tests.e2e.conftest import assert_equal, prompt
 from tests.e2e.head_reference import HeadReference
-from tests.e2e.hf_reference import Windows
-from tests.e2e.models import CONFIGS, MODEL_WINDOW, slides
-from tests.e2e.servers import SERVERS, served_by
+from tests.e2e.servers import served_by
 from tests.e2e.test_equality_by_head import assert_equal_by_head
 
 RECORDING = ("all_schedules", "hierarchy_observing", "workers_observing")
@@ -19,16 +15,6 @@ OTHERS = (
     *("workers_latents", "workers_hierarchy", "workers_states", "workers_with_drafts"),
 )
 LENGTHS = (5, 31, 60, 110)
-
-
-@pytest.fixture
-def kind(request) -> str:
-    return SERVERS[request.node.callspec.params["server"]].model
-
-
-@pytest.fixture
-def windows(kind) -> Windows:
-    return Windows(96, MODEL_WINDOW if slides(CONFIGS[kind].get_text_config()) else 16, 0.4)
 
 
 def jobs(first_seed: int, **dynts: str) -> list[dict]:

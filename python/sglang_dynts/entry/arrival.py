@@ -42,12 +42,13 @@ def _is_admitted(scheduler, recv_req, generates: bool = False) -> bool:
     """Whether a request may be made; one that may not is told why."""
     try:
         check_options(recv_req.sampling_params.custom_params)
-        if is_enabled() and recv_req.mm_inputs is not None:
-            raise ValueError(NO_IMAGES)
-        if is_enabled() and generates:
-            _refuse_impossible_generation(recv_req, scheduler.model_config.vocab_size)
         if is_enabled():
-            _refuse_impossible_tokens(recv_req.input_ids, scheduler.model_config.vocab_size)
+            vocab_size = scheduler.model_config.vocab_size
+            if recv_req.mm_inputs is not None:
+                raise ValueError(NO_IMAGES)
+            if generates:
+                _refuse_impossible_generation(recv_req, vocab_size)
+            _refuse_impossible_tokens(recv_req.input_ids, vocab_size)
             config = config_of_request(recv_req.sampling_params, server_config())
             refuse_short_window(config, scheduler.tp_worker.model_runner)
     except ValueError as error:

@@ -206,8 +206,8 @@ def _activities(fields: Fields) -> list[str]:
 
 def _profiles_something(fields: Fields) -> bool:
     """Whether a profile has an activity here; what is no list of them is left to SGLang."""
-    given, here = fields["activities"], {"CPU", "GPU", "RPD", *CUDA_ACTIVITIES} if _has_gpu() else {"CPU"}
-    return not isinstance(given, list) or bool(here & set(_words(given)))
+    here = {"CPU", "GPU", "RPD", *CUDA_ACTIVITIES} if _has_gpu() else {"CPU"}
+    return not isinstance(fields["activities"], list) or bool(here & set(_activities(fields)))
 
 
 def _is_an_address(host: Any) -> bool:
