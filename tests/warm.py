@@ -24,6 +24,7 @@ from typing import Any
 import uvicorn._subprocess as uvicorn_processes
 
 SECONDS_BETWEEN_LOOKS = 0.05
+MILLISECONDS_TO_WAIT = 5
 
 
 class Warm:
@@ -142,7 +143,21 @@ def _import() -> None:
     import sglang.srt.models.registry  # noqa: F401
 
     assert len(os.listdir("/proc/self/task")) == 1
+    _let_controllers_wait()
     gc.freeze()  # pages that no copy's collector writes to stay shared
+
+
+def _let_controllers_wait() -> None:
+    """SGLang 0.5.23's controller of several ranks asks its socket without a pause, which takes a core."""
+    from sglang.srt.managers import data_parallel_controller as controller
+
+    ask: Any = controller.sock_recv
+
+    def ask_patiently(socket: Any, flags: int = 0) -> Any:
+        socket.poll(MILLISECONDS_TO_WAIT)
+        return ask(socket, flags=flags)
+
+    controller.sock_recv = ask_patiently
 
 
 def _status(pid: int) -> int | None:

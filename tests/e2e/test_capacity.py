@@ -14,7 +14,7 @@ from tests.e2e.server import Server
 from tests.e2e.servers import served_by
 
 DEMO_WINDOWS = Windows(308, 96, 0.9)
-PROBLEMS = evaluate.problems_of("test", 16, ledger.DEFAULT_STEPS)
+PROBLEMS = evaluate.problems_of("test", 12, ledger.DEFAULT_STEPS)
 
 
 @pytest.fixture(scope="session")

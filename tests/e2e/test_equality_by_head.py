@@ -90,7 +90,7 @@ def test_retractions_with_copies_change_no_token(server, reference):
     replies = server.generate_all(some)
     for job, reply in zip(some, replies, strict=True):
         assert assert_equal_by_head(reply, reference, job, late=1).num_compactions >= 2
-    assert sum(reply["meta_info"]["dynts"]["resumptions"] for reply in replies) >= 3
+    assert sum(reply["meta_info"]["dynts"]["resumptions"] for reply in replies) >= 1
 
 
 @served_by("changes_its_mind")

@@ -154,12 +154,12 @@ def test_openai_streaming_with_the_request_s_own_budget(server, problem):
 def test_from_problems_to_a_predictor_that_the_server_s_loader_takes(server, run_warm, tmp_path):
     model, problems, traces = demo_model_path(), tmp_path / "problems.jsonl", tmp_path / "traces.jsonl"
     problems.write_text(
-        run_python("-m", "sgl_dynts.tasks", "ledger", "--size", "10", "--num-problems", "12")
+        run_python("-m", "sgl_dynts.tasks", "ledger", "--size", "10", "--num-problems", "8")
     )
     asked = ("--url", server.url(""), "--model", str(model), "--problems", str(problems))
     run_warm("-m", "sgl_dynts.training.traces", *asked, "--out", str(traces), "--temperature", "0")
     kept = list(read_traces(traces))
-    assert len(kept) >= 10  # the model solves 95 of 100
+    assert len(kept) >= 6  # the model solves 95 of 100
     assert all(trace.correct and trace.critical for trace in kept)
 
     fitted = tmp_path / "predictor.safetensors"

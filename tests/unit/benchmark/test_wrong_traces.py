@@ -45,15 +45,15 @@ def test_a_record_is_wrong_if_the_reference_has_no_such_word():
 
 def test_the_command_keeps_a_row_for_every_case_and_policy(monkeypatch, tmp_path):
     out = tmp_path / "wrong.json"
-    monkeypatch.setattr("sys.argv", f"wrong_traces --num-problems 3 --out {out}".split())
+    monkeypatch.setattr("sys.argv", f"wrong_traces --num-problems 2 --out {out}".split())
     wrong_traces.main()
     rows = json.loads(out.read_text())
     answers = {(row["of"], row["policy"]): row for row in rows if row["study"] == "answers"}
     assert set(answers) == {
         (case, policy) for case, policies in wrong_traces.CASES.items() for policy in policies
     }
-    assert all(row["right"] + row["wrong"] + row["other"] == 3 for row in answers.values())
-    assert answers["right", "full"]["right"] == answers["wrong", "full"]["wrong"] == 3
+    assert all(row["right"] + row["wrong"] + row["other"] == 2 for row in answers.values())
+    assert answers["right", "full"]["right"] == answers["wrong", "full"]["wrong"] == 2
     ranks = [row for row in rows if row["study"] == "scores"]
     assert ranks
     assert all(0 <= row["mean_percentile"] <= 100 for row in ranks)
