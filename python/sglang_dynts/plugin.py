@@ -106,6 +106,7 @@ def _scheduler_seams() -> list[Seam]:
         weight_updates,
     )
     from sglang_dynts.scheduling import admission, prefix_cache, resume, round, speculation, start
+    from sglang_dynts.scheduling.handed_over import hooks, queue
     from sglang_dynts.telling import health, reporting
 
     return [
@@ -125,6 +126,10 @@ def _scheduler_seams() -> list[Seam]:
         Seam(seams.INIT_OUTPUT_STREAMER, reporting.start_meter, HookType.AFTER),
         Seam(seams.OUTPUT_STREAMER_CLASS, reporting.choose_streamer, HookType.AFTER),
         Seam(seams.BEFORE_ADMISSION, round.compact_requests, HookType.BEFORE),
+        Seam(seams.NEXT_ON_DECODE_SIDE, hooks.compact_on_decode_side, HookType.BEFORE),
+        Seam(seams.PREALLOC_QUEUE, queue.DynTSPreallocQueue, HookType.REPLACE),
+        Seam(seams.RESTORE_KV, hooks.restore, HookType.AROUND),
+        Seam(seams.PREBUILT, hooks.shorten_prebuilt, HookType.AFTER),
         Seam(seams.VERIFY_DRAFTS, speculation.stop_where_due, HookType.AROUND),
         Seam(seams.PROCESS_RESULT, speculation.skip_settled, HookType.AROUND),
         Seam(seams.PREFILL_ADDER_CLASS, admission.choose_adder, HookType.AFTER),

@@ -40,6 +40,10 @@ FORWARD_BATCH = "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_
 INIT_OUTPUT_STREAMER = f"{SCHEDULER}.init_output_streamer"
 OUTPUT_STREAMER_CLASS = f"{SCHEDULER}.get_output_streamer_class"
 BEFORE_ADMISSION = f"{SCHEDULER}._should_defer_prefill"
+NEXT_ON_DECODE_SIDE = f"{SCHEDULER}.get_next_disagg_decode_batch_to_run"
+PREALLOC_QUEUE = f"{SCHEDULER_MODULE}.DecodePreallocQueue"
+RESTORE_KV = "sglang.srt.mem_cache.common.restore_kv_cache"
+PREBUILT = f"{MANAGERS}.schedule_batch.ScheduleBatch.prepare_for_prebuilt"
 VERIFY_DRAFTS = "sglang.srt.speculative.eagle_utils.eagle_sample"
 PROCESS_RESULT = f"{SCHEDULER}.process_batch_result"
 PREFILL_ADDER_CLASS = f"{SCHEDULER}.get_prefill_adder_class"
@@ -108,6 +112,7 @@ TARGETS = (
     *(INIT_OUTPUT_STREAMER, OUTPUT_STREAMER_CLASS, BEFORE_ADMISSION, PREFILL_ADDER_CLASS),
     *(VERIFY_DRAFTS, PROCESS_RESULT),
     *(NEW_GENERATION, NEW_EMBEDDING),
+    *(NEXT_ON_DECODE_SIDE, PREALLOC_QUEUE, RESTORE_KV, PREBUILT),
     *(MAX_NEW_TOKENS, RELEASE_REQ, INTERNAL_STATE, POOL_STATS, KEEP_STATE),
 )
 """Every function of SGLang's that has a hook of ours."""

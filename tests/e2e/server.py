@@ -75,15 +75,16 @@ class Server(harness.Server):
 
     def generate(self, prompt: list[int], length: int, dynts: dict | None = None, **extra) -> dict:
         """Greedy tokens of this length; a server with DynTS also tells where it compacted."""
-        return self.request("/generate", self._body(prompt, length, dynts, extra))
+        return self.request("/generate", self.body(prompt, length, dynts, extra))
 
     def stream(
         self, prompt: list[int], length: int, dynts: dict | None = None, **extra
     ) -> Iterator[dict]:
         """What :meth:`generate` gives, as it grows: an object per token, fewer if read slowly."""
-        return self.client.stream("/generate", self._body(prompt, length, dynts, extra), timeout=300)
+        return self.client.stream("/generate", self.body(prompt, length, dynts, extra), timeout=300)
 
-    def _body(self, prompt: list[int], length: int, dynts: dict | None, extra: dict) -> dict:
+    def body(self, prompt: list[int], length: int, dynts: dict | None, extra: dict) -> dict:
+        """The body of :meth:`generate`."""
         params = {"max_new_tokens": length, "temperature": 0, "ignore_eos": True}
         params |= extra.pop("sampling_params", {})
         if dynts is not None or self.has_dynts:

@@ -13,6 +13,7 @@ from sgl_dynts.harness.server import LAUNCH_SERVER
 from tests.e2e.hf_reference import NUM_QUERIES
 from tests.e2e.models import CHANGES_ITS_MIND, EAGLE_HEAD, SPELLER, UNTRAINED, WORDS_FILE
 from tests.e2e.server import RETRACTING, SGLANG_SERVE, Server, WarmServer
+from tests.e2e.two_sides import WIRE
 from tests.warm import Warm
 
 DYNTS = ("--attention-backend", "dynts")
@@ -42,6 +43,7 @@ OBSERVING = ("--dynts-observe-queries", str(NUM_QUERIES), "--dynts-host-memory-g
 WORKERS = ("--tokenizer-worker-num", "2")
 PATIENT = {"SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT": "600"}
 """With workers: one may be stopped for a while."""
+DECODE_SIDE = ("--disaggregation-mode", "decode")
 TWO_CORES = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
 
 
@@ -172,6 +174,14 @@ SERVERS = {
     "qwen3_next": Spec("qwen3_next", (*MIXED, *QUEUE, *STATES, *NO_PREFIXES)),
     "qwen3_5_without_copies": Spec("qwen3_5", (*SMALL_POOL, *CHUNKS, *STATES), RETRACTING),
     "qwen3_5_tensor_parallel": Spec("qwen3_5_text", (*TWO_RANKS, *CALIBRATED, *STATES), TWO_CORES),
+    "decode_side": Spec("qwen3", (*DECODE_SIDE, *SMALL_POOL, *CALIBRATED), RETRACTING | WIRE),
+    "decode_side_in_turns": Spec(
+        "qwen3",
+        (*DECODE_SIDE, *TWO_RANKS, *NO_OVERLAP, *NO_PREFIXES, *MIXED, *OBSERVING),
+        TWO_CORES | WIRE,
+    ),
+    "decode_side_sliding": Spec("gemma2", (*DECODE_SIDE, *WORKERS, *QUEUE), PATIENT | WIRE),
+    "decode_side_latents": Spec("deepseek_v3", (*DECODE_SIDE, *SMALL_POOL), RETRACTING | WIRE),
     "all_schedules": Spec(
         "qwen3", (*TWO_RANKS, *NO_OVERLAP, *NO_PREFIXES, *MIXED, *OBSERVING), TWO_CORES
     ),

@@ -170,9 +170,9 @@ class Engine:
         req.finished_len = len(req.output_ids)
         release_kv_cache(req, self.cache, checkpoint=True)
 
-    def retract(self, req: Req, offload_kv: bool = True) -> None:
-        """Take a request's KV as SGLang does, our hook included."""
-        schedule_batch.release_req(
+    def retract(self, req: Req, offload_kv: bool = True) -> bool:
+        """Take a request's KV as SGLang does, our hook included; whether it can go on later."""
+        return schedule_batch.release_req(
             req=req,
             remaing_req_count=0,
             req_to_token_pool=self.rows,

@@ -84,10 +84,22 @@ def test_weights_and_predictor_are_named_together_and_one_that_is_older_says_why
     assert healthy
 
 
-def test_a_scheduler_without_dynts_says_nothing():
+def test_a_scheduler_without_dynts_says_nothing(serve):
+    serve()
     output = GetInternalStateReqOutput(internal_state={})
     add_facts(output, SimpleNamespace(scheduler=SimpleNamespace(tree_cache=object())), None)
     assert output.internal_state == {}
+
+
+def test_a_server_that_computes_prompts_is_healthy_and_has_compacted_nothing(serve):
+    serve("--attention-backend", "dynts", "--disaggregation-mode", "prefill")
+    output = GetInternalStateReqOutput(internal_state={})
+    add_facts(output, SimpleNamespace(scheduler=SimpleNamespace(tree_cache=object())), None)
+    body, healthy = judge([output.internal_state])
+    assert healthy
+    assert body["disaggregation"] == "prefill"
+    assert not body["has_compacted"]
+    assert body["policy"] is None
 
 
 def test_compactions_of_all_schedulers_are_added_up(engine):

@@ -26,11 +26,6 @@ SHARE = "a rank holds only its share of a row; drop the flag"
 FLAG_CASES = [
     ("pp_size", 2, "--pp-size 2: scores exist on the last pipeline rank alone; use --tp-size"),
     (
-        "disaggregation_mode",
-        "decode",
-        "--disaggregation-mode decode: the decode side schedules elsewhere; drop the flag",
-    ),
-    (
         "disaggregation_decode_enable_offload_kvcache",
         True,
         f"--disaggregation-decode-enable-offload-kvcache: {ROWS}",
@@ -114,8 +109,26 @@ AS_TYPED = [
     (["--pp-size", "2"], "--pp-size 2"),
     (["--smg-grpc-mode"], "--smg-grpc-mode"),
     (["--grpc-mode"], "--smg-grpc-mode"),
-    (["--disaggregation-mode", "decode"], "--disaggregation-mode decode"),
-    (["--disaggregation-mode", "prefill"], "--disaggregation-mode prefill"),
+    (
+        ["--disaggregation-mode", "decode", "--speculative-algorithm", "NGRAM"],
+        "--speculative-algorithm NGRAM",
+    ),
+    (
+        ["--disaggregation-mode", "prefill", "--enable-hierarchical-cache"],
+        "--enable-hierarchical-cache",
+    ),
+    (
+        ["--disaggregation-mode", "decode", "--disaggregation-decode-retraction-backup", "host_pool"],
+        "--disaggregation-decode-retraction-backup host_pool",
+    ),
+    (
+        ["--disaggregation-mode", "decode", "--disaggregation-decode-retraction-backup", "none"],
+        "--disaggregation-decode-retraction-backup none",
+    ),
+    (
+        ["--disaggregation-mode", "decode", "--disaggregation-decode-enable-radix-cache"],
+        "--disaggregation-decode-enable-radix-cache",
+    ),
     (["--enable-pdmux"], "--enable-pdmux"),
     (["--dllm-algorithm", "LowConfidence"], "--dllm-algorithm LowConfidence"),
     (["--enable-streaming-session"], "--enable-streaming-session"),

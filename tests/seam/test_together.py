@@ -6,6 +6,7 @@ import pytest
 
 from sglang_dynts.boot.together import (
     ATTENTION_RANKS,
+    DECODE_SIDE,
     DRAFTS,
     FEATURES,
     HIERARCHY,
@@ -39,6 +40,7 @@ FLAGS = {
     DRAFTS.name: ("--speculative-algorithm", "NGRAM", "--speculative-num-draft-tokens", "6"),
     QUERIES.name: ("--dynts-observe-queries", "4", "--dynts-host-memory-gb", "0"),
     WORKERS.name: ("--tokenizer-worker-num", "2"),
+    DECODE_SIDE.name: ("--disaggregation-mode", "decode"),
     STATES.name: ("--mamba-radix-cache-strategy", "extra_buffer"),
 }
 KINDS = {

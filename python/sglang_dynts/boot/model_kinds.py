@@ -13,7 +13,7 @@ from sglang.srt.configs.model_config import (
 from sglang.srt.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from sglang.srt.runtime_context import get_parallel
 
-from sglang_dynts.boot.configuration import is_enabled
+from sglang_dynts.boot.configuration import governs
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def check_attention_ranks(_result, model_runner) -> None:
         ValueError: naming the flag and the model.
     """
     parallel = get_parallel()
-    if not is_enabled() or parallel.attn_dp_size == 1:
+    if not governs() or parallel.attn_dp_size == 1:
         return
     for module in model_runner.model.modules():
         is_input = isinstance(module, VocabParallelEmbedding) and not isinstance(module, ParallelLMHead)

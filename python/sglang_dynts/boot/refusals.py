@@ -44,7 +44,6 @@ _OTHER_CACHE = "only the DynTS radix cache keeps compacted rows out of the prefi
 
 FLAG_REFUSALS = (
     FlagRefusal("pp_size", "scores exist on the last pipeline rank alone", 1, "use --tp-size"),
-    FlagRefusal("disaggregation_mode", "the decode side schedules elsewhere", "null"),
     FlagRefusal("disaggregation_decode_enable_offload_kvcache", _ROWS),
     FlagRefusal("enable_pdmux", "prefill and decode share no scheduling step there"),
     FlagRefusal("dllm_algorithm", "diffusion decoding rewrites tokens in place", None),
@@ -115,12 +114,14 @@ _TWO_POOLS = (
 )
 
 TWO_POOL_REFUSALS = (
+    FlagRefusal("disaggregation_mode", _TWO_POOLS, "null"),
     FlagRefusal("speculative_algorithm", _TWO_POOLS, None),
     FlagRefusal("enable_hierarchical_cache", _TWO_POOLS),
 )
 """Flags that must keep their values beside sliding layers with a KV pool of their own."""
 
 RECURRENT_REFUSALS = (
+    FlagRefusal("disaggregation_mode", "states that are handed over have not been tested yet", "null"),
     FlagRefusal("speculative_algorithm", "a state cannot go back to before a draft", None),
     FlagRefusal("enable_hierarchical_cache", "states on the host have not been tested yet"),
     FlagRefusal("enable_int8_mamba_checkpoint", "states of eight bits have not been tested yet"),
@@ -135,6 +136,23 @@ ATTENTION_RANK_REFUSALS = (
     FlagRefusal("enable_hierarchical_cache", "host prefixes of several ranks have not been tested yet"),
 )
 """Flags that must keep their values beside data-parallel attention."""
+
+_HANDED_OVER = "the two have not been tested together yet"
+
+DISAGGREGATION_REFUSALS = (
+    FlagRefusal("speculative_algorithm", _HANDED_OVER, None),
+    FlagRefusal("enable_hierarchical_cache", _HANDED_OVER),
+    FlagRefusal("attn_dp_size", _HANDED_OVER, 1, "use --dp-size or --tp-size without attention ranks"),
+    FlagRefusal("disaggregation_decode_enable_radix_cache", "it has not been tested yet"),
+    FlagRefusal("disaggregation_decode_host_receive_threshold", "it has not been tested yet", 1.0),
+    FlagRefusal("disaggregation_decode_allocation_policy", "it has not been tested yet", "early"),
+    FlagRefusal("enable_pd_role_switch", "a server governs requests from its start on, or never"),
+)
+"""Flags that must keep their values on either side of disaggregation."""
+
+RETRACTION_BACKUP = "cpu_tensor"
+"""SGLang's way to keep retracted requests of a decode server that is served; it is for those without a
+window, since copies of windows are ours."""
 
 KEEPS_STATES = "extra_buffer"
 """SGLang's way to keep recurrent states for its prefix cache that is served."""
@@ -162,6 +180,8 @@ def refuse_unsupported(cfg, model_config) -> None:
         refuse_hierarchy(cfg)
     if cfg.attn_dp_size > 1:
         _refuse_flags(cfg, ATTENTION_RANK_REFUSALS, f", or --attn-dp-size {cfg.attn_dp_size}")
+    if cfg.disaggregation_mode != "null":
+        refuse_disaggregation(cfg)
     if cfg.speculative_algorithm is not None:
         refuse_speculation(cfg)
     _refuse_platform()
@@ -219,6 +239,23 @@ def refuse_hierarchy(cfg) -> None:
         raise ValueError(
             f"DynTS does not support --hicache-mem-layout {cfg.hicache_mem_layout} on a CPU: it is "
             f"not copied there; use {' or '.join(CPU_LAYOUTS)}, with --hicache-io-backend kernel"
+        )
+
+
+def refuse_disaggregation(cfg) -> None:
+    """Refuse what does not go together with prompts that another server computes.
+
+    Raises:
+        ValueError: naming flag, value, reason and remedy.
+    """
+    mode = cfg.disaggregation_mode
+    _refuse_flags(cfg, DISAGGREGATION_REFUSALS, f", or --disaggregation-mode {mode}")
+    backup = cfg.disaggregation_decode_retraction_backup
+    if backup not in (None, RETRACTION_BACKUP):
+        raise ValueError(
+            f"DynTS does not support --disaggregation-decode-retraction-backup {backup}: it keeps no "
+            "scores of the tokens; copies of windows are bounded by --dynts-host-memory-gb, and 0 keeps "
+            "none; drop the flag"
         )
 
 

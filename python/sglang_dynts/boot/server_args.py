@@ -19,11 +19,12 @@ from sglang.srt.server_args import ServerArgs
 from sgl_dynts.checkpoint import PredictorHeader, PredictorSource
 from sgl_dynts.config import WINDOW_FIELDS, DynTSConfig, Windows, in_flags, windows_for
 from sgl_dynts.policies import CALIBRATED, PREDICTOR, needing, policy_names
-from sglang_dynts.boot.configuration import is_enabled
+from sglang_dynts.boot.configuration import DECODES, PREFILLS, is_enabled
 from sglang_dynts.boot.kernel_choice import meant_by_dynts
 from sglang_dynts.boot.model_kinds import has_recurrent_state
 from sglang_dynts.boot.predictor_files import find_for_policy
 from sglang_dynts.boot.refusals import (
+    RETRACTION_BACKUP,
     calibrates,
     refuse_backend,
     refuse_idle_flags,
@@ -260,6 +261,7 @@ def resolve_dynts(server_args, previous) -> None:
     check_release()
     check(Process.LAUNCHER)
     model = model_config_of(server_args)
+    prefills = cfg.disaggregation_mode == PREFILLS
     if cfg.dynts_host_memory_gb is None:
         declare_resolution(server_args, SOURCE, dynts_host_memory_gb=_host_memory(model))
     refuse_unsupported(cfg, model)
@@ -273,14 +275,16 @@ def resolve_dynts(server_args, previous) -> None:
     declare_resolution(
         server_args,
         SOURCE,
-        radix_cache_backend=BACKEND_NAME,
+        radix_cache_backend=None if prefills else BACKEND_NAME,
         dynts_policy=policy,
         dynts_policy_why=why,
-        dynts_calibrates=calibrates(cfg, policy),
+        dynts_calibrates=not prefills and calibrates(cfg, policy),
         dynts_predictor_path=source and str(source.path),
         dynts_unserved_policies=unserved,
         **{f"dynts_{name}": value for name, value in config.given().items()},
     )
+    if cfg.disaggregation_mode == DECODES:
+        declare_resolution(server_args, SOURCE, disaggregation_decode_retraction_backup=RETRACTION_BACKUP)
 
 
 def _host_memory(model) -> float:

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 from sglang.srt.layers.radix_attention import RadixAttention
 
 from sgl_dynts.config import DynTSConfig
-from sglang_dynts.boot.configuration import is_enabled, server_config
+from sglang_dynts.boot.configuration import governs, server_config
 from sglang_dynts.names import FLAG_PREFIX
 
 _KNOWN: "WeakKeyDictionary[object, int]" = WeakKeyDictionary()
@@ -45,7 +45,7 @@ def check_server_window(_result, model_runner) -> None:
     Raises:
         ValueError: naming the flag and the number that would do.
     """
-    if not is_enabled() or model_runner.is_draft_worker:
+    if not governs() or model_runner.is_draft_worker:
         return
     least, config = least_local_window(model_runner), server_config()
     if config.local_window < least:

@@ -7,6 +7,7 @@ from typing import Any
 
 from sglang_dynts.boot.refusals import (
     ATTENTION_RANK_REFUSALS,
+    DISAGGREGATION_REFUSALS,
     HIERARCHY_REFUSALS,
     RECURRENT_REFUSALS,
     SPECULATIVE_REFUSALS,
@@ -42,6 +43,7 @@ HIERARCHY = Feature("hierarchical cache", {"enable_hierarchical_cache": True}, H
 DRAFTS = Feature("speculation", {"speculative_algorithm": "NGRAM"}, SPECULATIVE_REFUSALS)
 QUERIES = Feature("recorded queries", {"dynts_observe_queries": 4})
 WORKERS = Feature("tokenizer workers", {"tokenizer_worker_num": 2})
+DECODE_SIDE = Feature("decode side of two", {"disaggregation_mode": "decode"}, DISAGGREGATION_REFUSALS)
 SLIDING = Feature("sliding layers, one pool")
 TWO_POOLS = Feature("a second KV pool", refuses=TWO_POOL_REFUSALS)
 LATENTS = Feature("latents (MLA)")
@@ -49,7 +51,7 @@ STATES = Feature("recurrent states", refuses=RECURRENT_REFUSALS)
 
 FEATURES = (
     *(TENSOR_PARALLEL, ATTENTION_RANKS, NO_OVERLAP, MIXED_CHUNKS, NO_PREFIX_CACHE, HIERARCHY, DRAFTS),
-    *(QUERIES, WORKERS, SLIDING, TWO_POOLS, LATENTS, STATES),
+    *(QUERIES, WORKERS, DECODE_SIDE, SLIDING, TWO_POOLS, LATENTS, STATES),
 )
 Pair = frozenset[str]
 """Names of two features."""

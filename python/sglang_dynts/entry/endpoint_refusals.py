@@ -20,6 +20,7 @@ from sglang.srt.environ import envs
 from sglang.srt.runtime_context import get_device, get_exec, get_parallel, get_serving
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sglang_dynts.boot.configuration import gets_prompts
 from sglang_dynts.entry.carriers import read_body, refusal, replay
 from sglang_dynts.entry.front_end import watch
 
@@ -101,6 +102,12 @@ ENDPOINT_REFUSALS = (
         lambda _fields, _past: not _has_gpu(),
         "only a GPU's memory can be released",
         "leave it out on this machine",
+    ),
+    EndpointRefusal(
+        (PAUSE,),
+        lambda fields, _past: gets_prompts() and fields.get("mode") == "retract",
+        "a decode server cannot compute what a request thought again",
+        'give "mode": "in_place" or "abort"',
     ),
     EndpointRefusal(
         (RESUME,),

@@ -16,7 +16,7 @@ from sgl_dynts.policies import Sets, policies
 from sgl_dynts.predictor import ImportancePredictor
 from sgl_dynts.score_pool import ScorePool
 from sgl_dynts.transfer import to_device
-from sglang_dynts.boot.configuration import arguments, is_enabled
+from sglang_dynts.boot.configuration import arguments, governs
 from sglang_dynts.boot.sliding_window import attention_layers
 from sglang_dynts.forward.head_moves import PendingMoves, movable_tensors
 from sglang_dynts.forward.kv_pools import is_compacted, num_slots, refuse_unknown_pool
@@ -108,6 +108,11 @@ class DeviceState:
         if self.moves is not None:
             self.moves.settle()
 
+    def finish_moves(self) -> None:
+        """Wait until nothing is moved any more: another machine is about to write freed slots."""
+        if self.moves is not None:
+            self.moves.finish()
+
     def dropped_of(self, rows: torch.Tensor) -> torch.Tensor:
         """Tokens dropped by each row's request; looked up once while the same batch decodes.
 
@@ -185,7 +190,7 @@ def allocate(_result, model_runner) -> None:
     Raises:
         ValueError: the model's tokens lie in a pool that single ones cannot be freed of.
     """
-    if not is_enabled():
+    if not governs():
         return
     check(Process.SCHEDULER)
     refuse_unknown_pool(model_runner.token_to_kv_pool)

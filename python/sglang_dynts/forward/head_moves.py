@@ -68,6 +68,13 @@ class PendingMoves:
         if self._carried_out is not None:
             torch.cuda.current_stream().wait_event(self._carried_out)
 
+    def finish(self) -> None:
+        """Have K and V in their places for whoever writes them without a stream; the host waits."""
+        self.settle()
+        if self._carried_out is not None:
+            self._carried_out.synchronize()
+            self._carried_out = None
+
 
 def movable_tensors(pool, *others: Sequence[torch.Tensor]) -> list[list[torch.Tensor]] | None:
     """Return what SGLang's pool keeps of each token and head, layer by layer; of two pools the full one.

@@ -6,7 +6,7 @@ import torch
 
 from sgl_dynts.checkpoint import check_scores, load_predictor
 from sgl_dynts.scoring import write_scores
-from sglang_dynts.boot.configuration import is_enabled
+from sglang_dynts.boot.configuration import governs
 from sglang_dynts.boot.predictor_files import find_served_predictor
 from sglang_dynts.boot.refusals import refuse_other_width
 from sglang_dynts.forward.device_state import LoadedPredictor, OnRunner, loaded_from, on_runner
@@ -25,7 +25,7 @@ def install_predictor(_result, model_runner) -> None:
     Raises:
         ValueError: no usable predictor, or one of another hidden size.
     """
-    if not is_enabled() or model_runner.is_draft_worker:
+    if not governs() or model_runner.is_draft_worker:
         return
     ours = on_runner(model_runner)
     ours.predictor = _load_for(model_runner)

@@ -25,7 +25,7 @@ from sgl_dynts.checkpoint import (
 )
 from sgl_dynts.config import shortened
 from sgl_dynts.predictor import ImportancePredictor
-from sglang_dynts.boot.configuration import arguments, is_enabled
+from sglang_dynts.boot.configuration import arguments, governs, is_enabled
 from sglang_dynts.boot.predictor_files import local_model_folder
 from sglang_dynts.boot.refusals import refuse_other_width
 from sglang_dynts.forward.device_state import LoadedPredictor, OnRunner, loaded_from, on_runner
@@ -54,7 +54,7 @@ def update_from_disk(original, updater, model_path: str, *args: Any, **kwargs: A
 
     It is read before a weight is touched: one that cannot be used refuses the update as a whole.
     """
-    if not is_enabled():
+    if not governs():
         return original(updater, model_path, *args, **kwargs)
     ours = on_runner(updater.get_model_runner())
     try:

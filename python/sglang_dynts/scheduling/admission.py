@@ -1,5 +1,6 @@
 """Admission that knows the bound: a governed request never holds more than its window and its answer."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,13 +13,58 @@ from sglang.srt.managers.schedule_policy import (
 
 from sgl_dynts.due import NEVER
 from sgl_dynts.window import RequestWindow
-from sglang_dynts.scheduling.governor import governor_of
+from sglang_dynts.scheduling.capacity_state import CapacityState
+from sglang_dynts.scheduling.governor import Governor, governor_of
 from sglang_dynts.scheduling.speculation import committed_lens
 
 
 def choose_adder(adder_class, scheduler):
     """AFTER Scheduler.get_prefill_adder_class: ours where the cache is ours."""
     return adder_class if governor_of(scheduler.tree_cache) is None else DynTSPrefillAdder
+
+
+def reserve_of(capacity: CapacityState, req, window: RequestWindow) -> int:
+    """Slots to reserve for a request that does not run, over the rest of its life."""
+    end = len(req.origin_input_ids) + req.sampling_params.max_new_tokens - window.dropped
+    numbers = window.retained_len, window.config.period, window.tracker.answer_len
+    return min(int(capacity.reserved_len(*numbers)), end) + capacity.step.spare_slots
+
+
+def growth_of_batch(governor: Governor, batch, stock: Callable[[Any], int]) -> int:
+    """Slots that running requests are still expected to take; less than 0 if they will give.
+
+    Args:
+        governor: of the scheduler.
+        batch: the running one.
+        stock: says it of a request without a window.
+    """
+    num = len(batch.reqs)  # beam members have rows but are no requests
+    rows = batch.req_pool_indices_cpu.numpy()[:num]
+    is_speculative = governor.capacity.step.is_speculative
+    lens = committed_lens(batch) if is_speculative else batch.seq_lens_cpu.numpy()[:num]
+    return growth_of(governor, batch.reqs, rows, lens, stock)
+
+
+def growth_of(
+    governor: Governor,
+    reqs: Sequence[Any],
+    rows: np.ndarray,
+    lens: np.ndarray,
+    stock: Callable[[Any], int],
+) -> int:
+    """Slots that requests which have their rows are still expected to take; of ``rows`` and ``lens`` one
+    each, [n] int64: what it holds.
+    """
+    governed = governor.table.due[rows] != NEVER
+    growth = _growth(governor, rows[governed], lens[governed]).sum()
+    return int(growth) + sum(stock(reqs[index]) for index in np.flatnonzero(~governed))
+
+
+def _growth(governor: Governor, rows: np.ndarray, window_lens: np.ndarray) -> np.ndarray:
+    """[n] int64, slots that governed requests are expected to take beyond their windows."""
+    table = governor.table
+    lines = table.retained[rows], table.period[rows], table.answered[rows]
+    return np.minimum(governor.capacity.reserved_len(*lines), table.end[rows]) - window_lens
 
 
 class DynTSPrefillAdder(PrefillAdder):
@@ -100,30 +146,16 @@ class DynTSPrefillAdder(PrefillAdder):
         row = req.kv.req_pool_idx
         if table.due[row] == NEVER:
             return super()._get_running_request_total_token_offset(req)
-        return int(self._growth(np.array([row]), np.array([req.kv.kv_committed_len]))[0])
+        lens = np.array([req.kv.kv_committed_len])
+        return int(_growth(self.governor, np.array([row]), lens)[0])
 
     def _growth_of_batch(self, batch) -> int:
         """Slots that all running requests are still expected to take; less than 0 if they will give."""
-        num = len(batch.reqs)
-        rows = batch.req_pool_indices_cpu.numpy()[:num]
-        governed = self.governor.table.due[rows] != NEVER
-        lens = committed_lens(batch) if self.capacity.step.is_speculative else batch.seq_lens_cpu.numpy()
-        growth = self._growth(rows[governed], lens[:num][governed]).sum()
-        others = np.flatnonzero(~governed)
-        stock = super()._get_running_request_total_token_offset
-        return int(growth) + sum(stock(batch.reqs[index]) for index in others)
-
-    def _growth(self, rows: np.ndarray, window_lens: np.ndarray) -> np.ndarray:
-        """[n] int64, slots that governed requests are expected to take beyond their windows."""
-        table = self.governor.table
-        lines = table.retained[rows], table.period[rows], table.answered[rows]
-        return np.minimum(self.capacity.reserved_len(*lines), table.end[rows]) - window_lens
+        return growth_of_batch(self.governor, batch, super()._get_running_request_total_token_offset)
 
     def _reserve_of_new(self, req, window: RequestWindow) -> int:
         """Slots to reserve for a waiting request; no more than an empty pool has."""
-        end = len(req.origin_input_ids) + req.sampling_params.max_new_tokens - window.dropped
-        numbers = window.retained_len, window.config.period, window.tracker.answer_len
-        bound = min(int(self.capacity.reserved_len(*numbers)), end) + self.capacity.step.spare_slots
+        bound = reserve_of(self.capacity, req, window)
         most = self.capacity.pool_len - self.per_req_token_overhead - 1
         return min(max(bound, len(req.full_untruncated_fill_ids)), most)
 

@@ -80,6 +80,8 @@ class Governor:
         """What the model will ask, where its server calibrates."""
         self.tally = Tally()
         self.device_work = DeviceWork()
+        self.gets_prompts = False
+        """Whether prompts come with their K and V, so that no request can be computed here again."""
         self.running_reqs: Callable[[], Sequence[Any]] = list
         self.lost: list[Any] = []
         self.compacted_now: dict[Any, Compaction] = {}
@@ -103,6 +105,10 @@ class Governor:
         if question_len >= len(req.origin_input_ids):
             return req.output_ids
         return req.origin_input_ids[question_len:] + req.output_ids
+
+    def fits_again(self, seq_len: int) -> bool:
+        """Whether a request of this length could be computed again from its tokens."""
+        return not self.gets_prompts and self.capacity.fits_pool(seq_len)
 
     def note_lengths(self, req) -> None:
         """Keep a running request's line of the table up to date."""
@@ -160,14 +166,18 @@ class Governor:
         return governed
 
     def _new_window(self, req) -> RequestWindow | None:
-        """Return the window of a request of which nothing is computed, None where DynTS is off for it."""
+        """Return the window of a request of which nothing is computed, None where DynTS is off for it.
+
+        Where prompts come from another server, nobody here has seen their hidden states: they stay whole.
+        """
         config = config_of_request(req.sampling_params, self.config)
         if config is None:
             return None
         markers = markers_of_request(req.sampling_params, self.markers)
         prompt = req.origin_input_ids
         tracker = ThinkingTracker(markers, markers.starts_thinking(prompt))
-        return RequestWindow(config, markers.question_len(prompt), tracker)
+        question_len = len(prompt) if self.gets_prompts else markers.question_len(prompt)
+        return RequestWindow(config, question_len, tracker)
 
 
 class Governed:

@@ -20,11 +20,26 @@ def copy_before_release(original, *, req, tree_cache, offload_kv: bool = True, *
     """
     governor = governor_of(tree_cache)
     if governor is not None and req.to_finish is None:
-        fits = governor.capacity.fits_pool(seen_len(req))
+        if governor.gets_prompts:
+            return _release_copied(original, governor, req, tree_cache, offload_kv, kwargs)
+        fits = governor.fits_again(seen_len(req))
         copied = (offload_kv or not fits) and copy_to_host(governor, req)
         if not copied and not fits:
             governor.lost.append(req)
     return original(req=req, tree_cache=tree_cache, offload_kv=offload_kv, **kwargs)
+
+
+def _release_copied(original, governor: Governor, req, tree_cache, offload_kv: bool, kwargs) -> bool:
+    """Keep a copy of any window: SGLang's own has no scores. Without one SGLang ends the request.
+
+    Returns:
+        Whether the request can go on later.
+    """
+    if governor.window_of(req) is None:
+        return original(req=req, tree_cache=tree_cache, offload_kv=offload_kv, **kwargs)
+    copied = copy_to_host(governor, req)
+    original(req=req, tree_cache=tree_cache, offload_kv=False, **kwargs)
+    return copied
 
 
 def abort_lost(scheduler, lost: list) -> None:

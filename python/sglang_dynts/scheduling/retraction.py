@@ -23,7 +23,9 @@ def may_be_copied(governor: Governor, req) -> bool:
     Log-probabilities of the prompt come with the first forward's result and are kept over a retraction;
     SGLang leaves them None until then, also for a request that asked for those of its output alone.
     """
-    owes_logprobs = req.return_logprob and req.logprob.input_token_logprobs_val is None
+    owes_logprobs = (
+        not governor.gets_prompts and req.return_logprob and req.logprob.input_token_logprobs_val is None
+    )
     return keeps_copies(governor) and not owes_logprobs
 
 
@@ -95,7 +97,7 @@ def _make_room(governor: Governor, num_bytes: int) -> bool:
     for holder in copies.holders():
         if copies.has_room_for(num_bytes):
             break
-        if governor.capacity.fits_pool(seen_len(holder.req())):
+        if governor.fits_again(seen_len(holder.req())):
             give_up_copy(governor, holder)
     return copies.has_room_for(num_bytes)
 
@@ -109,7 +111,7 @@ def give_up_copy(governor: Governor, holder: GovernedRequest) -> None:
 
 def _can_be_recomputed(governor: Governor, req, window: RequestWindow) -> bool:
     """Whether computing the request again gives the window it had."""
-    return window.dropped == 0 and governor.capacity.fits_pool(_held_len(req, window))
+    return window.dropped == 0 and governor.fits_again(_held_len(req, window))
 
 
 def _can_be_undone(governor: Governor, req, governed: GovernedRequest) -> bool:

@@ -28,6 +28,19 @@ def compact_requests(scheduler, running_batch) -> None:
     At this point the last batch is merged and every forward's reads of the rows are fenced off; the
     newest column may still be in computation, which is why it always belongs to the local window.
     """
+    waits = running_batch.batch_is_full and len(scheduler.waiting_queue) > 0
+    hold_round(scheduler, running_batch, waits=waits)
+
+
+def hold_round(scheduler, running_batch, *, waits: bool, num_joining: int = 0) -> None:
+    """Compact whom this iteration asks for.
+
+    Args:
+        scheduler: SGLang's.
+        running_batch: its running batch.
+        waits: whether a request waits for slots.
+        num_joining: requests that join the batch for its next step and take a slot each.
+    """
     governor = governor_of(scheduler.tree_cache)
     if governor is None:
         return
@@ -37,7 +50,8 @@ def compact_requests(scheduler, running_batch) -> None:
         abort_lost(scheduler, governor.lost)
     if not running_batch.reqs:
         return
-    demand = _demand(scheduler, governor, running_batch)
+    waits = waits and capacity.elastic and len(running_batch.reqs) < scheduler.max_running_requests
+    demand = _demand(scheduler, governor, running_batch, waits, num_joining)
     calm = capacity.pass_calm_round(running_batch.req_pool_indices_cpu, demand.waiting)
     if calm and not demand.is_tight:
         _reopen_admission(capacity, running_batch, demand.free)
@@ -47,17 +61,15 @@ def compact_requests(scheduler, running_batch) -> None:
         settle(scheduler, governor, running_batch)
         if not running_batch.reqs:
             return
-        demand = _demand(scheduler, governor, running_batch)
+        demand = _demand(scheduler, governor, running_batch, waits, num_joining)
         look = Round(scheduler, governor, running_batch, in_flight=0)
     look.run(demand)
 
 
-def _demand(scheduler, governor: Governor, batch) -> Demand:
+def _demand(scheduler, governor: Governor, batch, waits: bool, num_joining: int) -> Demand:
     """What the next step takes, in slots; the prefix cache is only asked when it matters."""
     capacity, pools = governor.capacity, governor.pools
-    step = _step_len(capacity, batch)
-    waiting = batch.batch_is_full and len(scheduler.waiting_queue) > 0
-    waiting = waiting and capacity.elastic and len(batch.reqs) < scheduler.max_running_requests
+    step = _step_len(capacity, batch) + num_joining
     chunked = scheduler.chunked_req
     if chunked is not None:
         step += len(chunked.full_untruncated_fill_ids) - chunked.extend_end
@@ -66,7 +78,7 @@ def _demand(scheduler, governor: Governor, batch) -> Demand:
     free = pools.num_free()
     if free <= step + wanted:
         free += pools.num_evictable(scheduler.tree_cache)
-    return Demand(free, step, wanted, waiting)
+    return Demand(free, step, wanted, waits)
 
 
 def _step_len(capacity: CapacityState, batch) -> int:

@@ -11,7 +11,7 @@ from sgl_dynts.capacity import AnswerReserve
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.policies import ModelFacts, build_policies, policies
 from sgl_dynts.thinking import ThinkMarkers
-from sglang_dynts.boot.configuration import arguments, is_enabled, server_config
+from sglang_dynts.boot.configuration import arguments, gets_prompts, governs, is_enabled, server_config
 from sglang_dynts.boot.markers import resolve_markers, separator_ids
 from sglang_dynts.entry.host_copies import HostCopies, copy_bytes
 from sglang_dynts.forward.device_state import DeviceState, state_of
@@ -35,7 +35,11 @@ def start(scheduler) -> None:
         ValueError: the think markers cannot be recognised.
         RuntimeError: another cache than ours was built.
     """
-    if not is_enabled():
+    if not governs():
+        if is_enabled():
+            logger.info(
+                "DynTS has nothing to compact here: this server computes prompts for decode servers"
+            )
         return
     cache = scheduler.tree_cache
     if not isinstance(cache, DynTSRadixCache):
@@ -72,6 +76,7 @@ def _new_governor(scheduler, tokenizer) -> Governor:
         CapacityState(pools.num_slots, answers, not arguments().dynts_disable_elastic, _decode_step()),
         _new_copies(pools, config, device),
     )
+    governor.gets_prompts = gets_prompts()
     governor.running_reqs = lambda: scheduler.running_batch.reqs
     if isinstance(pools, TwoPools):
         recommend_ratio(pools)

@@ -5,19 +5,19 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi.responses import JSONResponse
-from sglang.srt.runtime_context import get_model, get_serving
+from sglang.srt.runtime_context import get_disagg, get_model, get_serving
 
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.thinking import ThinkMarkers
 from sglang_dynts import seams
-from sglang_dynts.boot.configuration import arguments
+from sglang_dynts.boot.configuration import PREFILLS, arguments, is_enabled
 from sglang_dynts.entry.front_end import application
 from sglang_dynts.forward.device_state import LoadedPredictor, OnRunner, on_runner
 from sglang_dynts.names import BACKEND_NAME
 from sglang_dynts.scheduling.governor import Governor, governor_of
 from sglang_dynts.seams import Process
 
-TOLD_ONCE = ("policy", "windows", "thinking", "weights", "predictor", "calibration")
+TOLD_ONCE = ("disaggregation", "policy", "windows", "thinking", "weights", "predictor", "calibration")
 """What all schedulers say alike."""
 HEALTH_PATH = "/dynts/health"
 
@@ -40,15 +40,29 @@ def add_facts(output, controller, _recv_req) -> None:
     scheduler = controller.scheduler
     governor = governor_of(scheduler.tree_cache)
     if governor is None:
+        if is_enabled():
+            output.internal_state[BACKEND_NAME] = _facts_of_prefills()
         return
     ours = on_runner(scheduler.tp_worker.model_runner)
     facts = describe_configuration(governor.config, governor.markers, ours.predictor)
     output.internal_state[BACKEND_NAME] = facts | {
+        "disaggregation": get_disagg().disaggregation_mode,
         "policy": {"name": arguments().dynts_policy, "why": arguments().dynts_policy_why},
         "calibration": _calibration(governor, ours),
         "weights": {"path": get_model().model_path, "version": get_serving().weight_version},
         "predictor_kept": ours.kept,
         "totals": asdict(governor.tally.totals),
+        "seams": seams.targets(Process.SCHEDULER),
+        "missing_seams": seams.missing(Process.SCHEDULER),
+    }
+
+
+def _facts_of_prefills() -> dict[str, Any]:
+    """What a server tells that computes prompts for others, and compacts nothing."""
+    return {
+        "disaggregation": PREFILLS,
+        "predictor_kept": None,
+        "totals": {},
         "seams": seams.targets(Process.SCHEDULER),
         "missing_seams": seams.missing(Process.SCHEDULER),
     }
@@ -97,7 +111,7 @@ def judge(states: list[dict[str, Any]]) -> tuple[dict[str, Any], bool]:
         "seams": sorted(
             seams.targets(Process.LAUNCHER) + [name for one in ours[:1] for name in one["seams"]]
         ),
-        **{name: ours[0][name] if ours else None for name in TOLD_ONCE},
+        **{name: ours[0].get(name) if ours else None for name in TOLD_ONCE},
         "predictor_kept": next((one["predictor_kept"] for one in ours if one["predictor_kept"]), None),
     }
     return body, not missing

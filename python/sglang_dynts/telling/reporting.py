@@ -7,7 +7,7 @@ import torch
 from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
 from sglang.srt.managers.scheduler_components.pool_stats_observer import PoolStats
 
-from sglang_dynts.boot.configuration import arguments, is_enabled
+from sglang_dynts.boot.configuration import arguments, governs
 from sglang_dynts.entry.governed_request import Numbers
 from sglang_dynts.entry.tally import Meter
 from sglang_dynts.forward.device_state import LoadedPredictor, OnRunner, on_runner
@@ -43,7 +43,7 @@ def report_now(governor: Governor, req) -> Numbers:
 
 def choose_streamer(streamer_class, _scheduler):
     """AFTER Scheduler.get_output_streamer_class: the streamer that reports."""
-    return DynTSOutputStreamer if is_enabled() else streamer_class
+    return DynTSOutputStreamer if governs() else streamer_class
 
 
 def report_one_object(manager, meta_info, state, customized_info, index, finish_reason):

@@ -1,0 +1,1 @@
+"""The decode side of disaggregation, where prompts come with their K and V from another server."""

@@ -1,0 +1,1 @@
+"""In the place of Mooncake's package, which servers of one machine without a GPU do without."""
