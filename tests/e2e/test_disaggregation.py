@@ -1,5 +1,6 @@
 """Prompts computed by one server, thoughts generated and compacted by another: Hugging Face's tokens."""
 
+import urllib.error
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,12 +11,14 @@ from sgl_dynts.harness.server import free_port
 from tests.e2e.conftest import assert_equal, prompt
 from tests.e2e.head_reference import HeadReference
 from tests.e2e.hf_reference import Windows
+from tests.e2e.routers import ROUTERS, needs_routers, router
 from tests.e2e.server import Server, WarmServer
 from tests.e2e.servers import DYNTS, SERVERS, served_by
 from tests.e2e.test_equality_by_head import assert_equal_by_head
 from tests.e2e.test_retraction import num_resumed
 from tests.e2e.two_sides import WIRE, TwoSides, prefill_flags
 
+WINDOWS = Windows(96, 16, 0.4)
 RETRACTING = ("decode_side", "decode_side_latents")
 OTHERS = ("decode_side_in_turns", "decode_side_sliding")
 
@@ -159,3 +162,18 @@ def test_a_pause_that_would_lose_thoughts_is_refused(sides, server):
         server.request("/pause_generation", {"mode": "in_place"})
         server.request("/continue_generation", {})
         assert len(job.result()["output_ids"]) == 200
+
+
+@needs_routers
+@served_by("decode_side")
+def test_sglangs_router_serves_both_as_one(sides, server, reference_of, tmp_path):
+    words = ["--pd-disaggregation", "--prefill", sides.prefill.url(""), str(sides.port)]
+    words += ["--decode", server.url("")]
+    job = {"prompt": prompt(20, 800), "length": 200}
+    with router(ROUTERS[0], words, 2, tmp_path / "router.log") as client:
+        body = server.body(job["prompt"], job["length"], None, {})
+        options = body["sampling_params"].pop("custom_params")
+        reply = client.call("/generate", body | {"session_params": options}, timeout=300)
+        assert assert_equal(reply, reference_of("qwen3"), job, WINDOWS, late=1).num_compactions >= 2
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            client.call("/generate", body | {"session_params": {"dynts": {"budgte": 5}}}, timeout=300)

@@ -1,13 +1,8 @@
 """Two servers behind SGLang's routers: what reaches them, what comes back, how they are watched."""
 
 import json
-import subprocess
-import sys
-import time
 import urllib.error
 from collections.abc import Iterator
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,18 +10,11 @@ import pytest
 from sgl_dynts import demo_model_path
 from sgl_dynts.demo import ledger
 from sgl_dynts.harness.client import Client
-from sgl_dynts.harness.server import HOST, end, free_port
+from tests.e2e.routers import ROUTERS, needs_routers, router
 from tests.e2e.server import Server
 from tests.e2e.servers import DYNTS, SERVERS, served_by
 
-ROUTERS = ("sglang_router", "smg")
-pytestmark = [
-    served_by("demo"),
-    pytest.mark.skipif(
-        not all(find_spec(name) for name in ROUTERS),
-        reason="SGLang's routers are not installed: pip install 'sgl-dynts[router]'",
-    ),
-]
+pytestmark = [served_by("demo"), needs_routers]
 OFF = {"enabled": False}
 QUESTION = "w=1 q=7 ? q"
 MESSAGES = [{"role": "user", "content": QUESTION}]
@@ -106,33 +94,10 @@ def workers(server, start) -> Iterator[list[Server]]:
 
 @pytest.fixture(scope="module", params=ROUTERS)
 def fleet(request, workers, tmp_path_factory) -> Iterator[Fleet]:
-    port, log = free_port(), tmp_path_factory.mktemp("router") / "router.log"
-    words = [sys.executable, "-m", f"{request.param}.launch_router", "--host", HOST, "--port", str(port)]
-    words += ["--prometheus-port", str(free_port()), "--policy", "round_robin"]
-    words += ["--worker-urls", *(worker.url("") for worker in workers)]
-    with log.open("w") as output:
-        router = subprocess.Popen(words, stdout=output, stderr=output, start_new_session=True)
-    try:
-        client = Client(f"http://{HOST}:{port}")
-        wait_for_workers(router, client, len(workers), log)
+    log = tmp_path_factory.mktemp("router") / "router.log"
+    words = ["--policy", "round_robin", "--worker-urls", *(worker.url("") for worker in workers)]
+    with router(request.param, words, len(workers), log) as client:
         yield Fleet(request.param, client, workers)
-    finally:
-        end(router)
-
-
-def wait_for_workers(router: subprocess.Popen, client: Client, count: int, log: Path) -> None:
-    deadline = time.monotonic() + 120
-    while healthy_workers(client) < count:
-        assert router.poll() is None, log.read_text()[-3000:]
-        assert time.monotonic() < deadline, log.read_text()[-3000:]
-        time.sleep(0.5)
-
-
-def healthy_workers(client: Client) -> int:
-    try:
-        return sum(worker["is_healthy"] for worker in client.call("/workers", timeout=10)["workers"])
-    except OSError:
-        return 0
 
 
 @pytest.mark.parametrize("path", BODIES)
