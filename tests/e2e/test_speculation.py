@@ -53,23 +53,17 @@ def assert_equal_points(reply: dict, reference, job: dict) -> None:
 
 @served_by("demo_standalone")
 def test_as_many_drafts_are_accepted_as_with_the_full_cache(server, questions):
-    """The demo's model drafts for itself. A compaction stops one verification at most."""
+    """The demo's model drafts for itself. Compactions come between two verifications and stop none."""
     lengths: dict[bool, float] = {}
-    used, compactions = (0, 0), 0
     for enabled in (True, False):
         jobs = [{"prompt": ids, "length": 690, "dynts": {"enabled": enabled}} for ids in questions[::2]]
         jobs = [job | {"sampling_params": {"ignore_eos": False}} for job in jobs]
         numbers = [reply["meta_info"] for reply in server.generate_all(jobs, at_once=2)]
         tokens = sum(one["completion_tokens"] for one in numbers)
-        verifications = sum(one["spec_verify_ct"] for one in numbers)
-        lengths[enabled] = tokens / verifications
-        if enabled:
-            compactions = sum(one["dynts"]["compactions"] for one in numbers)
-            used = tokens, verifications
+        lengths[enabled] = tokens / sum(one["spec_verify_ct"] for one in numbers)
         assert all(bool(one["dynts"].get("compactions")) is enabled for one in numbers)
     assert lengths[False] > 3.5
-    tokens, verifications = used
-    assert verifications <= 1.03 * tokens / lengths[False] + compactions
+    assert lengths[True] >= 0.97 * lengths[False]
 
 
 @served_by("ngram")

@@ -141,8 +141,17 @@ class Round:
         return self.batch.seq_lens_cpu.numpy()[: len(self.rows)]
 
     def _remaining(self) -> np.ndarray:
-        """[n] int64, tokens until each request is due."""
-        return self.table.remaining(self.rows, self.lens)
+        """[n] int64, tokens until each request is to be compacted."""
+        return self.table.remaining(self.rows, self.lens) - self._ahead()
+
+    def _ahead(self) -> np.ndarray:
+        """[n] int64, by how many tokens each may be compacted before it is due.
+
+        As many as the next step may add beyond its first: no verification then has to stop where a
+        request is due. At most half a period, so that a compaction gives something.
+        """
+        reach = self.capacity.step.num_tokens - 1 if self.capacity.elastic else 0
+        return np.minimum(reach, self.table.period[self.rows] // 2)
 
     def _outlook(self, remaining: np.ndarray, waiting: bool) -> tuple[int, bool]:
         """For how many more rounds nothing must be compacted, and whether something must be now."""
@@ -218,7 +227,7 @@ class Round:
         if window is None or not _is_settled(req):
             return None
         window_len, after_question = int(self.lens[index]), self.governor.after_question(req)
-        if is_due(remaining):
+        if is_due(remaining + self._ahead()[index]):
             cut = window.cut(window_len, after_question)
         else:
             cut = window.early_cut(window_len, after_question, least=-(-give // 2))
