@@ -81,13 +81,14 @@ def _register_host_cpu() -> None:
 
 
 def _launcher_seams() -> list[Seam]:
-    from sglang_dynts.entry import carriers, endpoint_refusals, front_end, options
+    from sglang_dynts.entry import bodies, carriers, endpoint_refusals, front_end, options
     from sglang_dynts.telling import health, reporting
 
     return [
         Seam(seams.VERIFY_SAMPLING_PARAMS, options.verify_request, HookType.AFTER),
         Seam(seams.UPDATE_META_INFO, reporting.report_one_object, HookType.BEFORE),
         Seam(seams.TOKENIZER_READY, front_end.tell_no_images, HookType.AFTER),
+        Seam(seams.TOKENIZER_READY, bodies.shorten_errors, HookType.AFTER),
         Seam(seams.TOKENIZER_READY, carriers.watch_bodies, HookType.AFTER),
         Seam(seams.TOKENIZER_READY, endpoint_refusals.guard_endpoints, HookType.AFTER),
         Seam(seams.TOKENIZER_READY, health.offer_health, HookType.AFTER),

@@ -1,8 +1,10 @@
 """Prompts computed by one server, thoughts generated and compacted by another: Hugging Face's tokens."""
 
+import time
 import urllib.error
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from threading import Timer
 
 import pytest
 
@@ -14,6 +16,7 @@ from tests.e2e.hf_reference import Windows
 from tests.e2e.routers import ROUTERS, needs_routers, router
 from tests.e2e.server import Server, WarmServer
 from tests.e2e.servers import DYNTS, SERVERS, served_by
+from tests.e2e.soak import FINISH, HANG_UP, Life, draw_lives
 from tests.e2e.test_equality_by_head import assert_equal_by_head
 from tests.e2e.test_retraction import num_resumed
 from tests.e2e.two_sides import WIRE, TwoSides, prefill_flags
@@ -109,6 +112,46 @@ def test_a_prompt_stays_whole_with_what_it_thought(sides):
     numbers = sides.generate(**job)["meta_info"]["dynts"]
     assert numbers["question_len"] == len(job["prompt"]) == 60
     assert numbers["compactions"] >= 1
+
+
+@served_by("decode_side")
+def test_tokens_that_came_with_their_k_and_v_have_no_score(sides):
+    job = {"prompt": prompt(20, 410), "length": 150, "dynts": {"return_tokens": True}}
+    scores = sides.generate(**job)["meta_info"]["dynts"]["tokens"]["scores"]
+    assert scores[:20] == [None] * 20
+    assert None not in scores[20:]
+
+
+@served_by("decode_side")
+def test_a_stretch_of_unordered_life_loses_nothing(sides, server):
+    """Arrivals, own budgets and aborts; both sides check their books, and that nothing is left."""
+    lives = [life for life in draw_lives(40, 120, seed=900) if life.fate != HANG_UP]
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(lambda life: live(sides, life), lives))
+    ended = [reply for reply in replies if reply is not None]
+    assert len(ended) >= sum(life.fate == FINISH for life in lives)
+    for life, reply in zip(lives, replies, strict=True):
+        if reply is not None:
+            assert reply["meta_info"]["dynts"]["enabled"] == (life.windows is not None)
+            assert len(reply["output_ids"]) == life.case["length"]
+    server.assert_nothing_leaked()
+
+
+def live(sides: TwoSides, life: Life) -> dict | None:
+    """The reply of a request that ran to its end; an abort is told to both sides."""
+    time.sleep(life.patience)
+    if life.fate == FINISH:
+        return sides.generate(**life.case)
+    name = f"life-{life.number}-"
+    killer = Timer(life.patience, sides.abort, (name,))
+    killer.start()
+    try:
+        reply = sides.generate(**life.case, rid=name)
+    except urllib.error.HTTPError:  # aborted while it waited
+        return None
+    finally:
+        killer.join()
+    return reply if reply["meta_info"]["finish_reason"]["type"] == "length" else None
 
 
 @served_by("decode_side")

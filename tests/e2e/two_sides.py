@@ -35,6 +35,11 @@ class TwoSides:
             first.result()
         return reply
 
+    def abort(self, name: str) -> None:
+        """End requests whose ids begin like this."""
+        for side in (self.prefill, self.decode):
+            side.request("/abort_request", {"rid": name})
+
     def generate(self, prompt: list[int], length: int, dynts: dict | None = None, **extra: Any) -> dict:
         """Greedy tokens of this length."""
         return self.request("/generate", self.decode.body(prompt, length, dynts, extra))

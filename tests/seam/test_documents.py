@@ -34,7 +34,7 @@ RUN_BY = {
     "python python/examples/openai_client.py": "tests/e2e/test_front_ends.py",
     "python python/examples/offline_engine.py": "tests/e2e/test_front_ends.py",
     "python python/examples/json_after_thinking.py": "tests/e2e/test_json_answer.py",
-    "python -m sglang_router.launch_router": "tests/e2e/test_fleet.py",
+    "python -m sglang_router.launch_router": "tests/e2e/routers.py",
     "curl": "tests/e2e/test_operating.py",  # what it asks for is asked there
     "python -m sgl_dynts.environment": ".ci/run",
     "sgl-dynts-demo": "tests/unit/test_package.py",

@@ -166,3 +166,12 @@ def test_answers_keep_their_scores_beside_a_request_of_another_policy(engine):
     engine.finish(reqs[0])
     scores = told(engine, reqs[0])["tokens"]["scores"]
     assert scores[:23] == [score(position) for position in range(23)]
+
+
+def test_a_prompt_that_came_with_its_k_and_v_has_no_scores():
+    log = TokenLog(num_unscored=2)
+    log.learn(np.arange(4), np.array([9.0, 8.0, 7.0, 6.0], dtype=np.float32))
+    assert log.whole()["scores"] == [None, None, 7.0, 6.0]
+    log.restart()
+    log.learn(np.arange(3), np.array([5.0, 4.0, 3.0], dtype=np.float32))
+    assert log.whole()["scores"] == [None, None, 3.0]

@@ -8,44 +8,32 @@ spelling.
 
 import json
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Any
 
-from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sgl_dynts.config import quoted
 from sgl_dynts.policies import policies
-from sglang_dynts.boot.configuration import is_enabled
+from sglang_dynts.entry.bodies import Fields, objects_in, read_body, refusal, replay
+from sglang_dynts.entry.field_refusals import (
+    EMBEDDINGS,
+    FIELD,
+    NO_JSON,
+    OF_ONE_PROMPT,
+    PASSED_ON,
+    SAMPLING,
+    refuse_impossible,
+    refuse_misplaced,
+)
 from sglang_dynts.entry.front_end import watch
-from sglang_dynts.entry.options import CARRIED, NO_EMBEDDINGS, REPORT, check_options, combined
+from sglang_dynts.entry.options import CARRIED, REPORT, check_options, combined
 from sglang_dynts.names import BACKEND_NAME
 
-FIELD = "custom_params"
 HEADER = "X-DynTS"
 ALIAS = "@"
 """Between a model's name and a policy's: ``MODEL@full``."""
-PASSED_ON = ("chat_template_kwargs", "session_params")
-"""Objects that routers pass on whole; SGLang gives them to the chat template and to its sessions."""
-SAMPLING = "sampling_params"
 METADATA = "metadata"
 """One that routers pass on whole, too. OpenAI's holds texts, so options may stand there as JSON."""
-UNREAD = {
-    "extra_body": (FIELD, BACKEND_NAME),
-    "options": (FIELD, BACKEND_NAME),
-    "parameters": (FIELD, BACKEND_NAME),
-    "instances": (FIELD, BACKEND_NAME),
-    SAMPLING: (BACKEND_NAME,),
-}
-"""By objects of a body, or lists of them: what people write into them, and nobody reads there."""
-READS_SAMPLING = "/generate"
-"""The endpoint whose body has sampling parameters of SGLang's form at its top."""
-SPELLING = f'"{FIELD}": {{"{BACKEND_NAME}": {{...}}}}'
-OF_ONE_PROMPT = ("top_logprobs_num", "logprob_start_len")
-"""Numbers that may be a list for several prompts; SGLang 0.5.23 ends where one prompt has a list."""
-EMBEDDINGS = "input_embeds"
-NO_JSON = "positional_embed_overrides"
-"""A field of SGLang's that holds tensors; it ends where JSON holds it."""
 _MARKS = (
     FIELD.encode(),
     BACKEND_NAME.encode(),
@@ -54,9 +42,6 @@ _MARKS = (
     *map(str.encode, (*OF_ONE_PROMPT, EMBEDDINGS, NO_JSON)),
 )
 """What a body that says something has in it; JSON may write any letter by its number."""
-
-Fields = dict[str, Any]
-"""A body's, by name."""
 
 
 def watch_bodies(_result, manager, *_args, **_kwargs) -> None:
@@ -116,10 +101,10 @@ def read_request(body: bytes, header: str | None, served_name: str, path: str) -
     fields = _object_in(body)
     if fields is None:
         return Said(_checked(found))
-    _refuse_misplaced(fields, path)
-    _refuse_impossible(fields)
+    refuse_misplaced(fields, path)
+    refuse_impossible(fields)
     check_options(fields.get(FIELD))
-    for params in _objects(fields.get(SAMPLING)):  # before a stream begins, whose status is 200
+    for params in objects_in(fields.get(SAMPLING)):  # before a stream begins, whose status is 200
         check_options(params.get(FIELD))
     if BACKEND_NAME in (fields.get(FIELD) or {}):
         found[f"{FIELD}.{BACKEND_NAME}"] = fields[FIELD][BACKEND_NAME]
@@ -202,63 +187,3 @@ def _with_length(scope: Scope, length: int) -> Scope:
         pair for pair in scope["headers"] if pair[0] not in (b"content-length", b"transfer-encoding")
     ]
     return {**scope, "headers": [*others, (b"content-length", str(length).encode())]}
-
-
-def _objects(value: Any) -> list[Fields]:
-    """An object, or the objects of a list; SGLang answers where it is neither."""
-    some = value if isinstance(value, list) else [value]
-    return [one for one in some if isinstance(one, dict)]
-
-
-def _refuse_misplaced(fields: Fields, path: str) -> None:
-    places = [BACKEND_NAME] if BACKEND_NAME in fields else []
-    unread = UNREAD if path == READS_SAMPLING else UNREAD | {SAMPLING: (FIELD, BACKEND_NAME)}
-    for wrapper, names in unread.items():
-        for one in _objects(fields.get(wrapper)):
-            places += [f"{wrapper}.{name}" for name in names if name in one]
-    for wrapper in PASSED_ON:
-        of_a_batch = _objects(fields[wrapper]) if isinstance(fields.get(wrapper), list) else []
-        places += [f"{wrapper}[].{BACKEND_NAME}" for one in of_a_batch if BACKEND_NAME in one]
-    if places:
-        raise ValueError(
-            f"{places[0]} stands where nobody reads it: write {SPELLING} at the top of the body, or in "
-            "sampling_params where the endpoint has them"
-        )
-
-
-def _refuse_impossible(fields: Fields) -> None:
-    if is_enabled() and fields.get(EMBEDDINGS) is not None:
-        raise ValueError(NO_EMBEDDINGS)
-    if fields.get(NO_JSON) is not None:
-        raise ValueError(f"{NO_JSON} cannot be sent as JSON; leave it out")
-    ids = fields.get("input_ids")
-    are_several = isinstance(fields.get("text"), list) or (
-        isinstance(ids, list) and list in map(type, ids)
-    )
-    for name in () if are_several else OF_ONE_PROMPT:
-        if isinstance(fields.get(name), list):
-            raise ValueError(f"{name}={quoted(fields[name])} of one prompt must be one integer")
-
-
-async def read_body(receive: Receive) -> list[Message]:
-    """Every message up to the end of the body, or to the client's leaving."""
-    messages = [await receive()]
-    while messages[-1]["type"] == "http.request" and messages[-1].get("more_body", False):
-        messages.append(await receive())
-    return messages
-
-
-def replay(messages: list[Message], receive: Receive) -> Receive:
-    """Give what was read once more, then what comes after it."""
-    waiting = list(messages)
-
-    async def receive_again() -> Message:
-        return waiting.pop(0) if waiting else await receive()
-
-    return receive_again
-
-
-def refusal(message: str) -> JSONResponse:
-    """Say no as SGLang's endpoints do: one form for its own clients, one for OpenAI's and Anthropic's."""
-    facts = {"message": message, "type": "BadRequestError", "param": None, "code": 400}
-    return JSONResponse({"object": "error", "error": facts, **facts}, HTTPStatus.BAD_REQUEST)

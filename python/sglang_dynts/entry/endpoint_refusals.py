@@ -21,7 +21,7 @@ from sglang.srt.runtime_context import get_device, get_exec, get_parallel, get_s
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sglang_dynts.boot.configuration import gets_prompts
-from sglang_dynts.entry.carriers import read_body, refusal, replay
+from sglang_dynts.entry.bodies import read_body, refusal, replay
 from sglang_dynts.entry.front_end import watch
 
 Fields = Mapping[str, Any]

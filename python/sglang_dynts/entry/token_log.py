@@ -38,10 +38,11 @@ class TokenLog:
 
     ``held`` [sets, columns] are the positions of the window's first columns, a row for each set of tokens
     that the request has; what stands in later columns came after the last compaction, so it is
-    consecutive.
+    consecutive. ``num_unscored`` tokens at the beginning have no score on this server.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, num_unscored: int = 0) -> None:
+        self._num_unscored = num_unscored
         self._scores: list[float | None] = []
         self._held = np.empty((1, 0), dtype=np.int64)
         self._held_before = self._held
@@ -68,7 +69,7 @@ class TokenLog:
         missing = int(positions[-1]) + 1 - len(self._scores) if len(positions) else 0
         self._scores += [None] * missing
         for position, score in zip(positions.tolist(), scores.tolist(), strict=True):
-            if np.isfinite(score):
+            if np.isfinite(score) and position >= self._num_unscored:
                 self._scores[position] = float(f"{score:.{DIGITS}g}")
 
     def learn_by_set(self, positions: np.ndarray, scores: np.ndarray) -> None:

@@ -157,13 +157,17 @@ class Governor:
             len(req.origin_input_ids) if window is None else window.question_len,
             policy=policy_of_request(params),
             detailed=wants_compactions(params),
-            tokens=TokenLog() if wants_tokens(params) else None,
+            tokens=self._new_log(req) if wants_tokens(params) else None,
             req=ref(req),
         )
         self.device.question_lens[req] = governed.question_len
         if not req.rid.startswith(HEALTH_CHECK_RID_PREFIX):  # a probe of SGLang's, nobody's request
             self.tally.request_seen(governed.window is not None, governed.has_long_question)
         return governed
+
+    def _new_log(self, req) -> TokenLog:
+        """Return an empty log; a prompt that came with its K and V has no scores."""
+        return TokenLog(len(req.origin_input_ids) if self.gets_prompts else 0)
 
     def _new_window(self, req) -> RequestWindow | None:
         """Return the window of a request of which nothing is computed, None where DynTS is off for it.
