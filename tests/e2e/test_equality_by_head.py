@@ -22,7 +22,7 @@ def reference(request, head_reference_of) -> HeadReference:
     return head_reference_of(SERVERS[request.node.callspec.params["server"]].model)
 
 
-def jobs(policy: str, length: int = 240, first_seed: int = 0, **more) -> list[dict]:
+def jobs(policy: str, length: int = 160, first_seed: int = 0, **more) -> list[dict]:
     asked = {"policy": policy, **more}
     return [{"prompt": prompt(n, first_seed + n), "length": length, "dynts": asked} for n in LENGTHS]
 
@@ -44,7 +44,7 @@ def assert_equal_by_head(
 @pytest.mark.parametrize("policy", ["snapkv_per_head", "rkv_per_head", "h2o_per_head", "random_per_head"])
 @served_by("observing_by_head")
 def test_tokens_equal_the_reference_with_the_same_rule(server, reference, policy):
-    some = jobs(policy, 200, first_seed=500)
+    some = jobs(policy, 160, first_seed=500)
     for job, reply in zip(some, server.generate_all(some), strict=True):
         assert assert_equal_by_head(reply, reference, job).num_compactions >= 2
 
@@ -95,7 +95,7 @@ def test_retractions_with_copies_change_no_token(server, reference):
 
 @served_by("changes_its_mind")
 def test_answers_between_thinking_stay_in_every_head(server, reference):
-    some = jobs("random_per_head", 300, first_seed=40)
+    some = jobs("random_per_head", 200, first_seed=40)
     replies = server.generate_all(some)
     kinds = []
     for job, reply in zip(some, replies, strict=True):

@@ -37,7 +37,7 @@ KEPT_AFTER = 64
 """Tokens after which a prefill keeps a recurrent state that others may go on from."""
 
 
-def jobs(length: int = 200, first_seed: int = 0) -> list[dict]:
+def jobs(length: int = 150, first_seed: int = 0) -> list[dict]:
     return [{"prompt": prompt(n, first_seed + n), "length": length} for n in LENGTHS]
 
 

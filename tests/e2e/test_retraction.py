@@ -57,7 +57,7 @@ def test_without_host_memory_left_a_request_longer_than_the_pool_ends_with_its_r
 
 @RETRACTED
 def test_forced_retractions_change_no_token(server, reference_of):
-    jobs = cases(700, 280)
+    jobs = cases(700, 220)
     replies = server.generate_all(jobs)
     for job, reply in zip(jobs, replies, strict=True):
         expected = assert_equal(reply, reference_of("qwen3"), job, DEFAULT, late=1)

@@ -26,7 +26,7 @@ def questions() -> list[list[int]]:
     return [vocabulary.encode(problem.prompt) for problem in problems]
 
 
-def jobs(length: int = 200, **dynts) -> list[dict]:
+def jobs(length: int = 160, **dynts) -> list[dict]:
     return [{"prompt": prompt(n, seed=n), "length": length, "dynts": dynts or None} for n in LENGTHS]
 
 

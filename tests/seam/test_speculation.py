@@ -7,6 +7,7 @@ import torch
 from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
+from sgl_dynts.config import DynTSConfig
 from sgl_dynts.due import NEVER
 from sglang_dynts.forward.device_state import DeviceState
 from sglang_dynts.forward.drafts import add_positions_at_the_door, move_scores_along
@@ -20,8 +21,31 @@ STEP = DecodeStep(num_tokens=4, spare_slots=8)
 
 @pytest.fixture
 def engine(serve) -> Engine:
+    """One that compacts where the budget of 20 is reached and nowhere else."""
     serve("--attention-backend", "dynts", "--speculative-algorithm", "NGRAM")
-    return Engine(step=STEP)
+    engine = Engine(step=STEP)
+    engine.capacity.elastic = False
+    return engine
+
+
+@pytest.mark.parametrize(("length", "held"), [(16, 16), (17, 13), (18, 13)])
+def test_a_compaction_comes_before_the_step_that_would_have_to_stop_for_it(engine, length, held):
+    """A step adds up to four tokens, so three before the budget it may pass it."""
+    engine.capacity.elastic = True
+    req = decoding(engine, length)
+    assert req.kv.kv_committed_len == held
+    numbers = engine.governed(req).as_dict(held)
+    assert numbers["compactions"] == numbers["early_compactions"] == (held < length)
+    engine.check_conservation(req)
+
+
+def test_a_period_that_is_shorter_than_a_step_still_gives_something(engine):
+    engine.capacity.elastic = True
+    engine.governor.config = DynTSConfig(budget=20, local_window=16, keep_ratio=0.5)  # period 2
+    req = decoding(engine, 60)
+    assert 18 <= req.kv.kv_committed_len <= 23
+    assert engine.governed(req).num_compactions > 5
+    engine.check_conservation(req)
 
 
 def row_of(engine: Engine, req) -> list[int]:
