@@ -43,7 +43,7 @@ HIERARCHY = Feature("hierarchical cache", {"enable_hierarchical_cache": True}, H
 DRAFTS = Feature("speculation", {"speculative_algorithm": "NGRAM"}, SPECULATIVE_REFUSALS)
 QUERIES = Feature("recorded queries", {"dynts_observe_queries": 4})
 WORKERS = Feature("tokenizer workers", {"tokenizer_worker_num": 2})
-DECODE_SIDE = Feature("decode side of two", {"disaggregation_mode": "decode"}, DISAGGREGATION_REFUSALS)
+DECODE_SIDE = Feature("disaggregated decode", {"disaggregation_mode": "decode"}, DISAGGREGATION_REFUSALS)
 SLIDING = Feature("sliding layers, one pool")
 TWO_POOLS = Feature("a second KV pool", refuses=TWO_POOL_REFUSALS)
 LATENTS = Feature("latents (MLA)")
