@@ -63,7 +63,7 @@ def same(gold: str, said: str) -> bool | None:
     if wanted is None and given is None:
         return None if _subscripts(gold) == _subscripts(said) else False
     if wanted and given:
-        return wanted == given
+        return wanted == given or (given.base == 10 and wanted.value == given.value)
     if wanted:
         return wanted.digits == _digits(WITHIN_DIGITS.sub("", said))
     assert given

@@ -105,7 +105,7 @@ class Choice(Grader):
         known = LETTERS[: len(problem.choices) or MOST_CHOICES]
         choices = dict(zip(LETTERS, map(normalize, problem.choices), strict=False))
         said = letter_of(normalize(text), known, choices)
-        return Verdict(said == problem.answer.strip(" ().").upper(), said)
+        return Verdict(bool(said) and said == problem.answer.strip(" ().").upper(), said)
 
 
 class Mathematics(Grader):

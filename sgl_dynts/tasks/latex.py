@@ -11,7 +11,7 @@ THIN_SPACE = (
     r"|\{(?:,|\\[,;:! ])\}|[\u00a0\u2006-\u200b\u202f\u205f])"
 )
 FONTS = (
-    r"\\(?:mathbf|boldsymbol|bm|pmb|textbf|textit|textrm|textsf|texttt|textnormal|emph|mathrm|mathit|mathsf"
+    r"\\(?:mathbf|bold|boldsymbol|bm|pmb|textbf|textit|textrm|textsf|texttt|textnormal|emph|mathrm|mathit|mathsf"
     r"|mathtt|mathnormal|mathbin|mathord|text|mbox|hbox|underline|num)"
 )
 CURRENCY = (
@@ -30,6 +30,8 @@ SPELLINGS = (
     (r"\\(?:left|right|[bB]ig{1,2}[lrm]?)(?=[(){}\[\]|.\\])\.?", ""),
     (r"√\s*(?:\(([^()]*)\)|(\d+|[A-Za-z]))", r"\\sqrt{\1\2}"),
     (r"∞", r"\\infty "),
+    (r"\\langle(?![A-Za-z])\s*", "("),
+    (r"\\rangle(?![A-Za-z])", ")"),
     (r"[∅⌀Ø]|\\\{\s*\\\}|\\varnothing(?![A-Za-z])|\\text\s*\{\s*(?:the )?empty set\s*\}", r"\\emptyset "),
     (r"\u00d7", r"\\times "),
     (r"[·⋅]", r"\\cdot "),
@@ -82,7 +84,7 @@ LONGEST_END = 40
 BEGINNING = re.compile(r"(?:[\s~]|\\[,;:! ]|\\q?quad(?![A-Za-z]))*")
 
 WHOLE = (
-    (rf"{FONTS}\s*\{{([^{{}}]*)\}}", r"\1"),
+    (rf"{FONTS}\s*\{{((?:[^{{}}]|\{{[^{{}}]*\}})*)\}}", r"\1"),
     (r"\*\*(.+)\*\*", r"\1"),
     (r"\\ensuremath\s*\{([^{}]*)\}", r"\1"),
     (r"\{([^{},]*)\}", r"\1"),

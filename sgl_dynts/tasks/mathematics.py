@@ -27,10 +27,12 @@ from sympy import (
     exp,
     factorial,
 )
+from sympy.logic.boolalg import Boolean
 
 from sgl_dynts.tasks import bases, decimals, units
 from sgl_dynts.tasks.answers import normalize, said_answers
 from sgl_dynts.tasks.latex import VALUE, bare, is_words, plain
+from sgl_dynts.tasks.measures import in_one_measure
 
 ENVIRONMENTS = ("$", "\\boxed", "\\(", "\\[")
 LONGEST_LINE = 300
@@ -78,8 +80,11 @@ def judge(gold: str, text: str) -> tuple[bool, str]:
         Whether it is right, and what was said, in the form in which equal answers are mostly equal texts.
     """
     gold, text = normalize(gold), normalize(text)
+    if not gold.strip():
+        return False, ""
     parts = next(iter(said_answers(text)), [""])
     is_name = any(TEXT_ALONE.fullmatch(answer.strip()) for answer in (gold, *parts))
+    gold, *parts = in_one_measure(gold, *parts)
     gold, said = bare(gold), ", ".join(bare(part) for part in parts)
     if is_name and is_words(gold) and is_words(said):
         return _literal(gold) == _literal(said), _literal(said)
@@ -117,8 +122,11 @@ def same(gold: str, said: str) -> tuple[bool, str]:
 def _same_value(gold: str, said: str, way: LatexExtractionConfig) -> tuple[bool, str]:
     is_euler = decimals.has_euler(gold)
     gold, said = (decimals.rewritten(answer, is_euler) for answer in (gold, said))
-    if units.differ(gold, said):
+    converted = units.in_one_unit(gold, said)
+    if converted is False or (converted is None and units.differ(gold, said)):
         return False, said
+    if isinstance(converted, tuple):
+        gold, said = converted
     if sorted(gold) == sorted(said):  # 2mn and 2nm are products
         way = WITHOUT_UNITS
     else:
@@ -162,6 +170,10 @@ def _equal(wanted: list[Any], found: list[Any]) -> bool:
         float_rounding=_decimals_of(gold),
         timeout_seconds=NO_CLOCK,
     )
+    if not is_equal and isinstance(
+        said, Boolean
+    ):  # x <= 3 for an interval, which is read the other way only
+        is_equal = verify(found, wanted, timeout_seconds=NO_CLOCK)
     if is_equal:
         return not _differ(gold, said)
     return _is_number(gold) and _is_number(said) and _close_complex(gold, said)

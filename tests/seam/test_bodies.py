@@ -31,6 +31,9 @@ def client() -> TestClient:
     async def says(status: int, kind: str) -> Any:
         if kind == "json":
             return JSONResponse({"error": {"message": f"no: {LONG}", "code": status}}, status)
+        if kind == "stream":
+            events = iter([f'data: {{"error": {{"message": "no: {LONG}"}}}}\n\n', "data: [DONE]\n\n"])
+            return StreamingResponse(events, status, media_type="text/event-stream")
         if kind == "parts":
             parts = iter(['{"message": "no: ', LONG, '"}'])
             return StreamingResponse(parts, status, media_type="application/json")
@@ -65,3 +68,10 @@ def test_what_is_no_error_is_sent_whole(client, kind):
 def test_a_short_error_stays_as_it_is(client):
     reply = client.post("/checks", json={})
     assert json.loads(reply.text)["detail"][0]["type"] == "missing"
+
+
+def test_a_long_error_in_a_stream_is_cut_and_the_stream_goes_on(client):
+    first, second = client.get("/says/200/stream").text.split("\n\n", 1)
+    assert json.loads(first.removeprefix("data: "))["error"]["message"].startswith("no: xxx")
+    assert len(first) < 2000
+    assert second == "data: [DONE]\n\n"

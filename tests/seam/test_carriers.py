@@ -126,12 +126,12 @@ def test_numbers_of_a_chat_are_asked_for_where_a_router_drops_the_field(client, 
     assert "return_meta_info" not in json.loads(client.post("/echoes", json={**body, "text": "y"}).json())
 
 
-@pytest.mark.parametrize("name", ["top_logprobs_num", "logprob_start_len"])
-def test_a_list_of_numbers_is_for_several_prompts(client, name):
+@pytest.mark.parametrize("name", ["top_logprobs_num", "logprob_start_len", "rid"])
+def test_a_list_is_for_several_prompts(client, name):
     for one in ({"text": "x"}, {"input_ids": [1, 2]}, {}):
         reply = client.post("/forgets", json={**one, name: [1]})
         assert reply.status_code == 400
-        assert f"{name}=[1] of one prompt must be one integer" in reply.json()["message"]
+        assert f"{name}=[1] of one prompt must be one value, no list" in reply.json()["message"]
     for several in ({"text": ["x"]}, {"input_ids": [[1, 2]]}):
         assert client.post("/forgets", json={**several, name: [1]}).status_code == 200
 
@@ -285,6 +285,12 @@ BAD = [
     ({"custom_params": 0}, "custom_params=0 must be an object, such as"),
     ({"custom_params": False}, "custom_params=False must be an object, such as"),
     ({"dynts": {}}, "dynts stands where nobody reads it"),
+    ({"custom_params": {"budget": 300}}, "custom_params.budget stands where nobody reads it"),
+    ({"custom_params": {"DynTS": {"budget": 300}}}, "custom_params.DynTS stands where nobody reads it"),
+    (
+        {"sampling_params": {"custom_params": {"keep_ratio": 0.5}}},
+        "sampling_params.custom_params stands where nobody reads it",
+    ),
     ({"extra_body": {"custom_params": ASKED}}, "extra_body.custom_params stands where nobody reads it"),
     ({"extra_body": ASKED}, "extra_body.dynts stands where nobody reads it"),
     ({"options": ASKED}, "options.dynts stands where nobody reads it"),
@@ -331,3 +337,8 @@ def test_custom_params_that_are_no_object_are_refused_where_an_endpoint_passes_t
     serve("--attention-backend", "dynts")
     with pytest.raises(ValueError, match=r"custom_params=.* must be an object, such as"):
         SamplingParams(custom_params=custom).verify(256)
+
+
+def test_parameters_of_a_processor_of_the_user_s_own_are_its_own(client):
+    body = {"text": "x", "custom_params": {"budget": 300}, "custom_logit_processor": "mine"}
+    assert client.post("/passes_on", json=body).json() == {"budget": 300}

@@ -19,6 +19,7 @@ MOST_BYTES = 2000
 MOST_LETTERS = 400
 """Of a text in a longer one: it begins with what is wrong, then quotes."""
 MOST_ITEMS = 20
+ERROR_IN_A_STREAM = b'data: {"error"'
 FIRST_ERROR = 400
 """The lowest status of an error."""
 
@@ -75,7 +76,7 @@ class ErrorShortener:
             if message["type"] == "http.response.start" and message["status"] >= FIRST_ERROR:
                 held.append(message)
             elif not held:
-                await send(message)
+                await send(_without_long_error(message))
             else:
                 held.append(message)
                 if not message.get("more_body", False):
@@ -98,6 +99,18 @@ def _shortened(reply: list[Message]) -> list[Message]:
     others = [pair for pair in start["headers"] if pair[0].lower() != b"content-length"]
     length = (b"content-length", str(len(body)).encode())
     return [{**start, "headers": [*others, length]}, {"type": "http.response.body", "body": body}]
+
+
+def _without_long_error(part: Message) -> Message:
+    """A part of a stream, whose errors come with status 200."""
+    body = part.get("body", b"")
+    if len(body) <= MOST_BYTES or not body.startswith(ERROR_IN_A_STREAM):
+        return part
+    try:
+        told = json.loads(body.removeprefix(b"data: "))
+    except (ValueError, RecursionError):
+        return part
+    return {**part, "body": b"data: " + json.dumps(_cut(told)).encode() + b"\n\n"}
 
 
 def _cut(value: Any) -> Any:

@@ -39,7 +39,7 @@ _MARKS = (
     BACKEND_NAME.encode(),
     ALIAS.encode(),
     b"\\u",
-    *map(str.encode, (*OF_ONE_PROMPT, EMBEDDINGS, NO_JSON)),
+    *(f'"{name}"'.encode() for name in (*OF_ONE_PROMPT, EMBEDDINGS, NO_JSON)),
 )
 """What a body that says something has in it; JSON may write any letter by its number."""
 

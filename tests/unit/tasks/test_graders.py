@@ -323,6 +323,36 @@ RIGHT_IN_A_BOX = {
         ("6", "6m"),
         *[pair for unit in UNITS for pair in (("12", f"12{unit}"), (f"12{unit}", "12"))],
     ],
+    "one quantity in two units": [
+        (r"5\text{ m}", r"500\text{ cm}"),
+        (r"1.5\text{ hours}", r"90\text{ minutes}"),
+        (r"2\text{ ft}", r"24\text{ inches}"),
+        (r"7\text{ cm}^2", r"700\text{ mm}^2"),
+        (r"36\text{ km/h}", r"10\text{ m/s}"),
+        (r"3\text{ mph}", r"3\text{ miles per hour}"),
+        (r"7\text{ square meters}", r"7\text{ m}^2"),
+        (r"\$5", r"500\text{ cents}"),
+        (r"5\text{ dollars}", r"\$5"),
+        (r"60^\circ", r"\frac{\pi}{3}"),
+        (r"60^\circ", r"\pi/3 \text{ rad}"),
+        (r"\frac{\pi}{4}", r"45^\circ"),
+        (r"30^\circ", r"30\text{ degrees}"),
+    ],
+    "fonts around colours": [
+        ("42", r"\mathbf{\color{red}{42}}"),
+        ("42", r"\mathbf{\textcolor{red}{42}}"),
+        ("42", r"\bold{42}"),
+        (r"\mathbf{\color{red}{42}}", "42"),
+        (r"\boldsymbol{42}", "42"),
+    ],
+    "ways to write a set, a vector and a base": [
+        (r"(-\infty,3]", r"x\le 3"),
+        (r"(2,5)", "2<x<5"),
+        (r"x\le 3", r"(-\infty,3]"),
+        (r"\langle 1,2\rangle", "(1,2)"),
+        (r"\langle 1,2,3\rangle", r"\left\langle 1,2,3\right\rangle"),
+        ("11111_2", "31_{10}"),
+    ],
     "symbols in another spelling": [
         (r"\emptyset", r"\varnothing"),
         (r"\varnothing", "∅"),
@@ -504,6 +534,23 @@ WRONG_IN_A_BOX = [
     *[(f"12{unit}", f"13{unit}") for unit in UNITS],
     (r"12\,J", r"12\,W"),
     ("6 km", "6 m"),
+    (r"2\text{ hours}", r"2\text{ minutes}"),
+    (r"1.5\text{ hours}", r"1.5\text{ min}"),
+    (r"30\text{ seconds}", r"30\text{ minutes}"),
+    (r"2\text{ days}", r"2\text{ weeks}"),
+    (r"5\text{ inches}", r"5\text{ feet}"),
+    (r"5\text{ dollars}", r"5\text{ cents}"),
+    (r"\$5", r"5\text{ cents}"),
+    (r"3\text{ liters}", r"3\text{ gallons}"),
+    (r"3\text{ mph}", r"3\text{ km/h}"),
+    (r"7\text{ cm}^2", r"7\text{ cm}^3"),
+    (r"7\text{ meters}", r"7\text{ cm}"),
+    (r"7\text{ meters}", r"7\text{ seconds}"),
+    (r"60^\circ", r"\frac{\pi}{4}"),
+    (r"(-\infty,3]", r"x< 3"),
+    (r"\langle 1,2\rangle", "(2,1)"),
+    ("11111_2", "30_{10}"),
+    ("", ""),
     ("12", r"12\,x"),
     (r"3\mu", "3"),
     (r"0.\overline{3}", r"0.\overline{4}"),
@@ -682,9 +729,9 @@ PIECES = [
 @pytest.mark.parametrize("grader", ["words", "exact", "choice", "python"])
 def test_a_model_that_repeats_itself_is_judged_in_no_time(grader, piece):
     text = f"Answer: 1{piece * (60_000 // len(piece))}x"
-    started = time.perf_counter()
+    started = time.process_time()
     assert not judge(grader, "B", text, choices=("red", r"$\frac12$"), **ADD).is_right
-    assert time.perf_counter() - started < 8
+    assert time.process_time() - started < 8  # of its own work, whatever else runs
 
 
 def test_a_program_that_takes_too_much_memory_ends():
@@ -712,3 +759,8 @@ def test_mathematics_without_its_library_is_refused_before_a_model_is_asked(monk
     monkeypatch.setattr(graders, "find_spec", lambda _name: None)
     with pytest.raises(ValueError, match="problem p: grader='math' needs math-verify"):
         graders.check_graders([Problem("p", "t", "?", "1", "math")], run_programs=False)
+
+
+def test_a_problem_without_an_answer_is_met_by_none():
+    assert not judge("choice", "", "no idea").is_right
+    assert not judge("math", "", r"\boxed{}").is_right
