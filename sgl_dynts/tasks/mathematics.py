@@ -170,13 +170,16 @@ def _equal(wanted: list[Any], found: list[Any]) -> bool:
         float_rounding=_decimals_of(gold),
         timeout_seconds=NO_CLOCK,
     )
-    if not is_equal and isinstance(
-        said, Boolean
-    ):  # x <= 3 for an interval, which is read the other way only
+    if not is_equal and _is_condition(said):  # which math-verify reads in a gold only
         is_equal = verify(found, wanted, timeout_seconds=NO_CLOCK)
     if is_equal:
         return not _differ(gold, said)
     return _is_number(gold) and _is_number(said) and _close_complex(gold, said)
+
+
+def _is_condition(value: Any) -> bool:
+    """Whether a value is a condition such as ``x <= 3`` rather than a set or a number."""
+    return isinstance(value, Boolean)
 
 
 def _is_number(value: Any) -> bool:
