@@ -206,7 +206,8 @@ def check_home(environment: Mapping[str, str]) -> None:
         ServerError: HOME is unset, and the system knows none of this user's.
     """
     has_home = "HOME" in environment or os.path.expanduser("~") != "~"
-    if not has_home and CACHES not in os.environ | environment:
+    caches = (os.environ | environment).get(CACHES, "~")  # SGLang sets it, to a folder in the home folder
+    if not has_home and caches.startswith("~"):
         raise ServerError(
             "HOME is not set, and SGLang does not start without a folder for caches: set HOME to one "
             "that this user can write"

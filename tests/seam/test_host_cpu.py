@@ -9,6 +9,7 @@ from argparse import Namespace
 import pytest
 import torch
 
+from sgl_dynts.harness.server import CACHES
 from sglang_dynts.boot.cpu.platform import HostCpuPlatform
 from sglang_dynts.boot.host_cpu import activate
 
@@ -28,6 +29,20 @@ def test_sglangs_own_cpu_engine_is_left_to_sglang(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     monkeypatch.setenv("SGLANG_USE_CPU_ENGINE", "1")
     assert activate() is None
+
+
+@pytest.mark.parametrize("asked", [["--attention-backend", "dynts"], ["--config", "{}"], ["--config={}"]])
+def test_a_start_without_a_home_folder_ends_with_one_sentence(monkeypatch, tmp_path, asked):
+    file = tmp_path / "server.yaml"
+    file.write_text("attention-backend: dynts\n")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setenv(CACHES, "~/.cache/sglang")  # as SGLang sets it where nobody else does
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.setattr(sys, "argv", ["launch_server", *(word.format(file) for word in asked)])
+    with pytest.raises(SystemExit, match=r"^DynTS: HOME is not set, .* set HOME to one"):
+        activate()
+    monkeypatch.setattr(sys, "argv", ["launch_server", "--config", str(tmp_path / "none.yaml")])
+    activate()
 
 
 @pytest.mark.parametrize("module", ["sglang_dynts", "sglang_dynts.boot.host_cpu"])
