@@ -69,8 +69,8 @@ def hits(server: Server, kind: str, prompt_len: int) -> range:
 
 @served_by(*RETRACTING)
 def test_forced_retractions_change_no_token(server, kind, windows, reference_of):
-    replies = server.generate_all(jobs(first_seed=700))
-    for job, reply in zip(jobs(first_seed=700), replies, strict=True):
+    replies = server.generate_all(jobs(200, first_seed=700))
+    for job, reply in zip(jobs(200, first_seed=700), replies, strict=True):
         assert assert_equal(reply, reference_of(kind), job, windows, late=1).num_compactions >= 2
     assert sum(reply["meta_info"]["dynts"]["resumptions"] for reply in replies) >= 3
 
@@ -79,8 +79,8 @@ def test_forced_retractions_change_no_token(server, kind, windows, reference_of)
 def test_without_copies_retracted_requests_end_and_others_change_no_token(
     server, kind, windows, reference_of
 ):
-    replies = server.generate_all(jobs(first_seed=700))
-    for job, reply in zip(jobs(first_seed=700), replies, strict=True):
+    replies = server.generate_all(jobs(200, first_seed=700))
+    for job, reply in zip(jobs(200, first_seed=700), replies, strict=True):
         assert len(reply["output_ids"]) == job["length"]
         assert_equal_or_again(reply, reference_of(kind), job, windows)
     retracted = [reply for reply in replies if reply["meta_info"]["num_retractions"]]
