@@ -172,7 +172,7 @@ def _copy(words: list[str], log: str, environment: dict[str, str]) -> int:
         return pid
     try:
         os.environ.update(environment)
-        sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
+        sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
         _read_again()
         _become(words, log)
     except SystemExit as end:

@@ -2,7 +2,7 @@ r"""What a number counts: ``\$5`` beside ``500`` cents, ``60^\circ`` beside ``\p
 
 import re
 
-from sgl_dynts.tasks.latex import CURRENCY, DEGREES, VALUE, bare, plain
+from sgl_dynts.tasks.latex import CURRENCY, DEGREES, VALUE, plain
 
 CENTS = re.compile(rf"({VALUE})\s*(?:\\?¢|\\(?:text|mathrm)\s*\{{\s*(?:cents?|¢)\s*\}}|cents?\b)")
 DOLLARS = re.compile(rf"{CURRENCY}\s*(?=-?[\d.])|\bdollars?\b")
@@ -21,7 +21,7 @@ def in_one_measure(gold: str, *said: str) -> list[str]:
     cents, dollars = ([bool(way.search(one)) for one in answers] for way in (CENTS, DOLLARS))
     if any(dollars) and any(cents):
         return [_in_dollars(one) for one in answers]
-    angles = [ANGLE.fullmatch(_without_fonts(one)) for one in answers]
+    angles = [ANGLE.fullmatch(_spelt_plainly(one)) for one in answers]
     if any(angles) and any(RADIANS.search(one) for one in answers):
         pairs = zip(answers, angles, strict=True)
         return [rf"\frac{{({angle[1]})\pi}}{{180}}" if angle else one for one, angle in pairs]
@@ -29,10 +29,10 @@ def in_one_measure(gold: str, *said: str) -> list[str]:
 
 
 def _in_dollars(answer: str) -> str:
-    found = CENTS.fullmatch(_without_fonts(answer))
+    found = CENTS.fullmatch(_spelt_plainly(answer))
     return rf"\frac{{{found[1]}}}{{100}}" if found else answer
 
 
-def _without_fonts(answer: str) -> str:
-    """An answer that is spelt plainly, its degrees and currency left."""
-    return plain(answer.strip().strip("$")).strip() if bare(answer) else answer
+def _spelt_plainly(answer: str) -> str:
+    """An answer without dollar signs around it, spelt plainly."""
+    return plain(answer.strip().strip("$")).strip()

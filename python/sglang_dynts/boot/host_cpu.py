@@ -20,7 +20,7 @@ def activate() -> str | None:
 
     SGLang calls this while it is being imported, so nothing of it may be imported here.
     """
-    if _asks_for_dynts() and SPAWNED not in sys.orig_argv:
+    if SPAWNED not in sys.orig_argv and _asks_for_dynts():
         _begin()
     if torch.accelerator.is_available() or os.environ.get("SGLANG_USE_CPU_ENGINE") == "1":
         return None
@@ -34,10 +34,11 @@ def _asks_for_dynts() -> bool:
         return True
     behind = [after for word, after in pairwise(words) if word == CONFIG]
     joined = [word.removeprefix(f"{CONFIG}=") for word in words if word.startswith(f"{CONFIG}=")]
-    return any(_names_dynts(Path(name)) for name in (*behind, *joined))
+    return any(names_dynts(Path(name)) for name in (*behind, *joined))
 
 
-def _names_dynts(path: Path) -> bool:
+def names_dynts(path: Path) -> bool:
+    """Whether a configuration file asks for DynTS; not where it cannot be read."""
     try:
         return BACKEND_NAME in path.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -2,7 +2,7 @@
 
 import argparse
 import logging
-import os
+from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
@@ -20,6 +20,7 @@ from sgl_dynts.checkpoint import PredictorHeader, PredictorSource
 from sgl_dynts.config import WINDOW_FIELDS, DynTSConfig, Windows, in_flags, windows_for
 from sgl_dynts.policies import CALIBRATED, PREDICTOR, needing, policy_names
 from sglang_dynts.boot.configuration import DECODES, PREFILLS, is_enabled
+from sglang_dynts.boot.host_cpu import names_dynts
 from sglang_dynts.boot.kernel_choice import meant_by_dynts
 from sglang_dynts.boot.model_kinds import has_recurrent_state
 from sglang_dynts.boot.predictor_files import find_for_policy
@@ -221,11 +222,7 @@ def refuse_unread_config(path: str | None) -> None:
     Raises:
         ValueError: it was given as one word.
     """
-    if path is None or not os.path.isfile(path):
-        return
-    with open(path, encoding="utf-8", errors="replace") as file:
-        asks = BACKEND_NAME in file.read()
-    if asks:
+    if path is not None and names_dynts(Path(path)):
         raise ValueError(
             f"--config={path}: SGLang reads a configuration file only if it is a word of its own, and "
             f"this one asks for DynTS; write --config {path}"

@@ -206,7 +206,7 @@ class Round:
         short = True
         while short:
             named = self._named(give, remaining, period, demand)
-            looks = [self._look_closer(int(i), int(remaining[i]), int(give[i])) for i in named]
+            looks = [self._look_closer(int(i), int(give[i])) for i in named]
             found = [one for one in looks if one is not None]
             chosen += found
             give[named], remaining[named] = 0, NEVER
@@ -220,14 +220,14 @@ class Round:
             return choose_compactions(give, remaining, period, demand, self.capacity.rate)
         return np.flatnonzero(is_due(remaining))
 
-    def _look_closer(self, index: int, remaining: int, give: int) -> Chosen | None:
+    def _look_closer(self, index: int, give: int) -> Chosen | None:
         """Return the compaction of one request, None where its newest tokens make it pointless."""
         req = self.batch.reqs[index]
         window = self.governor.window_of(req)
         if window is None or not _is_settled(req):
             return None
         window_len, after_question = int(self.lens[index]), self.governor.after_question(req)
-        if is_due(remaining + self._ahead()[index]):
+        if is_due(int(self.table.due[self.rows[index]]) - window_len):
             cut = window.cut(window_len, after_question)
         else:
             cut = window.early_cut(window_len, after_question, least=-(-give // 2))
