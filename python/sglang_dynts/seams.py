@@ -72,9 +72,9 @@ NEWEST_TOKENS = f"{SPECULATIVE}.eagle.fill_bonus_tokens_func"
 GATHER_EXTRAS = f"{SPECULATIVE}.gather_spec_extras.gather_spec_extras"
 WRITE_ROWS = "sglang.srt.mem_cache.allocation.assign_req_to_token_pool_func"
 PREPARE_MOVES = "sglang.srt.mem_cache.memory_pool.MHATokenToKVPool._init_kv_copy_and_warmup"
+SHARE_HEAD = "sglang.srt.speculative.eagle_worker_v2.EagleDraftWorker.init_lm_head"
 DRAFT_DECODE_BACKEND = f"{DRAFT_BACKENDS}.create_decode_backend"
 DRAFT_EXTEND_BACKEND = f"{DRAFT_BACKENDS}.create_draft_extend_backend"
-TORCH_EXTEND = "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend.forward_extend"
 HOST_POOLS = "sglang.srt.mem_cache.pool_host"
 LOAD_PREFIXES = f"{HOST_POOLS}.mha.MHATokenToKVPoolHost.load_to_device_per_layer"
 BACK_UP_PREFIXES = f"{HOST_POOLS}.mha.MHATokenToKVPoolHost.backup_from_device_all_layer"
@@ -97,7 +97,7 @@ MAKE_DELTA_LAYER = "sglang.srt.models.qwen3_next.Qwen3GatedDeltaNet.__init__"
 HOST_CPU_TARGETS = (
     *(NO_OVERLAP_ON_CPU, TREE_FROM_MASK, BUILD_TREE, VERIFY_TREE, DRAFT_SLOTS, FRONT_SLOTS),
     *(ACCEPTED_SLOTS, NEWEST_TOKENS, GATHER_EXTRAS, WRITE_ROWS, PREPARE_MOVES),
-    *(DRAFT_DECODE_BACKEND, DRAFT_EXTEND_BACKEND, TORCH_EXTEND),
+    *(DRAFT_DECODE_BACKEND, DRAFT_EXTEND_BACKEND, SHARE_HEAD),
     *(LOAD_PREFIXES, BACK_UP_PREFIXES, LOAD_LATENTS, BACK_UP_LATENTS),
     *(CONVOLVE, CONVOLVE_NEWEST, KEEP_STATES, DELTA_GATES, DELTA_RULE, DELTA_RULE_NEWEST),
     *(GATED_NORM, FUSED_GATED_NORM, SPLIT_BY_GROUP, SPLIT_IN_ORDER, SIGMOID_GATE, SHARED_EXPERT),

@@ -1,11 +1,8 @@
 """Tiny random models for token-exact tests, each with a random predictor beside it."""
 
-import json
 import random
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
@@ -32,6 +29,7 @@ from benchmark.harness.tiny_models import (
 )
 from sgl_dynts.checkpoint import PREDICTOR_FILE
 from sgl_dynts.config import DynTSConfig
+from tests.e2e.draft_heads import add_multi_token_head, write_eagle3_head, write_eagle_head
 
 VOCAB_SIZE, HIDDEN_SIZE = SIZES["vocab_size"], SIZES["hidden_size"]
 SEPARATORS = {250: ".", 251: ",", 252: "?", 253: "!", 254: ";", 255: ":"}
@@ -41,7 +39,9 @@ EVERY_EXPERT = EXPERTS | {"num_experts_per_tok": EXPERTS["num_experts"]}
 CHANGES_ITS_MIND = "changes_its_mind"
 """A model that closes and opens its thinking now and then."""
 EAGLE_HEAD = "eagle_head"
-"""A head that drafts for the model "llama" from its hidden states; it never learnt anything."""
+"""A head that drafts for the model "llama"."""
+EAGLE3_HEAD = "eagle3_head"
+"""A head that drafts for the model "llama_deep"."""
 SPELLER = "speller"
 """A model whose tokens are bytes, so that it can spell anything; it closes its thinking now and then."""
 UNTRAINED = "untrained"
@@ -94,6 +94,7 @@ YARN = {
     "mscale_all_dim": 1.0,
 }
 DEEPSEEK = {**LATENT, **ROUTED, "rope_parameters": YARN}
+ONE_HEAD = {"num_nextn_predict_layers": 1}
 MROPE = {
     "head_dim": 32,
     "rope_parameters": {
@@ -182,8 +183,15 @@ CONFIGS = {
         **IMAGE_IDS,
     ),
     "qwen3_5_text": config_of("qwen3_5_text", **RECURRENT, rope_parameters=QUARTER_MROPE),
+    "llama_deep": config_of("llama", num_hidden_layers=4),
+    "deepseek_v3_mtp": config_of("deepseek_v3", **DEEPSEEK, first_k_dense_replace=1, **ONE_HEAD),
+    "glm4_moe_mtp": config_of(
+        "glm4_moe", **ROUTED, **ONE_HEAD, head_dim=32, first_k_dense_replace=1, partial_rotary_factor=0.5
+    ),
 }
 """By kind; its place is the seed of its weights, so new kinds come last."""
+WITH_HEADS = ("deepseek_v3_mtp", "glm4_moe_mtp")
+"""Kinds whose files hold a head that drafts (multi-token prediction)."""
 
 
 def build_model(kind: str, folder: Path) -> Path:
@@ -198,8 +206,13 @@ def build_model(kind: str, folder: Path) -> Path:
         return folder
     if kind == EAGLE_HEAD:
         return write_eagle_head(folder)
+    if kind == EAGLE3_HEAD:
+        return write_eagle3_head(folder)
     often = (THINK, END_THINK) if kind == CHANGES_ITS_MIND else ()
-    return write_model(CONFIGS[kind], list(CONFIGS).index(kind), folder, often)
+    write_model(CONFIGS[kind], list(CONFIGS).index(kind), folder, often)
+    if kind in WITH_HEADS:
+        add_multi_token_head(folder)
+    return folder
 
 
 def build_wide_model(folder: Path) -> Path:
@@ -282,26 +295,6 @@ def slides(config: PreTrainedConfig) -> bool:
 def has_states(kind: str) -> bool:
     """Whether layers of this kind of model keep a recurrent state."""
     return "linear_attention" in (getattr(CONFIGS[kind].get_text_config(), "layer_types", None) or ())
-
-
-def write_eagle_head(folder: Path) -> Path:
-    """Write random weights of a draft head for the llama: one layer, and a projection before it."""
-    config = config_of("llama", num_hidden_layers=1)
-    write_random_weights(folder, config, seed=31, often=())
-    weights = load_file(folder / "model.safetensors")
-    kept = {name: tensor for name, tensor in weights.items() if name.startswith("model.layers.0.")}
-    head = {name.removeprefix("model."): tensor for name, tensor in kept.items()}
-    del head["layers.0.input_layernorm.weight"]
-    head |= {
-        "fc.weight": torch.randn(HIDDEN_SIZE, 2 * HIDDEN_SIZE) * 0.2,
-        "fc.bias": torch.zeros(HIDDEN_SIZE),
-    }
-    save_file(head, folder / "model.safetensors")
-    described = json.loads((folder / "config.json").read_text())
-    described["architectures"] = ["LlamaForCausalLMEagle"]
-    (folder / "config.json").write_text(json.dumps(described))
-    word_tokenizer(VOCAB_SIZE, words=SEPARATORS).save_pretrained(folder)
-    return folder
 
 
 def write_predictor(path: Path, hidden_size: int, local_window: int = 16) -> None:

@@ -11,7 +11,7 @@ from benchmark.drafts import DRAFT_MODEL
 from benchmark.forced.served import FLAGS as FORCING
 from sgl_dynts.harness.server import LAUNCH_SERVER
 from tests.e2e.hf_reference import NUM_QUERIES
-from tests.e2e.models import CHANGES_ITS_MIND, EAGLE_HEAD, SPELLER, UNTRAINED, WORDS_FILE
+from tests.e2e.models import CHANGES_ITS_MIND, EAGLE3_HEAD, EAGLE_HEAD, SPELLER, UNTRAINED, WORDS_FILE
 from tests.e2e.server import RETRACTING, SGLANG_SERVE, Server, WarmServer
 from tests.e2e.two_sides import WIRE
 from tests.warm import Warm
@@ -33,6 +33,8 @@ EXACT = "--dynts-disable-elastic"
 NGRAM = ("--speculative-algorithm", "NGRAM", "--speculative-num-draft-tokens", "6")
 STANDALONE = ("--speculative-algorithm", "STANDALONE", *DRAFT_MODEL)
 EAGLE = ("--speculative-algorithm", "EAGLE", *DRAFT_MODEL)
+EAGLE3 = ("--speculative-algorithm", "EAGLE3", *DRAFT_MODEL)
+NEXTN = ("--speculative-algorithm", "NEXTN", *DRAFT_MODEL)
 HIERARCHICAL = ("--enable-hierarchical-cache", "--hicache-ratio", "8", "--enable-cache-report")
 ATTENTION_RANKS = ("--tp-size", "2", "--dp-size", "2", "--enable-dp-attention")
 """Each rank attends for its own requests; experts and dense layers are computed together."""
@@ -128,6 +130,9 @@ SERVERS = {
     "demo_standalone": Spec(DEMO, (*DEMO_POOL, *STANDALONE), draft=DEMO),
     "standalone_retracting": Spec("qwen3", (*STANDALONE, *SMALL_POOL), RETRACTING, draft="qwen3"),
     "eagle": Spec("llama", (*EAGLE, EXACT), draft=EAGLE_HEAD),
+    "eagle3": Spec("llama_deep", (*EAGLE3, EXACT), draft=EAGLE3_HEAD),
+    "multi_token_head": Spec("glm4_moe_mtp", (*NEXTN, EXACT)),
+    "multi_token_head_latents": Spec("deepseek_v3_mtp", (*NEXTN, EXACT)),
     "hierarchical": Spec("qwen3", (*HIERARCHICAL, *SMALL_POOL)),
     "hierarchical_retracting": Spec(
         "qwen3", (*HIERARCHICAL, *SMALL_POOL, "--hicache-mem-layout", "layer_first"), RETRACTING

@@ -16,7 +16,10 @@ from tests.e2e.test_retraction import num_resumed
 __all__ = ["head_reference_of", "reference"]
 DEFAULT = Windows(96, 16, 0.4)
 LENGTHS = (5, 12, 20, 31, 40, 47, 60, 75, 90, 110, 130, 150)
-DRAFTING = served_by("ngram", "ngram_queue", "ngram_no_overlap", "standalone", "eagle")
+DRAFTING = served_by(
+    *("ngram", "ngram_queue", "ngram_no_overlap", "standalone", "eagle", "eagle3"),
+    *("multi_token_head", "multi_token_head_latents"),
+)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from transformers.models.gemma2 import modeling_gemma2
 from transformers.models.gpt_oss import modeling_gpt_oss
 
 from sglang_dynts.boot.cpu.attention import HostCpuAttention
+from sglang_dynts.boot.cpu.draft_attention import DraftingAttention
 from sglang_dynts.boot.cpu.kernels import cap_logits
 from sglang_dynts.boot.cpu.platform import HostCpuPlatform
 
@@ -147,7 +148,7 @@ def test_the_platform_puts_it_in_place(monkeypatch):
     for name in ("torch_native", "triton"):
         monkeypatch.delitem(ATTENTION_BACKENDS, name)
     HostCpuPlatform().init_backend()
-    assert ATTENTION_BACKENDS["torch_native"] is ATTENTION_BACKENDS["triton"] is HostCpuAttention
+    assert ATTENTION_BACKENDS["torch_native"] is ATTENTION_BACKENDS["triton"] is DraftingAttention
     assert logits_processor.fused_softcap is cap_logits
 
 

@@ -20,11 +20,7 @@ class HostCpuAttention(TorchNativeAttnBackend):
     def forward_extend(
         self, q, k, v, layer: RadixAttention, forward_batch, save_kv_cache=True, sinks=None, **_kwargs
     ) -> torch.Tensor:
-        """Attention of a prefill's new tokens, or of drafts: [num_tokens, query_heads * v_head_dim]."""
-        mode = forward_batch.forward_mode
-        if mode.is_target_verify() or mode.is_draft_extend_v2():  # hooked for drafts
-            told = {} if sinks is None else {"sinks": sinks}
-            return super().forward_extend(q, k, v, layer, forward_batch, save_kv_cache, **told)
+        """Attention of a prefill's new tokens: [num_tokens, query_heads * v_head_dim]."""
         has_prefix = any(forward_batch.extend_prefix_lens_cpu)
         given = None if k is None or save_kv_cache or has_prefix else (k, v)
         if given is None and self._is_served_upstream(layer, sinks):

@@ -5,7 +5,7 @@ import sglang.srt.layers.moe.fused_moe_native as experts
 import torch
 from sglang.srt.layers.attention.attention_registry import register_attention_backend
 
-from sglang_dynts.boot.cpu.attention import HostCpuAttention
+from sglang_dynts.boot.cpu.draft_attention import DraftingAttention
 
 TORCH = ("torch_native", "triton")
 """Names of attention that mean torch here: SGLang starts some models with the second alone."""
@@ -14,7 +14,7 @@ TORCH = ("torch_native", "triton")
 def put_in_place() -> None:
     """Let this process use them; done once, before a model is made."""
     for name in TORCH:
-        register_attention_backend(name)(HostCpuAttention)
+        register_attention_backend(name)(DraftingAttention)
     logits_processor.fused_softcap = cap_logits  # pyright: ignore[reportAttributeAccessIssue]
     experts.swiglu_gpt_oss_sigmoid_alpha = clamped_swiglu
 

@@ -4,15 +4,13 @@ SGLang has each of these for its GPUs and for its own CPU engine, and none for a
 distribution. They are exact and short, not fast: drafting on a CPU is for tests and for trying it out.
 """
 
-from typing import Any
+from unittest import mock
 
 import torch
-from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
-from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.plugins.hook_registry import HookType
 
 from sglang_dynts import operators, seams
-from sglang_dynts.boot.cpu.attention import attend
+from sglang_dynts.boot.cpu.draft_attention import DraftingAttention, DraftSteps
 from sglang_dynts.seams import Seam
 
 FULL_MASK = 0
@@ -203,111 +201,22 @@ def move_with_torch(pool) -> None:
     pool._kv_copy_config = None
 
 
-def attend_to_drafts(
-    original, backend, q, k, v, layer, forward_batch, save_kv_cache=True, sinks=None, **kwargs
-):
-    """AROUND TorchNativeAttnBackend.forward_extend: tokens of a draft see their own branch alone."""
-    mode = forward_batch.forward_mode
-    num_tokens = len(q) // max(1, len(forward_batch.seq_lens))
-    if mode.is_target_verify():
-        lens, mask = forward_batch.seq_lens, forward_batch.spec_info.custom_mask
-    elif mode.is_draft_extend_v2():
-        lens, mask = forward_batch.seq_lens - num_tokens, None
-    else:
-        return original(backend, q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
-    _write(backend, layer, forward_batch, k, v)
-    outputs, read = [], 0
-    queries = q.view(len(lens), num_tokens, layer.tp_q_head_num, layer.qk_head_dim)
-    for row, length, query in zip(
-        forward_batch.req_pool_indices.tolist(), lens.tolist(), queries, strict=True
-    ):
-        width = length + num_tokens
-        sees = torch.ones(num_tokens, width, dtype=torch.bool).tril(length)
-        if mask is not None:
-            sees = mask[read : read + num_tokens * width].view(num_tokens, width).bool()
-            read += num_tokens * width
-        sees = in_window(sees, length, layer.sliding_window_size)
-        outputs.append(_attend(backend, layer, query, _slots(backend, row, 0, width), sinks, sees))
-    return torch.cat(outputs).view(len(q), -1)
-
-
-def _write(backend: Any, layer, forward_batch, k, v) -> None:
-    backend.token_to_kv_pool.set_kv_buffer(layer, KVWriteLoc(forward_batch.out_cache_loc, None), k, v)
-
-
-def _slots(backend: Any, row: int, start: int, end: int) -> torch.Tensor:
-    return backend.req_to_token_pool.req_to_token[row, start:end].long()
-
-
-def in_window(sees: torch.Tensor, length: int, window: int) -> torch.Tensor:
-    """Hide from a draft's tokens what is out of their layer's sliding window.
-
-    Args:
-        sees: [n, length + n] bool, what each token sees of the window and of the draft, itself included.
-        length: of the window.
-        window: tokens before its own that a token sees, less than 0 for all.
-    """
-    if window < 0:
-        return sees
-    own = sees[:, length:].sum(1) + length - 1  # its position: the branch up to it is all it sees there
-    return sees & (torch.cat((torch.arange(length), own)) >= own[:, None] - window)
-
-
-def _attend(backend: Any, layer, query, slots, sinks=None, sees=None) -> torch.Tensor:
-    """Attend from [n, heads, head_dim] queries to the slots that they see; as many outputs."""
-    pool = backend.token_to_kv_pool
-    keys, values = pool.get_key_buffer(layer.layer_id), pool.get_value_buffer(layer.layer_id)
-    return attend(query, keys[slots], values[slots], layer, sinks, sees)
-
-
-class DraftStepBackend(TorchNativeAttnBackend):
-    """Attention of one step of a draft: what is committed, and the steps before it on the same branch."""
-
-    def __init__(self, model_runner, step: int, num_steps: int) -> None:
-        super().__init__(model_runner)
-        self.step, self.num_steps = step, num_steps
-
-    def forward_decode(
-        self, q, k, v, layer, forward_batch, save_kv_cache=True, sinks=None, **_kwargs
-    ) -> torch.Tensor:
-        """Write this step's K and V, and attend: [requests * branches, heads * head_dim]."""
-        _write(self, layer, forward_batch, k, v)
-        rows, lens = forward_batch.req_pool_indices.tolist(), forward_batch.seq_lens.tolist()
-        queries = q.view(-1, 1, layer.tp_q_head_num, layer.qk_head_dim)
-        num_branches = len(queries) // len(rows)
-        outputs = []
-        for index, query in enumerate(queries):
-            row, length = rows[index // num_branches], lens[index // num_branches]
-            first = length + index % num_branches * self.num_steps
-            slots = torch.cat(
-                (_slots(self, row, 0, length), _slots(self, row, first, first + self.step + 1))
-            )
-            outputs.append(_attend(self, layer, query, slots, sinks))
-        return torch.cat(outputs).view(len(q), -1)
-
-
-class DraftBackend:
-    """The attention of all steps of a draft, as SGLang's worker asks for it."""
-
-    needs_cpu_seq_lens = True
-
-    def __init__(self, model_runner, num_steps: int) -> None:
-        self.attn_backends = [DraftStepBackend(model_runner, i, num_steps) for i in range(num_steps)]
-
-    def init_forward_metadata(self, _forward_batch) -> None:
-        """Prepare nothing: every step reads the rows itself."""
-
-
 def create_decode_backend(factory):
     """REPLACE DraftBackendFactory.create_decode_backend: attention of a draft's steps."""
     if factory.speculative_num_steps <= 1:
         return None
-    return DraftBackend(factory.draft_model_runner, factory.speculative_num_steps)
+    return DraftSteps(factory.draft_model_runner, factory.speculative_num_steps)
 
 
 def create_extend_backend(factory):
     """REPLACE DraftBackendFactory.create_draft_extend_backend: the draft's look at what was accepted."""
-    return TorchNativeAttnBackend(factory.draft_model_runner)
+    return DraftingAttention(factory.draft_model_runner)
+
+
+def share_head(original, worker) -> None:
+    """AROUND EagleDraftWorker.init_lm_head: many models wait there for a GPU, and none is at work."""
+    with mock.patch.object(torch.cuda, "synchronize"):
+        original(worker)
 
 
 def scheduler_seams() -> list[Seam]:
@@ -329,5 +238,5 @@ def scheduler_seams() -> list[Seam]:
     }
     return [
         *(Seam(target, hook, HookType.REPLACE) for target, hook in replaced.items()),
-        Seam(seams.TORCH_EXTEND, attend_to_drafts, HookType.AROUND),
+        Seam(seams.SHARE_HEAD, share_head, HookType.AROUND),
     ]
