@@ -108,4 +108,7 @@ def write_random_weights(
         model.lm_head.weight[:FIRST_WORD] = 0  # a random model never closes its thinking by chance
         if often:
             model.lm_head.weight[list(often)] = torch.randn(len(often), model.lm_head.in_features) * 0.3
+        for name, weight in model.named_parameters():
+            if name.endswith(".sinks"):
+                weight.copy_(weight.bfloat16())  # as which SGLang keeps them
     model.save_pretrained(folder)

@@ -73,9 +73,9 @@ def _register_host_cpu() -> None:
         return
     table = [Seam(seams.NO_OVERLAP_ON_CPU, platform.keep_overlap, HookType.REPLACE)]
     if seams.SCHEDULER_MODULE in sys.modules:
-        from sglang_dynts.boot.cpu import hierarchy, recurrent, speculation
+        from sglang_dynts.boot.cpu import hierarchy, recurrent, recurrent_drafts, speculation
 
-        for part in (speculation, hierarchy, recurrent):
+        for part in (speculation, hierarchy, recurrent, recurrent_drafts):
             table += part.scheduler_seams()
     seams.put_in_place(Process.HOST_CPU, table)
 

@@ -83,9 +83,13 @@ BACK_UP_LATENTS = f"{HOST_POOLS}.mla.MLATokenToKVPoolHost.backup_from_device_all
 CONVOLVE = f"{OPS}.mamba.causal_conv1d_triton.causal_conv1d_fn"
 CONVOLVE_NEWEST = f"{OPS}.mamba.causal_conv1d_triton.causal_conv1d_update"
 KEEP_STATES = f"{OPS}.mamba.mamba_state_scatter_triton.track_mamba_states_all_layers"
+GO_ON_FROM_ACCEPTED = f"{OPS}.mamba.mamba_state_scatter_triton.scatter_mamba_states_after_mtp_verify"
 DELTA_GATES = f"{OPS}.attention.linear.fused_gdn_gating.fused_gdn_gating"
 DELTA_RULE = f"{OPS}.attention.fla.chunk.chunk_gated_delta_rule"
 DELTA_RULE_NEWEST = f"{OPS}.attention.fla.fused_recurrent.fused_recurrent_gated_delta_rule_packed_decode"
+DELTA_RULE_DRAFTS = (
+    f"{OPS}.attention.linear.fused_sigmoid_gating_recurrent.fused_sigmoid_gating_delta_rule_update"
+)
 GATED_NORM = f"{OPS}.attention.fla.layernorm_gated.RMSNorm.forward"
 FUSED_GATED_NORM = f"{OPS}.attention.fla.fused_norm_gate.FusedRMSNormGated.forward"
 SPLIT_BY_GROUP = f"{OPS}.attention.triton_gdn_fused_proj.fused_qkvzba_split_reshape_cat"
@@ -100,6 +104,7 @@ HOST_CPU_TARGETS = (
     *(DRAFT_DECODE_BACKEND, DRAFT_EXTEND_BACKEND, SHARE_HEAD),
     *(LOAD_PREFIXES, BACK_UP_PREFIXES, LOAD_LATENTS, BACK_UP_LATENTS),
     *(CONVOLVE, CONVOLVE_NEWEST, KEEP_STATES, DELTA_GATES, DELTA_RULE, DELTA_RULE_NEWEST),
+    *(DELTA_RULE_DRAFTS, GO_ON_FROM_ACCEPTED),
     *(GATED_NORM, FUSED_GATED_NORM, SPLIT_BY_GROUP, SPLIT_IN_ORDER, SIGMOID_GATE, SHARED_EXPERT),
     MAKE_DELTA_LAYER,
 )

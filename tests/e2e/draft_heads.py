@@ -49,16 +49,11 @@ def write_eagle3_head(folder: Path) -> Path:
     return _write(folder, head, described)
 
 
-def add_multi_token_head(folder: Path) -> None:
-    """Add to a model of DeepSeek or GLM the head that lies behind its last layer, as in its own files."""
-    weights = load_file(folder / WEIGHTS)
-    num_layers = json.loads((folder / CONFIG).read_text())["num_hidden_layers"]
-    last, behind = (f"model.layers.{index}." for index in (num_layers - 1, num_layers))
-    head = {
-        name.replace(last, behind): tensor.clone()
-        for name, tensor in weights.items()
-        if name.startswith(last)
-    }
+def add_layer_that_drafts(folder: Path) -> None:
+    """Add to a model of DeepSeek or GLM the layer behind its last, as in its own files."""
+    weights, last, num_layers = _last_layer(folder)
+    behind = f"model.layers.{num_layers}."
+    head = {f"{behind}{name}": tensor for name, tensor in last.items()}
     norms = ("enorm", "hnorm", "shared_head.norm")
     head |= {f"{behind}{name}.weight": torch.ones(HIDDEN_SIZE) for name in norms}
     head |= {
@@ -67,6 +62,28 @@ def add_multi_token_head(folder: Path) -> None:
         f"{behind}shared_head.head.weight": weights["lm_head.weight"].clone(),
     }
     save_file(weights | head, folder / WEIGHTS)
+
+
+def add_qwen_head(folder: Path) -> None:
+    """Add to a Qwen3-Next the head of its own files: its last layer, which attends, and a projection."""
+    weights, last, _ = _last_layer(folder)
+    head = {f"mtp.layers.0.{name}": tensor for name, tensor in last.items()}
+    norms = ("norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden")
+    head |= {f"mtp.{name}.weight": torch.zeros(HIDDEN_SIZE) for name in norms}  # added to one
+    save_file(weights | head | {"mtp.fc.weight": _projection(2)}, folder / WEIGHTS)
+
+
+def _last_layer(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], int]:
+    """A model's weights, copies of those of its last layer by their names there, and how many it has."""
+    weights = load_file(folder / WEIGHTS)
+    num_layers = json.loads((folder / CONFIG).read_text())["num_hidden_layers"]
+    prefix = f"model.layers.{num_layers - 1}."
+    last = {name: tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    return (
+        weights,
+        {name.removeprefix(prefix): tensor.clone() for name, tensor in last.items()},
+        num_layers,
+    )
 
 
 def _one_layer(folder: Path, seed: int) -> dict[str, torch.Tensor]:

@@ -29,7 +29,12 @@ from benchmark.harness.tiny_models import (
 )
 from sgl_dynts.checkpoint import PREDICTOR_FILE
 from sgl_dynts.config import DynTSConfig
-from tests.e2e.draft_heads import add_multi_token_head, write_eagle3_head, write_eagle_head
+from tests.e2e.draft_heads import (
+    add_layer_that_drafts,
+    add_qwen_head,
+    write_eagle3_head,
+    write_eagle_head,
+)
 
 VOCAB_SIZE, HIDDEN_SIZE = SIZES["vocab_size"], SIZES["hidden_size"]
 SEPARATORS = {250: ".", 251: ",", 252: "?", 253: "!", 254: ";", 255: ":"}
@@ -41,7 +46,7 @@ CHANGES_ITS_MIND = "changes_its_mind"
 EAGLE_HEAD = "eagle_head"
 """A head that drafts for the model "llama"."""
 EAGLE3_HEAD = "eagle3_head"
-"""A head that drafts for the model "llama_deep"."""
+"""A head that drafts for any model of four layers."""
 SPELLER = "speller"
 """A model whose tokens are bytes, so that it can spell anything; it closes its thinking now and then."""
 UNTRAINED = "untrained"
@@ -188,10 +193,20 @@ CONFIGS = {
     "glm4_moe_mtp": config_of(
         "glm4_moe", **ROUTED, **ONE_HEAD, head_dim=32, first_k_dense_replace=1, partial_rotary_factor=0.5
     ),
+    "qwen3_next_mtp": config_of(
+        "qwen3_next",
+        **RECURRENT | EVERY_EXPERT,
+        shared_expert_intermediate_size=48,
+        decoder_sparse_step=1,
+    ),
 }
 """By kind; its place is the seed of its weights, so new kinds come last."""
-WITH_HEADS = ("deepseek_v3_mtp", "glm4_moe_mtp")
-"""Kinds whose files hold a head that drafts (multi-token prediction)."""
+WITH_HEADS = {
+    "deepseek_v3_mtp": add_layer_that_drafts,
+    "glm4_moe_mtp": add_layer_that_drafts,
+    "qwen3_next_mtp": add_qwen_head,
+}
+"""Kinds whose files hold a head that drafts (multi-token prediction), and what adds it."""
 
 
 def build_model(kind: str, folder: Path) -> Path:
@@ -211,7 +226,7 @@ def build_model(kind: str, folder: Path) -> Path:
     often = (THINK, END_THINK) if kind == CHANGES_ITS_MIND else ()
     write_model(CONFIGS[kind], list(CONFIGS).index(kind), folder, often)
     if kind in WITH_HEADS:
-        add_multi_token_head(folder)
+        WITH_HEADS[kind](folder)
     return folder
 
 

@@ -27,6 +27,7 @@ MIXED = ("--enable-mixed-chunk", "--chunked-prefill-size", "32")
 CHUNKS = ("--chunked-prefill-size", "64")
 STATES = ("--max-mamba-cache-size", "100", "--mamba-track-interval", "64")
 """Recurrent states: few, for the memory they take, and kept as often as can be."""
+EXTRA_BUFFER = ("--mamba-radix-cache-strategy", "extra_buffer")
 CALIBRATED = ("--dynts-calibration-text", "{model}/" + WORDS_FILE)
 EXACT = "--dynts-disable-elastic"
 """Compact where the budget is reached and nowhere else."""
@@ -131,8 +132,12 @@ SERVERS = {
     "standalone_retracting": Spec("qwen3", (*STANDALONE, *SMALL_POOL), RETRACTING, draft="qwen3"),
     "eagle": Spec("llama", (*EAGLE, EXACT), draft=EAGLE_HEAD),
     "eagle3": Spec("llama_deep", (*EAGLE3, EXACT), draft=EAGLE3_HEAD),
+    "gpt_oss_ngram": Spec("gpt_oss", (*NGRAM, EXACT)),
+    "gpt_oss_eagle3": Spec("gpt_oss", (*EAGLE3, *SMALL_POOL), RETRACTING, draft=EAGLE3_HEAD),
     "multi_token_head": Spec("glm4_moe_mtp", (*NEXTN, EXACT)),
     "multi_token_head_latents": Spec("deepseek_v3_mtp", (*NEXTN, EXACT)),
+    "qwen3_next_ngram": Spec("qwen3_next", (*NGRAM, EXACT, *STATES, *NO_PREFIXES)),
+    "qwen3_next_mtp": Spec("qwen3_next_mtp", (*NEXTN, *SMALL_POOL, *STATES, *EXTRA_BUFFER), RETRACTING),
     "hierarchical": Spec("qwen3", (*HIERARCHICAL, *SMALL_POOL)),
     "hierarchical_retracting": Spec(
         "qwen3", (*HIERARCHICAL, *SMALL_POOL, "--hicache-mem-layout", "layer_first"), RETRACTING
@@ -200,9 +205,7 @@ SERVERS = {
         TWO_CORES,
     ),
     "hierarchy_observing": Spec("qwen3", (*HIERARCHICAL, *OBSERVING)),
-    "states_in_turns": Spec(
-        "qwen3_next", (*NO_OVERLAP, *STATES, "--mamba-radix-cache-strategy", "extra_buffer")
-    ),
+    "states_in_turns": Spec("qwen3_next", (*NO_OVERLAP, *STATES, *EXTRA_BUFFER)),
     "ranks_of_two": Spec(
         "deepseek_v3",
         ("--tp-size", "4", *ATTENTION_RANKS[2:]),

@@ -28,7 +28,7 @@ RETRACTING = (
 )
 WITHOUT_COPIES = (
     *("exaone4_without_copies", "glm_without_copies", "gpt_oss_without_copies"),
-    "qwen3_5_without_copies",
+    *("qwen3_5_without_copies", "qwen3_next_mtp"),
 )
 SLIDING = ("gemma2", "gemma3_tensor_parallel", "olmo3_retracting", "exaone4_without_copies", "gpt_oss")
 TWO_POOLS = ("gpt_oss",)

@@ -18,8 +18,9 @@ DEFAULT = Windows(96, 16, 0.4)
 LENGTHS = (5, 12, 20, 31, 40, 47, 60, 75, 90, 110, 130, 150)
 DRAFTING = served_by(
     *("ngram", "ngram_queue", "ngram_no_overlap", "standalone", "eagle", "eagle3"),
-    *("multi_token_head", "multi_token_head_latents"),
+    *("multi_token_head", "multi_token_head_latents", "gpt_oss_ngram", "qwen3_next_ngram"),
 )
+RETRACTING = served_by("standalone_retracting", "gpt_oss_eagle3")
 
 
 @pytest.fixture(scope="module")
@@ -34,22 +35,22 @@ def jobs(length: int = 160, **dynts) -> list[dict]:
 
 
 @DRAFTING
-def test_tokens_equal_the_reference(server, kind, reference_of):
+def test_tokens_equal_the_reference(server, kind, windows, reference_of):
     """Without elastic budgets at the very lengths that the reference finds by itself."""
     replies = server.generate_all(jobs())
     for job, reply in zip(jobs(), replies, strict=True):
-        expected = assert_equal(reply, reference_of(kind), job, DEFAULT)
+        expected = assert_equal(reply, reference_of(kind), job, windows)
         assert reply["meta_info"]["spec_verify_ct"] < job["length"]
         if EXACT in server.command:
-            assert_equal_points(reply, reference_of(kind), job)
+            assert_equal_points(reply, reference_of(kind), job, windows)
         elif kind == "qwen3":
             assert expected.num_compactions >= 2
 
 
-def assert_equal_points(reply: dict, reference, job: dict) -> None:
+def assert_equal_points(reply: dict, reference, job: dict, windows: Windows) -> None:
     """It was compacted where the budget is reached, as the reference finds by itself."""
     at = reply["meta_info"]["dynts"]["compacted_at"]
-    found = reference.generate(job["prompt"], job["length"], DEFAULT, served=reply["output_ids"])
+    found = reference.generate(job["prompt"], job["length"], windows, served=reply["output_ids"])
     assert at[: len(found.compacted_at)] == found.compacted_at
     assert len(at) - len(found.compacted_at) in (0, 1)  # the last token may be due, too
 
@@ -99,20 +100,20 @@ def test_a_compacted_request_leaves_its_prompt_to_others(server, kind, reference
     assert_equal(again, reference_of(kind), job, DEFAULT)
 
 
-@served_by("standalone_retracting")
-def test_retractions_with_drafts_change_no_token(server, reference_of):
-    some = [{"prompt": prompt(20 + 5 * i, 700 + i), "length": 200} for i in range(12)]
+@RETRACTING
+def test_retractions_with_drafts_change_no_token(server, kind, windows, reference_of):
+    some = [{"prompt": prompt(20 + 5 * i, 1000 + i), "length": 200} for i in range(12)]
     replies = server.generate_all(some)
     for job, reply in zip(some, replies, strict=True):
-        assert_equal(reply, reference_of("qwen3"), job, DEFAULT, late=1)
+        assert_equal(reply, reference_of(kind), job, windows, late=1)
     assert num_resumed(replies) >= 2
 
 
-@served_by("standalone_retracting")
-def test_outputs_longer_than_the_pool_draft_too(server, reference_of):
+@RETRACTING
+def test_outputs_longer_than_the_pool_draft_too(server, kind, windows, reference_of):
     some = [{"prompt": prompt(20 + 5 * i, 800 + i), "length": 750} for i in range(3)]
     for job, reply in zip(some, server.generate_all(some), strict=True):
-        assert_equal(reply, reference_of("qwen3"), job, DEFAULT, late=1)
+        assert_equal(reply, reference_of(kind), job, windows, late=1)
         assert reply["meta_info"]["dynts"]["peak_window_len"] <= 120
 
 

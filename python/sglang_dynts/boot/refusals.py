@@ -115,14 +115,12 @@ _TWO_POOLS = (
 
 TWO_POOL_REFUSALS = (
     FlagRefusal("disaggregation_mode", _TWO_POOLS, "null"),
-    FlagRefusal("speculative_algorithm", _TWO_POOLS, None),
     FlagRefusal("enable_hierarchical_cache", _TWO_POOLS),
 )
 """Flags that must keep their values beside sliding layers with a KV pool of their own."""
 
 RECURRENT_REFUSALS = (
     FlagRefusal("disaggregation_mode", "states that are handed over have not been tested yet", "null"),
-    FlagRefusal("speculative_algorithm", "a state cannot go back to before a draft", None),
     FlagRefusal("enable_hierarchical_cache", "states on the host have not been tested yet"),
     FlagRefusal("enable_int8_mamba_checkpoint", "states of eight bits have not been tested yet"),
     FlagRefusal("enable_linear_replayssm", "states that lag behind have not been tested yet"),

@@ -103,12 +103,15 @@ class DynTSRadixCache(Governed, UnifiedRadixCache):
     def _limit_in_sight(self, req, limit: int) -> int:
         """Where the window has slid past what was to be shared, share no more than is shared already.
 
-        Nobody could go on from there: its sliding layers hold no K and V of the tokens before it.
+        Nobody could go on from there: its sliding layers hold no K and V of the tokens before it. Where a
+        draft reads the model, the tree's keys are pairs of tokens, one fewer than tokens.
         """
         window = self.swa_retain_window
         assert window is not None, "sliding layers have a window"
         slid = req.kv.get_evicted_seqlen(ComponentType.SWA)
-        return limit if slid <= max(0, limit - window) else min(limit, req.kv.cache_protected_len)
+        if slid <= max(0, limit - window):
+            return limit
+        return min(limit, req.kv.cache_protected_len + int(self.tree_core.is_eagle))
 
     def _learn_answer(self, req, governed: GovernedRequest) -> None:
         window = governed.window

@@ -43,13 +43,13 @@ def convolve(
         whole = torch.cat([before, part], dim=1)
         outputs.append(functional.conv1d(whole[None], weight[:, None], bias, groups=len(weight))[0])
         conv_states[slot] = whole[:, whole.shape[1] - conv_states.shape[2] :].to(conv_states.dtype)
-    return _activated(torch.cat(outputs, dim=1), activation)
+    return activated(torch.cat(outputs, dim=1), activation)
 
 
 def convolve_newest(
     x, conv_state, weight, bias=None, activation=None, conv_state_indices=None, **_rest
 ) -> torch.Tensor:
-    """REPLACE causal_conv1d_triton.causal_conv1d_update: the same for one token of each request.
+    """Convolve one token of each request, as :func:`convolve` does.
 
     Args:
         x: [requests, channels].
@@ -67,7 +67,7 @@ def convolve_newest(
     whole = torch.cat([conv_state[slots].to(x.dtype), x[:, :, None]], dim=2)
     conv_state[slots] = whole[:, :, 1:].to(conv_state.dtype)
     found = (whole * weight).sum(2)
-    return _activated(found if bias is None else found + bias, activation)
+    return activated(found if bias is None else found + bias, activation)
 
 
 def gate(A_log, a, b, dt_bias, *_rest) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: N803
@@ -104,7 +104,7 @@ def delta_rule(
     Returns:
         [1, num_tokens, h, V]; None; the states before every chunk of each request [1, chunks, h, V, K].
     """
-    query, key = (_unit(some[0], v.shape[2]) for some in (q, k))
+    query, key = (unit(some[0], v.shape[2]) for some in (q, k))
     query = query * q.shape[-1] ** -0.5
     value, stays, writes = v[0].float(), g[0].float(), beta[0].float()
     outputs, chunks = torch.empty_like(v), []
@@ -114,7 +114,7 @@ def delta_rule(
         for at in range(start, end):
             if (at - start) % CHUNK == 0:
                 chunks.append(state)
-            state, found = _advance(state, query[at], key[at], value[at], stays[at], writes[at])
+            state, found = advance(state, query[at], key[at], value[at], stays[at], writes[at])
             outputs[0, at] = found
         initial_state[slot] = state.to(initial_state.dtype)
     return outputs, None, torch.stack(chunks)[None]
@@ -151,10 +151,10 @@ def delta_rule_newest(
     heads, v_dim, k_dim = initial_state.shape[1:]
     num, keys = len(mixed_qkv), (mixed_qkv.shape[1] - heads * v_dim) // 2
     query, key, value = mixed_qkv.split([keys, keys, heads * v_dim], dim=1)
-    query, key = (_unit(some.reshape(num, -1, k_dim), heads) for some in (query, key))
+    query, key = (unit(some.reshape(num, -1, k_dim), heads) for some in (query, key))
     stays, writes = gate(A_log, a, b, dt_bias)
     slots = ssm_state_indices.long()
-    state, found = _advance(
+    state, found = advance(
         initial_state[slots].float(),
         query * scale,
         key,
@@ -167,7 +167,7 @@ def delta_rule_newest(
     return out, initial_state
 
 
-def _advance(state, query, key, value, stays, writes) -> tuple[torch.Tensor, torch.Tensor]:
+def advance(state, query, key, value, stays, writes) -> tuple[torch.Tensor, torch.Tensor]:
     """Let a token forget, write and read: the state after it, and what it reads.
 
     Args:
@@ -184,14 +184,15 @@ def _advance(state, query, key, value, stays, writes) -> tuple[torch.Tensor, tor
     return state, (state @ query[..., None])[..., 0]
 
 
-def _unit(some: torch.Tensor, heads: int) -> torch.Tensor:
+def unit(some: torch.Tensor, heads: int) -> torch.Tensor:
     """Bring [num_tokens, key_heads, K] to length 1 and to ``heads`` value heads, float32."""
     some = some.float()
     some = some * torch.rsqrt((some * some).sum(-1, keepdim=True) + LEAST_NORM)
     return some.repeat_interleave(heads // some.shape[1], 1)
 
 
-def _activated(some: torch.Tensor, activation: str | None) -> torch.Tensor:
+def activated(some: torch.Tensor, activation: str | None) -> torch.Tensor:
+    """Apply what follows a convolution: SiLU, or nothing."""
     return functional.silu(some) if activation in ("silu", "swish") else some
 
 
@@ -288,7 +289,6 @@ def scheduler_seams() -> list[Seam]:
     torch.Tensor.pin_memory = pin_nothing  # pyright: ignore[reportAttributeAccessIssue]
     replaced = {
         seams.CONVOLVE: convolve,
-        seams.CONVOLVE_NEWEST: convolve_newest,
         seams.DELTA_GATES: gate,
         seams.DELTA_RULE: delta_rule,
         seams.DELTA_RULE_NEWEST: delta_rule_newest,
