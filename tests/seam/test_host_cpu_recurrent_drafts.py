@@ -36,13 +36,12 @@ def branch(parents: list[int], node: int) -> list[int]:
     return ([] if parents[node] < 0 else branch(parents, parents[node])) + [node]
 
 
-def told(parents: list[int]) -> dict[str, torch.Tensor | None]:
-    """What SGLang says of a tree; of a chain it says nothing."""
+def told(parents: list[int]) -> dict[str, torch.Tensor]:
+    """What SGLang says of a tree, whom each follows to be written; of a chain it says nothing."""
     if parents is CHAIN:
-        return {f"retrieve_{name}": None for name in ("next_token", "next_sibling", "parent_token")}
-    written = torch.full((2, NUM), 77)
+        return {}
     names = ("retrieve_next_token", "retrieve_next_sibling", "retrieve_parent_token")
-    return dict(zip(names, (*LINKS, written), strict=True))
+    return dict(zip(names, (*LINKS, torch.full((2, NUM), 77)), strict=True))
 
 
 def test_whom_a_node_follows_is_read_from_children_and_siblings():

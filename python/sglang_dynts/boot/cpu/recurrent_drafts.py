@@ -68,7 +68,7 @@ def _parents(
     **_rest,
 ) -> list[int]:
     """Of a request's nodes, whom each follows: the one before it where there is no tree."""
-    if retrieve_next_token is None:
+    if retrieve_next_token is None or retrieve_next_sibling is None or retrieve_parent_token is None:
         return list(range(-1, num - 1))
     parents = parents_of(retrieve_next_token[index], retrieve_next_sibling[index])
     retrieve_parent_token[index] = torch.tensor(parents).clamp(min=0)
