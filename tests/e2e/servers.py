@@ -136,6 +136,7 @@ SERVERS = {
     "gpt_oss_eagle3": Spec("gpt_oss", (*EAGLE3, *SMALL_POOL), RETRACTING, draft=EAGLE3_HEAD),
     "multi_token_head": Spec("glm4_moe_mtp", (*NEXTN, EXACT)),
     "multi_token_head_latents": Spec("deepseek_v3_mtp", (*NEXTN, EXACT)),
+    "qwen3_vl_ngram": Spec("qwen3_vl", (*NGRAM, EXACT)),
     "qwen3_next_ngram": Spec("qwen3_next", (*NGRAM, EXACT, *STATES, *NO_PREFIXES)),
     "qwen3_next_mtp": Spec("qwen3_next_mtp", (*NEXTN, *SMALL_POOL, *STATES, *EXTRA_BUFFER), RETRACTING),
     "hierarchical": Spec("qwen3", (*HIERARCHICAL, *SMALL_POOL)),

@@ -6,6 +6,8 @@ from tests.e2e.conftest import assert_equal
 from tests.e2e.hf_reference import Reference, Windows
 from tests.e2e.models import MODEL_WINDOW, WIDE_CONFIGS, build_wide_family
 from tests.e2e.server import RETRACTING
+from tests.e2e.servers import EXACT as WITHOUT_EARLY
+from tests.e2e.servers import NGRAM
 from tests.e2e.soak import draw_lives, soak
 from tests.gpu.test_serving import (
     ALL,
@@ -50,6 +52,16 @@ def test_tokens_equal_the_cpu_reference_in_float32(start, folder, windows):
         for _ in range(2):
             for job, reply in zip(jobs(), server.generate_all(jobs()), strict=True):
                 assert assert_equal(reply, reference, job, windows).num_compactions >= 2
+        server.assert_nothing_leaked()
+
+
+def test_drafts_give_the_tokens_too(start, family, folder, windows):
+    """A verification reads several tokens in each kind of layer, and takes some of them back."""
+    reference, states = Reference(folder), STATES.get(family, ())
+    flags = (*TRITON.flags, *POOL, *NGRAM, WITHOUT_EARLY, *states)
+    with start(folder, *flags, **TRITON.environment, **EXACT_STATES) as server:
+        for job, reply in zip(jobs(), server.generate_all(jobs()), strict=True):
+            assert assert_equal(reply, reference, job, windows).num_compactions >= 2
         server.assert_nothing_leaked()
 
 
