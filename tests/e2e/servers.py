@@ -140,6 +140,10 @@ SERVERS = {
     "qwen3_next_ngram": Spec("qwen3_next", (*NGRAM, EXACT, *STATES, *NO_PREFIXES)),
     "qwen3_next_mtp": Spec("qwen3_next_mtp", (*NEXTN, *SMALL_POOL, *STATES, *EXTRA_BUFFER), RETRACTING),
     "hierarchical": Spec("qwen3", (*HIERARCHICAL, *SMALL_POOL)),
+    "hierarchical_ngram": Spec("qwen3", (*HIERARCHICAL, *SMALL_POOL, *NGRAM), RETRACTING),
+    "hierarchical_eagle3": Spec(
+        "llama_deep", (*HIERARCHICAL, *SMALL_POOL, *EAGLE3), RETRACTING, draft=EAGLE3_HEAD
+    ),
     "hierarchical_retracting": Spec(
         "qwen3", (*HIERARCHICAL, *SMALL_POOL, "--hicache-mem-layout", "layer_first"), RETRACTING
     ),

@@ -54,14 +54,14 @@ def test_a_storage_behind_the_host_is_refused_while_the_server_runs_too(server):
     assert "have not been tested yet" in message
 
 
-@served_by("hierarchical_retracting")
+@served_by("hierarchical_retracting", "hierarchical_ngram", "hierarchical_eagle3")
 @pytest.mark.parametrize("length", [100, 400])
-def test_a_request_with_a_prompt_from_the_host_survives_retraction(server, reference_of, length):
+def test_a_request_with_a_prompt_from_the_host_survives_retraction(server, kind, reference_of, length):
     """The short ones are computed again, most of the long ones go on from their copies."""
     server.generate_all(jobs(length), at_once=6)
     second = server.generate_all(jobs(length), at_once=6)
     for job, reply in zip(jobs(length), second, strict=True):
-        assert_equal(reply, reference_of("qwen3"), job, DEFAULT, late=1)
+        assert_equal(reply, reference_of(kind), job, DEFAULT, late=1)
     assert num_retracted(second) >= 2
     assert from_host(second) >= 200
     if length == 400:

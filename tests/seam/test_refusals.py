@@ -260,11 +260,6 @@ BESIDE_DRAFTS = [
         "--enable-watermark: it marks drafts that a compaction does not let through",
     ),
     (
-        "enable_hierarchical_cache",
-        True,
-        "--enable-hierarchical-cache: drafts beside host prefixes have not been tested yet",
-    ),
-    (
         "dynts_observe_queries",
         8,
         "--dynts-observe-queries 8: drafts that are rejected would be counted",
@@ -384,11 +379,6 @@ def test_a_stream_of_its_own_for_drafts_plans_is_refused(cfg):
             {"hicache_write_policy": "write_back"},
             "--hicache-write-policy write_back: it has not been tested yet; use write_through or "
             "write_through_selective",
-        ),
-        (
-            {"speculative_algorithm": "NGRAM"},
-            "--enable-hierarchical-cache: drafts beside host prefixes have not been tested yet; drop the "
-            "flag, or --speculative-algorithm NGRAM",
         ),
     ],
 )

@@ -104,7 +104,6 @@ SPECULATIVE_REFUSALS = (
     FlagRefusal("enable_mixed_chunk", "a mixed step takes lengths of before a compaction"),
     FlagRefusal("speculative_draft_window_size", _ROWS, None),
     FlagRefusal("enable_watermark", "it marks drafts that a compaction does not let through"),
-    FlagRefusal("enable_hierarchical_cache", "drafts beside host prefixes have not been tested yet"),
     FlagRefusal("dynts_observe_queries", "drafts that are rejected would be counted", 0),
 )
 """Flags that must keep their values beside speculation."""
