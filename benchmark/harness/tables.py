@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmark.harness.grading import PAPERS_TARGET
 from benchmark.harness.provenance import RESULTS
+from benchmark.harness.shapes import STATES_ALONE
 from sgl_dynts.policies import FULL, as_markdown, policy_names
 from sgl_dynts.roofline import mean_full_len
 
@@ -423,7 +424,7 @@ def ratios_of(shape: str) -> str:
 
 def predictions() -> list[str]:
     """Return what fits, and how fast it then is, by shape and output."""
-    states = {0: "", 1: ", without prefix cache", 3: ", with prefix cache"}
+    held = {0: "", STATES_ALONE: ", without prefix cache"}
     columns = (
         *(("model", "{shape}{held}"), ("GPUs", "{gpus} {gpu}"), ("output", "{output_len:,}")),
         *(("fixed", "{fixed:.0f} %"), ("requests at once, stock → DynTS", "{requests}")),
@@ -433,7 +434,7 @@ def predictions() -> list[str]:
     return filled(
         columns,
         results_of("predict"),
-        held=lambda row: states[row["states"]],
+        held=lambda row: held.get(row["states"], ", with prefix cache"),
         fixed=fixed_percent,
         requests=lambda row: "{stock:,} → {dynts:,}".format_map(row["fitting"]),
         rates=lambda row: "{stock:,.0f} → {dynts:,.0f}".format_map(row["tokens_per_s"]),

@@ -50,6 +50,8 @@ def _flags(spec: ServerSpec, model: Path) -> list[str]:
         "swa-full-tokens-ratio": spec.sliding_share,
         "log-level": "error",
     }
+    if spec.num_states:
+        values["max-mamba-cache-size"] = spec.num_states
     words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
     return words if spec.overlap else [*words, "--disable-overlap-schedule"]
 
