@@ -297,7 +297,7 @@ def summarize(cell: Cell, stock: dict[str, Any], dynts: dict[str, Any]) -> dict[
 COUNTS = (
     *("tokens_per_s", "running", "held_tokens", "peak_running", "retractions", "compactions"),
     *("prefilled_tokens", "generated_tokens", "output_tokens", "finished", "wrong_lengths"),
-    *("lost_slots", "lost_sliding_slots", "lost_states"),
+    *("lost_slots", "lost_sliding_slots", "lost_states", "pool_tokens"),
 )
 """What there is so many times more of as a simulated request stands for requests."""
 MEASURES = (
@@ -347,7 +347,8 @@ def name_of(result: dict[str, Any]) -> str:
     """Return the name of a cell's chart."""
     shared = f"-shared{result['shared_prefix_len']}" if result["shared_prefix_len"] else ""
     load = result["load"].replace(".", "_")
-    return f"capacity-{result['shape']}-{result['output_len']}-{load}{shared}-{result['end']}"
+    states = "-no-prefix-cache" if result["states"] == STATES_ALONE else ""
+    return f"capacity-{result['shape']}-{result['output_len']}-{load}{shared}-{result['end']}{states}"
 
 
 if __name__ == "__main__":
