@@ -46,7 +46,7 @@ def _flags(spec: ServerSpec, model: Path) -> list[str]:
         "context-length": spec.context_len,
         "chunked-prefill-size": spec.chunked_prefill,
         "grammar-backend": "none",
-        "mem-fraction-static": 0.1,
+        "mem-fraction-static": 0.5,
         "swa-full-tokens-ratio": spec.sliding_share,
         "log-level": "error",
     }
