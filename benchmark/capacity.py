@@ -264,6 +264,7 @@ def summarize(cell: Cell, stock: dict[str, Any], dynts: dict[str, Any]) -> dict[
     """Put both sides' measures into one object."""
     server, workload = cell.job.server, cell.job.workload
     both = {"stock": stock, "dynts": dynts}
+    names = MEASURES if cell.job.ends_with_window else MEASURES + LOST
     return {
         "shape": server.shape,
         "output_len": workload.output_len,
@@ -272,7 +273,7 @@ def summarize(cell: Cell, stock: dict[str, Any], dynts: dict[str, Any]) -> dict[
         **{f"{side}_retractions": measures["retractions"] for side, measures in both.items()},
         **{f"{side}_running": measures["running"] for side, measures in both.items()},
         "host_overhead_ratio": dynts["hooks_ratio"],
-        **{name: {side: measures[name] for side, measures in both.items()} for name in MEASURES},
+        **{name: {side: measures[name] for side, measures in both.items()} for name in names},
         "gpus": cell.outlook.shape.tp_size,
         "clients": workload.clients,
         "lives": cell.lives,
@@ -294,17 +295,18 @@ def summarize(cell: Cell, stock: dict[str, Any], dynts: dict[str, Any]) -> dict[
     }
 
 
+LOST = ("lost_slots", "lost_sliding_slots", "lost_states")
+"""What should be 0 when every request has been answered."""
 COUNTS = (
     *("tokens_per_s", "running", "held_tokens", "peak_running", "retractions", "compactions"),
     *("prefilled_tokens", "generated_tokens", "output_tokens", "finished", "wrong_lengths"),
-    *("lost_slots", "lost_sliding_slots", "lost_states", "pool_tokens"),
+    *("pool_tokens", *LOST),
 )
 """What there is so many times more of as a simulated request stands for requests."""
 MEASURES = (
     *("ttft", "latency", "prefix_hit_rate", "held_tokens", "peak_running", "compactions", "makespan_s"),
     *("window_s", "prefilled_tokens", "generated_tokens", "output_tokens", "finished"),
-    *("wrong_lengths", "lost_slots", "lost_sliding_slots", "lost_states"),
-    *("iterations", "wall_s", "host_ms"),
+    *("wrong_lengths", "iterations", "wall_s", "host_ms"),
 )
 
 
