@@ -99,6 +99,24 @@ NO_EXPERTS = Experts(1, 1, 0, BYTES_PER_VALUE)
 
 
 @dataclass(frozen=True)
+class Pools:
+    """What SGLang's pools hold beside the weights of one GPU.
+
+    ``tokens`` of layers of full attention or of latents, ``sliding_tokens`` of sliding layers,
+    ``states`` of recurrent ones.
+    """
+
+    tokens: int
+    sliding_tokens: int = 0
+    states: int = 0
+
+    def around(self, tokens: int) -> "Pools":
+        """Return pools of the same proportions with so many tokens."""
+        share = tokens / self.tokens
+        return Pools(tokens, int(share * self.sliding_tokens), int(share * self.states))
+
+
+@dataclass(frozen=True)
 class ModelShape:
     """A transformer's sizes, as its ``config.json`` has them; all that is derived is of one GPU.
 
@@ -107,7 +125,7 @@ class ModelShape:
     ``value_bytes`` each, but for ``experts``.
 
     Of the layers, ``sliding_layers`` see the newest ``sliding_window`` tokens, in a KV pool of their
-    own; ``recurrent_layers`` keep states of ``state_bytes`` together, of which a request holds
+    own; ``recurrent_layers`` keep states of ``state_bytes`` together, of which a request takes
     ``num_states``. Compactions drop tokens from the others alone. ``latent_widths`` are those of a key
     and of a value in latent attention, where the key is all that is stored.
 
@@ -218,8 +236,44 @@ class ModelShape:
             gpu: whose memory it is.
             sliding_share: tokens of sliding layers that the memory holds for each of these.
         """
+        return self.pools(gpu, sliding_share).tokens
+
+    def pools(self, gpu: Gpu, sliding_share: float = 0, state_ratio: float = 0) -> Pools:
+        """Divide the memory beside the weights as SGLang does; one state more is for padding.
+
+        Args:
+            gpu: whose memory it is.
+            sliding_share: ``--swa-full-tokens-ratio``, tokens of sliding layers for each of the others.
+            state_ratio: ``--mamba-full-memory-ratio``, bytes of states for each of keys and values.
+        """
         room = gpu.pool_fraction * gpu.memory_bytes - self.weight_bytes - gpu.reserved_bytes
-        return int(room / (self.kv_token_bytes + sliding_share * self.sliding_token_bytes))
+        state = self.state_bytes / self.tp_size
+        states = int(room * state_ratio / (1 + state_ratio) / state) - 1 if state_ratio else 0
+        room -= (states + 1) * state if states else 0
+        tokens = int(room / (self.kv_token_bytes + sliding_share * self.sliding_token_bytes))
+        return Pools(tokens, int(sliding_share * tokens), states)
+
+    def even_state_ratio(self, held_len: float) -> float:
+        """``--mamba-full-memory-ratio`` with which states and tokens of such requests run out together.
+
+        Args:
+            held_len: tokens that a request holds in layers of full attention; 0 states give 0.
+        """
+        return self.num_states * self.state_bytes / self.tp_size / (held_len * self.kv_token_bytes)
+
+    def requests_in(self, pools: Pools, held_len: float) -> int:
+        """Requests that every pool has room for; at least 1.
+
+        Args:
+            pools: of this model.
+            held_len: tokens that a request holds in layers of full attention.
+        """
+        shares = [pools.tokens / held_len]
+        if self.sliding_layers:
+            shares.append(pools.sliding_tokens / (self.sliding_window + SLIDE_INTERVAL))
+        if self.recurrent_layers:
+            shares.append(pools.states / self.num_states)
+        return max(1, int(min(shares)))
 
     def pool_share(self, held_len: float) -> float:
         """Tokens of the pool that a request takes, what has a fixed size counted as tokens.

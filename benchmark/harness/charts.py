@@ -44,22 +44,26 @@ def draw_capacity(
         stock: the stock side's measures.
         dynts: the DynTS side's measures.
     """
+    sides = (("stock", stock), ("dynts", dynts))
     figure, axes = plt.subplots(3, 1, figsize=(9, 8), sharex=True, layout="constrained")
     for axis, (name, title) in zip(axes, PANELS, strict=True):
-        for side, measures in (("stock", stock), ("dynts", dynts)):
+        for side, measures in sides:
             series = measures["series"]
             label = f"{NAMES[side]}: {measures['tokens_per_s']:,.0f} tokens/s"
             minutes = [second / 60 for second in series["seconds"]]
             axis.plot(minutes, series[name], color=COLORS[side], linewidth=1.2, label=label)
         tidy(axis, title)
-    axes[1].axhline(result["pool_tokens"], color="black", linewidth=0.8, linestyle=":")
-    axes[1].text(0, result["pool_tokens"], " the pool", va="bottom", fontsize=9)
-    axes[1].set_ylim(top=1.12 * result["pool_tokens"])
+    pools = {measures["pool_tokens"]: NAMES[side] for side, measures in sides}
+    for tokens, name in pools.items():
+        text = " the pool" if len(pools) == 1 else f" {name}'s pool"
+        axes[1].axhline(tokens, color="black", linewidth=0.8, linestyle=":")
+        axes[1].text(0, tokens, text, va="bottom", fontsize=9)
+    axes[1].set_ylim(top=1.12 * max(pools))
     axes[0].legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2)
     axes[2].set_xlabel("virtual minutes")
     figure.suptitle(
-        f"{result['shape']} shape on one H200 (simulated), {result['output_len']:,} output tokens, "
-        f"load {load_text(result['load'])}",
+        f"{result['shape']} shape on {result['gpus']} H200 (simulated), "
+        f"{result['output_len']:,} output tokens, load {load_text(result['load'])}",
         fontsize=12,
     )
     save(figure, path)

@@ -1,9 +1,20 @@
 """Models with other attention than full attention in every layer, by name: fields of their config.json.
 
-Each ``source`` names the model on Hugging Face. Its file was not at hand when this was written: the
-numbers are the defaults of transformers' configurations and what is publicly said of the models. Compare
-them with the file before you rely on them. Fields that no size depends on are left out; of Qwen3.5 it is
-``text_config``.
+Each ``source`` names the model on Hugging Face. Its own file could not be fetched. What the numbers were
+compared with, field by field, is the pinned transformers:
+
+- gpt-oss-120b: the defaults of ``GptOssConfig`` (``configuration_gpt_oss.py``). The same numbers are the
+  defaults of ``ModelConfig`` in OpenAI's own ``gpt_oss/torch/model.py``. The 24 layers and 32 experts of
+  gpt-oss-20b are those of a copy of its config.json on GitHub (EchoCog/gpt-oss-20b).
+- deepseek-r1: ``DeepseekV3Config`` (``configuration_deepseek_v3.py``), whose defaults are DeepSeek-V3's;
+  R1 has the same layers.
+- qwen3-next-80b: ``Qwen3NextConfig`` (``configuration_qwen3_next.py``).
+- qwen3.5-9b and -35b: ``Qwen3_5TextConfig`` and ``Qwen3_5MoeTextConfig`` (``configuration_qwen3_5.py``,
+  ``configuration_qwen3_5_moe.py``), whose docstrings say that the defaults are those of these models.
+
+Tests hold all of this but the copy. Not verified is ``quantization_config``: by it gpt-oss ships MXFP4
+experts and DeepSeek-R1 FP8, as their publishers say. Fields that no size depends on are left out; of
+Qwen3.5 it is ``text_config``.
 """
 
 from dataclasses import dataclass

@@ -75,9 +75,10 @@ SHIPPED = {
     "fp8": (FP8_BYTES, FP8_BYTES),
 }
 """Bytes of one weight in layers and of one in experts, by ``quant_method`` of a config.json."""
-STATES_WITH_PREFIX_CACHE, STATES_ALONE = 3, 1
-"""Recurrent states of a request in SGLang: its own and two to keep for the tree (``extra_buffer``), or
-its own alone (``--disable-radix-cache``)."""
+STATES_WITH_PREFIX_CACHE, STATES_ALONE = 5, 1
+"""Recurrent states for which SGLang lets one request run. With its prefix cache (``extra_buffer``, steps
+overlap): the request's own, two to keep for the tree, and two that are left to the tree (see
+``_calculate_mamba_ratio`` in ``kv_cache_configurator.py``). With ``--disable-radix-cache``: its own."""
 STATE_BYTES = 4
 """float32, SGLang's default for states; what the convolution keeps is bfloat16."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmark.harness.grading import PAPERS_TARGET
 from benchmark.harness.provenance import RESULTS
+from benchmark.harness.shapes import STATES_ALONE
 from sgl_dynts.policies import FULL, as_markdown, policy_names
 from sgl_dynts.roofline import mean_full_len
 
@@ -421,9 +422,42 @@ def ratios_of(shape: str) -> str:
     return " / ".join(f"{row['fitting_ratio']:.1f}" for row in rows)
 
 
+def capacity_families() -> list[str]:
+    """Simulated requests at once and tokens per second of models with other attention."""
+    columns = (
+        *(("model", "{shape}{held}"), ("GPUs", "{gpus} H200"), ("output", "{output_len:,}")),
+        ("requests at once, stock → DynTS", "{stock_running:,.0f} → {dynts_running:,.0f}"),
+        *(("ratio", "{more:.2f}"), ("predicted", "{predicted[fitting_ratio]:.2f}")),
+        ("tokens/s, stock → DynTS", "{stock_tokens_per_s:,.0f} → {dynts_tokens_per_s:,.0f}"),
+        *(("ratio", "{faster:.2f}"), ("predicted", "{predicted[speedup]:.2f}")),
+        *(("retractions", "{stock_retractions:,} → {dynts_retractions:,}"), ("each for", "{stands_for}")),
+    )
+    predicted = {told_by(row): row for row in results_of("predict")}
+    order = list(predicted)
+    rows = results_of("capacity-families")
+    return filled(
+        columns,
+        sorted(rows, key=lambda row: (order.index(told_by(row)), row["stands_for"])),
+        held=held_states,
+        more=lambda row: row["dynts_running"] / row["stock_running"],
+        faster=lambda row: row["dynts_tokens_per_s"] / row["stock_tokens_per_s"],
+        predicted=lambda row: predicted[told_by(row)],
+    )
+
+
+def told_by(row: Row) -> tuple:
+    """Return what tells a model's requests from others, predicted or simulated."""
+    return row["shape"], row["states"], row["output_len"]
+
+
+def held_states(row: Row) -> str:
+    """Say of a model with states whether its prefix cache is on."""
+    held = {0: "", STATES_ALONE: ", without prefix cache"}
+    return held.get(row["states"], ", with prefix cache")
+
+
 def predictions() -> list[str]:
     """Return what fits, and how fast it then is, by shape and output."""
-    states = {0: "", 1: ", without prefix cache", 3: ", with prefix cache"}
     columns = (
         *(("model", "{shape}{held}"), ("GPUs", "{gpus} {gpu}"), ("output", "{output_len:,}")),
         *(("fixed", "{fixed:.0f} %"), ("requests at once, stock → DynTS", "{requests}")),
@@ -433,7 +467,7 @@ def predictions() -> list[str]:
     return filled(
         columns,
         results_of("predict"),
-        held=lambda row: states[row["states"]],
+        held=held_states,
         fixed=fixed_percent,
         requests=lambda row: "{stock:,} → {dynts:,}".format_map(row["fitting"]),
         rates=lambda row: "{stock:,.0f} → {dynts:,.0f}".format_map(row["tokens_per_s"]),
@@ -508,6 +542,7 @@ Tables = dict[str, Callable[[], list[str]]]
 TABLES: Tables = {
     "summary": summary,
     "capacity": capacity,
+    "capacity-families": capacity_families,
     "iteration-cost": lambda: filled(ITERATION_COST, results_of("iteration_cost")),
     "drafts": lambda: filled(DRAFTS, results_of("drafts")),
     "head-rounds": lambda: filled(HEAD_ROUNDS, results_of("head_sets", kind="round")),

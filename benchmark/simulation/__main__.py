@@ -19,14 +19,20 @@ from benchmark.simulation.hook_clock import CLOCK
 from benchmark.simulation.job import DYNTS, SIDES, Job
 from benchmark.simulation.simulation import simulate
 from sglang_dynts import plugin, seams
+from sglang_dynts.boot.cpu import recurrent
 from sglang_dynts.seams import Process
 
 
 def main(side: str) -> None:
-    """Serve jobs until standard input ends."""
+    """Serve jobs until standard input ends.
+
+    Stock SGLang gets the stand-ins that let it build recurrent layers without a GPU, and nothing else.
+    """
     torch.set_num_threads(1)
     if side == DYNTS:
         plugin.register(wrap=CLOCK.around)
+    else:
+        seams.put_in_place(Process.HOST_CPU, recurrent.scheduler_seams())
     load_plugins()
     assert bool(seams.declared(Process.SCHEDULER)) == (side == DYNTS), f"plug-ins do not fit {side=}"
     fork = multiprocessing.get_context("fork")

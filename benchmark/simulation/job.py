@@ -20,8 +20,12 @@ class ServerSpec:
     ``shape`` and ``gpu`` name entries of the roofline. ``pool_tokens`` None means all that fits beside
     the weights. ``chunked_prefill`` is SGLang's default on a GPU of this size, which a CPU does not
     tell it. ``sliding_share`` is SGLang's ``--swa-full-tokens-ratio``: where a shape has sliding layers,
-    slots of their pool for each slot of the other, which ``pool_tokens`` counts. ``flags`` are further
+    slots of their pool for each slot of the other, which ``pool_tokens`` counts. ``num_states`` are the
+    recurrent states in all, where a shape has them (``--max-mamba-cache-size``). ``flags`` are further
     arguments of the server.
+
+    Each simulated request stands for ``stands_for`` alike: a forward takes as long as with all of them,
+    while pools, ``max_running`` and ``chunked_prefill`` are given for the simulated ones.
     """
 
     shape: str = "qwen-7b"
@@ -33,6 +37,8 @@ class ServerSpec:
     chunked_prefill: int = 8192
     overlap: bool = True
     sliding_share: float = 0.8
+    num_states: int = 0
+    stands_for: int = 1
     flags: tuple[str, ...] = ()
 
 
@@ -99,7 +105,8 @@ class PlannedRequest:
 class Job:
     """One simulation of one side; ``max_wall_seconds`` of real time bound it.
 
-    ``max_iterations`` ends it early, with requests unfinished: enough to time the scheduler. The first
+    ``max_iterations`` ends it early, with requests unfinished: enough to time the scheduler. So does
+    ``ends_with_window``, when the stretch is over that rates are taken from. The first
     ``skip_iterations`` are not timed. With ``turns``, a folder, both sides run at once until then, and
     from there on by turns of ``turn_len`` iterations.
     """
@@ -108,6 +115,7 @@ class Job:
     workload: Workload
     max_wall_seconds: float = 3600
     max_iterations: int | None = None
+    ends_with_window: bool = False
     skip_iterations: int = 0
     turns: str | None = None
     turn_len: int = 25

@@ -46,10 +46,12 @@ def _flags(spec: ServerSpec, model: Path) -> list[str]:
         "context-length": spec.context_len,
         "chunked-prefill-size": spec.chunked_prefill,
         "grammar-backend": "none",
-        "mem-fraction-static": 0.1,
+        "mem-fraction-static": 0.5,
         "swa-full-tokens-ratio": spec.sliding_share,
         "log-level": "error",
     }
+    if spec.num_states:
+        values["max-mamba-cache-size"] = spec.num_states
     words = [word for name, value in values.items() for word in (f"--{name}", str(value))]
     return words if spec.overlap else [*words, "--disable-overlap-schedule"]
 

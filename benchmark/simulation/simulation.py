@@ -14,6 +14,7 @@ from sglang.srt.managers.io_struct import BatchTokenIDOutput, TokenizedGenerateR
 from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.mem_cache.allocator.base import BaseTokenToKVPoolAllocator
 from sglang.srt.mem_cache.allocator.swa import SWATokenToKVPoolAllocator
+from sglang.srt.mem_cache.memory_pool import HybridReqToTokenPool
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 from sglang.srt.sampling.sampling_params import SamplingParams
 
@@ -97,6 +98,7 @@ class Simulation:
             scheduler.tp_worker.model_runner,
             GPUS[job.server.gpu],
             shape,
+            job.server.stands_for,
             {request.rid: request for request in plan},
             self._on_forward,
         )
@@ -150,7 +152,7 @@ class Simulation:
         self._stand_in.seconds += time.thread_time() - started
 
     def result(self) -> dict[str, Any]:
-        """Return the measures, and whether every slot came back."""
+        """Return the measures, and whether every slot came back, unless requests were left unfinished."""
         return {
             **self._recorder.result(),
             "iterations": self._num_iterations,
@@ -158,6 +160,7 @@ class Simulation:
             "pool_tokens": self._scheduler.max_total_num_tokens,
             "lost_slots": self._used_tokens(),
             "lost_sliding_slots": self._used_sliding_tokens(),
+            "lost_states": self._used_states(),
         }
 
     def _on_forward(self, forward: Forward) -> None:
@@ -178,6 +181,16 @@ class Simulation:
         unused = self._allocator.swa_available_size() + self._cache.swa_evictable_size()
         return self._allocator.size_swa - unused
 
+    def _used_states(self) -> int:
+        """The same of recurrent states, 0 where there are none."""
+        table = self._scheduler.req_to_token_pool
+        if not isinstance(table, HybridReqToTokenPool):
+            return 0
+        unused = table.mamba_allocator.available_size()
+        if isinstance(self._cache, UnifiedRadixCache):
+            unused += self._cache.mamba_evictable_size()
+        return table.mamba_pool.size - unused
+
     def _end_iteration(self, now: float) -> None:
         if self._decoded and self._num_iterations >= self._job.skip_iterations:
             elsewhere = self._stand_in.seconds - self._not_host
@@ -191,7 +204,8 @@ class Simulation:
             raise StuckError(f"not done after {self._job.max_wall_seconds} s: {self._state()}")
         if self._num_idle > MOST_IDLE_ITERATIONS:
             raise StuckError(f"nothing is scheduled: {self._state()}")
-        if self._num_iterations == self._job.max_iterations:
+        is_counted = self._job.ends_with_window and not self._to_come
+        if self._num_iterations == self._job.max_iterations or is_counted:
             self._scheduler.gracefully_exit = True
 
     def _take_turns(self) -> None:

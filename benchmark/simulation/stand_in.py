@@ -97,6 +97,7 @@ class StandIn:
         model_runner,
         gpu: Gpu,
         shape: ModelShape,
+        stands_for: int,
         requests: Mapping[str, PlannedRequest],
         on_forward: Callable[["Forward"], None],
     ) -> None:
@@ -106,12 +107,13 @@ class StandIn:
             model_runner: SGLang's, for the pools.
             gpu: whose time is told.
             shape: of the model whose time is told.
+            stands_for: requests that each simulated one stands for.
             requests: all requests, by id.
             on_forward: told of every forward.
         """
         self.seconds = 0.0
         self._runner = model_runner
-        self._gpu, self._shape = gpu, shape
+        self._gpu, self._shape, self._stands_for = gpu, shape, stands_for
         self._requests = requests
         self._on_forward = on_forward
         self._state = state_of(model_runner)
@@ -138,20 +140,21 @@ class StandIn:
     def _decode(self, batch: ScheduleBatch) -> None:
         num_compacted, compacted = self._script.compacted(batch.req_pool_indices_cpu, batch.seq_lens_cpu)
         num_reqs, kv_tokens = batch.batch_size(), int(batch.seq_lens_cpu.sum())
-        seconds = compaction_seconds(self._gpu, compacted) + decode_seconds(
-            self._gpu, self._shape, num_reqs, kv_tokens, predictor=self._state is not None
+        each = self._stands_for
+        seconds = compaction_seconds(self._gpu, each * compacted) + decode_seconds(
+            self._gpu, self._shape, each * num_reqs, each * kv_tokens, predictor=self._state is not None
         )
         self._on_forward(Forward(seconds, num_reqs, kv_tokens, num_compacted))
 
     def _prefill(self, batch: ScheduleBatch) -> None:
         lens = list(zip(batch.prefix_lens, batch.extend_lens, strict=True))
-        new_tokens = sum(extend for _, extend in lens)
+        new_tokens, each = sum(extend for _, extend in lens), self._stands_for
         seconds = prefill_seconds(
             self._gpu,
             self._shape,
-            new_tokens,
-            sum(causal_pairs(prefix, extend) for prefix, extend in lens),
-            batch=len(lens),
+            each * new_tokens,
+            each * sum(causal_pairs(prefix, extend) for prefix, extend in lens),
+            batch=each * len(lens),
             predictor=self._state is not None,
         )
         self._script.held[batch.req_pool_indices_cpu] = batch.seq_lens_cpu

@@ -18,6 +18,7 @@ from sgl_dynts.roofline import (
     Experts,
     Gpu,
     ModelShape,
+    Pools,
     break_even_tokens,
     causal_pairs,
     compaction_seconds,
@@ -204,6 +205,33 @@ def test_a_state_is_held_as_often_as_it_is_kept_and_read_and_written_once():
     assert (shape.kv_token_bytes, shape.fixed_bytes) == (8, 300)
     assert shape.cache_traffic(2, 30) == 30 * 8 + 2 * 200
     assert shape.pool_share(20) == 20 + 300 / 8
+
+
+def test_memory_is_divided_between_the_pools_as_sglangs_flags_say():
+    sliding = replace(TINY, num_layers=3, sliding_layers=2, sliding_window=5)
+    assert sliding.pools(SLOW, sliding_share=0.5) == Pools(85, 42)
+    assert TINY.pools(SLOW).around(10) == Pools(10)
+    assert Pools(85, 42, 20).around(17) == Pools(17, 8, 4)
+
+
+def test_states_take_their_share_of_the_memory_and_one_is_for_padding():
+    shape = replace(TINY, num_layers=4, recurrent_layers=3, state_bytes=10, num_states=5)
+    room = shape.pool_tokens(SLOW) * 8
+    pools = shape.pools(SLOW, state_ratio=0.5)
+    assert pools.states == int(room / 3 / 10) - 1
+    assert pools.tokens == int((room - 10 * (pools.states + 1)) / 8)
+    assert shape.even_state_ratio(25) == 5 * 10 / (25 * 8)
+    even = shape.pools(SLOW, state_ratio=shape.even_state_ratio(25))
+    assert even.states / 5 == pytest.approx(even.tokens / 25, abs=0.5)
+
+
+def test_the_pool_that_is_full_first_says_how_many_requests_there_is_room_for():
+    assert TINY.requests_in(Pools(100), 30) == 3
+    assert TINY.requests_in(Pools(20), 30) == 1
+    sliding = replace(TINY, sliding_layers=1, sliding_window=5)
+    assert sliding.requests_in(Pools(1000, 2 * (5 + SLIDE_INTERVAL)), 10) == 2
+    recurrent = replace(TINY, recurrent_layers=1, num_states=5)
+    assert recurrent.requests_in(Pools(1000, states=24), 10) == 4
 
 
 def test_a_latent_is_stored_once_and_is_key_and_value():

@@ -47,7 +47,14 @@ TWO_POOLS = replace(
     server=replace(SERVER, shape="gpt-oss-20b", sliding_share=0.6, windows=DynTSConfig(300, 140, 0.4)),
 )
 """gpt-oss: a request of 650 tokens holds up to 256 of them in sliding layers, whose pool has 12,000."""
+STATES = replace(JOB, server=replace(SERVER, shape="qwen3-next-80b", num_states=90))
+"""Qwen3-Next: five states let a request run, so that 18 run at once."""
+ALONE = replace(STATES.server, num_states=30, flags=("--disable-radix-cache",))
 VARIANTS = {
+    "latents": replace(JOB, server=replace(SERVER, shape="deepseek-r1")),
+    "states": STATES,
+    "states, ends by token": replace(STATES, workload=replace(LOAD, clients=None, max_new_tokens=700)),
+    "states, no prefix cache": replace(STATES, server=ALONE),
     "two pools": TWO_POOLS,
     "two pools, answers": replace(TWO_POOLS, workload=replace(LOAD, answer_len=400)),
     "two pools, ends by token": replace(
@@ -69,7 +76,8 @@ def test_every_request_gets_its_tokens_and_every_slot_comes_back(run, side, vari
     measures = run(VARIANTS[variant])[side]
     assert measures["finished"] == LOAD.num_requests
     assert measures["wrong_lengths"] == 0
-    assert (measures["lost_slots"], measures["lost_sliding_slots"]) == (0, 0)
+    lost = ("lost_slots", "lost_sliding_slots", "lost_states")
+    assert [measures[name] for name in lost] == [0, 0, 0]
     assert measures["output_tokens"] <= measures["generated_tokens"]
 
 
@@ -93,6 +101,40 @@ def test_compactions_make_room_in_the_pool_of_the_full_layers(run):
     held = {side: both[side]["held_tokens"] / both[side]["running"] for side in SIDES}
     assert held[DYNTS] < 0.9 * held[STOCK]
     assert both[DYNTS]["running"] > both[STOCK]["running"]
+
+
+def test_latents_make_room_like_keys_and_values(run):
+    both = run(VARIANTS["latents"])
+    for side in SIDES:
+        assert both[side]["running"] == pytest.approx(run(JOB)[side]["running"], rel=0.02)
+        assert both[side]["compactions"] == pytest.approx(run(JOB)[side]["compactions"], rel=0.02)
+
+
+@pytest.mark.parametrize(("variant", "most"), [("states", 90 // 5), ("states, no prefix cache", 30)])
+def test_no_compaction_makes_room_for_a_state(run, variant, most):
+    both = run(VARIANTS[variant])
+    assert [both[side]["peak_running"] for side in SIDES] == [most, most]
+    held = {side: both[side]["held_tokens"] / both[side]["running"] for side in SIDES}
+    assert held[DYNTS] < 0.8 * held[STOCK]
+
+
+def test_a_forward_takes_as_long_as_with_all_that_its_requests_stand_for(run):
+    one, eight = (Job(replace(SERVER, stands_for=each), Workload(1, 30)) for each in (1, 8))
+    together = run(Job(SERVER, Workload(8, 30)))
+    for side in SIDES:
+        alone, each = run(one)[side], run(eight)[side]
+        assert each["makespan_s"] == pytest.approx(together[side]["makespan_s"], abs=2e-6)
+        assert each["makespan_s"] > alone["makespan_s"]
+        assert each["output_tokens"] == alone["output_tokens"] == 30
+
+
+def test_a_job_that_ends_with_its_window_tells_the_same_rates(run):
+    short = run(replace(JOB, ends_with_window=True))
+    for side in SIDES:
+        whole = run(JOB)[side]
+        assert short[side]["finished"] < LOAD.num_requests
+        for rate in ("tokens_per_s", "running", "held_tokens", "window_s"):
+            assert short[side][rate] == whole[rate]
 
 
 def test_answers_are_not_compacted_away(run):

@@ -39,9 +39,9 @@ def test_weights_are_counted_as_hugging_faces_class_has_them(name):
         ("gpt-oss-20b", 12 * 2 * 8 * 64 * 2, 12 * 2 * 8 * 64 * 2 * 256, 13.75, 3.6),
         ("gpt-oss-120b", 18 * 2 * 8 * 64 * 2, 18 * 2 * 8 * 64 * 2 * 256, 65.2, 5.1),
         ("deepseek-r1", 61 * (512 + 64) * 2, 0, 84.1, 37 - 0.4),
-        ("qwen3-next-80b", 12 * 2 * 1 * 256 * 2, 3 * 18 * (32 * 128 * 128 * 4 + 8192 * 3 * 2), 79.7, 3.6),
-        ("qwen3.5-9b", 8 * 2 * 4 * 256 * 2, 3 * 24 * (32 * 128 * 128 * 4 + 8192 * 3 * 2), 17.9, 7.9),
-        ("qwen3.5-35b", 10 * 2 * 2 * 256 * 2, 3 * 30 * (32 * 128 * 128 * 4 + 8192 * 3 * 2), 69.3, 2.9),
+        ("qwen3-next-80b", 12 * 2 * 1 * 256 * 2, 5 * 18 * (32 * 128 * 128 * 4 + 8192 * 3 * 2), 79.7, 3.6),
+        ("qwen3.5-9b", 8 * 2 * 4 * 256 * 2, 5 * 24 * (32 * 128 * 128 * 4 + 8192 * 3 * 2), 17.9, 7.9),
+        ("qwen3.5-35b", 10 * 2 * 2 * 256 * 2, 5 * 30 * (32 * 128 * 128 * 4 + 8192 * 3 * 2), 69.3, 2.9),
     ],
 )
 def test_bytes_of_each_family_on_one_gpu(name, token_bytes, fixed_bytes, gigabytes, active):
@@ -51,13 +51,33 @@ def test_bytes_of_each_family_on_one_gpu(name, token_bytes, fixed_bytes, gigabyt
     assert shape.token_flops * shape.tp_size / 2e9 == pytest.approx(active, rel=0.02)
 
 
+@pytest.mark.parametrize("name", set(FAMILIES) - {"gpt-oss-20b"})
+def test_sizes_are_the_defaults_of_the_configuration_that_is_named_after_the_model(name):
+    """Hugging Face's class says of each which model it stands for; of gpt-oss it is the larger."""
+    fields = dict(FAMILIES[name].config)
+    defaults = getattr(transformers, CLASSES[fields["model_type"]][0])()
+    for field in ("quantization_config", "full_attention_interval", "layer_types"):
+        fields.pop(field, None)
+    assert fields == {field: getattr(defaults, field) for field in fields}
+    every_fourth = ["linear_attention"] * 3 + ["full_attention"]
+    pattern = FAMILIES[name].config.get("layer_types") or every_fourth * (defaults.num_hidden_layers // 4)
+    assert getattr(defaults, "layer_types", pattern) == pattern
+
+
+def test_the_smaller_gpt_oss_has_fewer_layers_and_experts_and_is_else_the_larger():
+    small, large = (FAMILIES[f"gpt-oss-{size}"].config for size in ("20b", "120b"))
+    own = {"num_hidden_layers", "layer_types", "num_local_experts"}
+    assert {field for field in large if small[field] != large[field]} == own
+    assert (small["num_hidden_layers"], small["num_local_experts"]) == (24, 32)
+
+
 def test_a_request_that_is_mostly_state_leaves_less_to_gain():
     ratios = {}
-    for states in (3, 1, 0):
+    for states in (5, 1, 0):
         shape = replace(roofline_shape("qwen3-next-80b"), num_states=states)
         outlook = predict.Outlook(H200, shape, PAPER_CONFIG, 200, 16384)
         ratios[states] = outlook.fitting("dynts") / outlook.fitting("stock")
-    assert ratios[3] < ratios[1] < ratios[0] == pytest.approx(8392 / 3660, rel=0.01)
+    assert ratios[5] < ratios[1] < ratios[0] == pytest.approx(8392 / 3660, rel=0.01)
 
 
 def test_the_command_keeps_a_row_for_each_length_and_number_of_states(tmp_path, monkeypatch, capsys):
@@ -68,7 +88,7 @@ def test_the_command_keeps_a_row_for_each_length_and_number_of_states(tmp_path, 
     rows = json.loads(out.read_text())
     assert [(row["shape"], row["states"], row["output_len"]) for row in rows] == [
         *(("gpt-oss-20b", 0, 16384), ("gpt-oss-20b", 0, 32768)),
-        *(("qwen3.5-9b", 3, 16384), ("qwen3.5-9b", 3, 32768)),
+        *(("qwen3.5-9b", 5, 16384), ("qwen3.5-9b", 5, 32768)),
         *(("qwen3.5-9b", 1, 16384), ("qwen3.5-9b", 1, 32768)),
     ]
     assert rows[0]["fitting_ratio"] == rows[0]["fitting"]["dynts"] / rows[0]["fitting"]["stock"]
@@ -76,7 +96,7 @@ def test_the_command_keeps_a_row_for_each_length_and_number_of_states(tmp_path, 
     assert rows[0]["device"].endswith("arithmetic: no GPU, no server")
     printed = capsys.readouterr().out
     assert (
-        "qwen3.5-9b on 1 H200, 200 + 16384 tokens, recurrent states per request: 3; predicted" in printed
+        "qwen3.5-9b on 1 H200, 200 + 16384 tokens, recurrent states per request: 5; predicted" in printed
     )
 
 
