@@ -48,21 +48,22 @@ class Source:
 
 def _mathematics(row: Row, name: str, place: str) -> Problem:
     """A row of NeMo-Skills, as sgl-eval carries them."""
-    needed = dict.fromkeys(("id", "problem", "expected_answer"), str)
-    _check(row, needed, place)
-    return Problem(row["id"], name, row["problem"], row["expected_answer"], "math")
+    problem_id, question, answer = _texts(row, ("id", "problem", "expected_answer"), place)
+    return Problem(problem_id, name, question, answer, "math")
 
 
 def _program(row: Row, name: str, place: str) -> Problem:
     """A row of HumanEval."""
-    names = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
-    _check(row, dict.fromkeys(names, str), place)
-    task_id, prompt, solution, tests, entry_point = (row[field] for field in names)
+    fields = ("task_id", "prompt", "canonical_solution", "test", "entry_point")
+    task_id, prompt, solution, tests, entry_point = _texts(row, fields, place)
     return Problem(task_id, name, prompt, solution, "python", tests=tests, entry_point=entry_point)
 
 
-def _check(row: Row, needed: dict[str, type], place: str) -> None:
-    check_fields({name: row[name] for name in needed if name in row}, needed, {}, place)
+def _texts(row: Row, fields: tuple[str, ...], place: str) -> list[str]:
+    """Return these fields of a row; others may stand beside them."""
+    needed: dict[str, type] = dict.fromkeys(fields, str)
+    check_fields({name: row[name] for name in fields if name in row}, needed, {}, place)
+    return [row[name] for name in fields]
 
 
 AIME = "_vendored/nemo_skills/dataset/{}/test.txt"
