@@ -129,4 +129,4 @@ def test_published_problems_are_asked_and_judged(model, own_text, problems, star
     ]
     assert all((cell["n"], cell["budget"], cell["local_window"]) == (1, 5000, 2000) for cell in cells)
     assert all(cell["num_not_judged"] == 0 for cell in cells)
-    assert "| humaneval, Model | `calibrated` |" in capsys.readouterr().out
+    assert "| humaneval, model | calibrated |" in capsys.readouterr().out
