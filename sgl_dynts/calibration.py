@@ -150,8 +150,13 @@ def calibration_files(model_folder: Path, fingerprint: str, *, beside: bool) -> 
     """
     if beside:
         yield model_folder / CALIBRATION_FILE
+    yield cache_folder() / f"{fingerprint}.safetensors"
+
+
+def cache_folder() -> Path:
+    """Return where this package keeps what belongs to no model's folder."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    yield Path(home) / "sgl_dynts" / f"{fingerprint}.safetensors"
+    return Path(home) / "sgl_dynts"
 
 
 def find_calibration(places: Iterable[Path], fingerprint: str) -> tuple[Calibration, Path] | None:

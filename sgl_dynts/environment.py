@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import venv
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TextIO
@@ -82,6 +82,24 @@ def ensure(say: Say, root: Path = ROOT) -> Path:
     return python
 
 
+def add(packages: Sequence[str], folder: Path, say: Say) -> None:
+    """Install packages into a folder of their own, without what they ask for: no installed one moves.
+
+    Args:
+        packages: as an installer takes them.
+        folder: made if need be; a process finds them there by ``PYTHONPATH``.
+        say: takes progress.
+
+    Raises:
+        SetupError: they could not be installed.
+    """
+    uv = _find_uv(Path(sys.executable))
+    pip = [sys.executable, "-m", "pip", "install"]
+    install = pip if uv is None else [*uv, "pip", "install", "--python", sys.executable]
+    command = [*install, "--no-deps", "--target", str(folder), *packages]
+    run(command, ROOT, f"installing {' '.join(packages)}", say)
+
+
 def made(root: Path = ROOT) -> Path | None:
     """Return the Python of the repository's own environment, None where it is not made or is outdated."""
     python, stamp = root / ".venv" / "bin" / "python", root / ".venv" / STAMP
@@ -137,16 +155,16 @@ def _make(root: Path, python: Path, say: Say) -> None:
     uv = _find_uv(python)
     if uv is None:
         _make_with_stdlib(root / ".venv")
-        _run([str(python), "-m", "pip", "install", "uv"], root, "installing uv", say)
+        run([str(python), "-m", "pip", "install", "uv"], root, "installing uv", say)
         uv = [str(python), "-m", "uv"]
     elif not python.exists():
         new = [*uv, "venv", "--clear", "--python", sys.executable, str(root / ".venv")]
-        _run(new, root, "making .venv", say)
+        run(new, root, "making .venv", say)
     install = [*uv, "pip", "install", "--python", str(python), "-e"]
-    _run([*install, ".[pinned,test]"], root, "installing the project, SGLang and torch", say)
+    run([*install, ".[pinned,test]"], root, "installing the project, SGLang and torch", say)
     built = [word for name in ROUTERS for word in ("--only-binary", name)]
     try:
-        _run([*install, ".[pinned,test,router]", *built], root, "installing SGLang's router", say)
+        run([*install, ".[pinned,test,router]", *built], root, "installing SGLang's router", say)
     except SetupError as error:
         say(f"  SGLang's router cannot be installed, so its tests are skipped: {str(error)[-200:]}")
 
@@ -173,13 +191,26 @@ def _make_with_stdlib(folder: Path) -> None:
     venv.create(folder, clear=True, with_pip=True)
 
 
-def _run(command: list[str], root: Path, step: str, say: Say) -> None:
-    """Run one step, giving a sign of life now and then and its output only if it fails."""
+def run(
+    command: list[str], root: Path, step: str, say: Say, more: Mapping[str, str] | None = None
+) -> None:
+    """Run one step, giving a sign of life now and then and its output only if it fails.
+
+    Args:
+        command: to run.
+        root: where.
+        step: what to call it.
+        say: takes progress.
+        more: variables beside this process's own.
+
+    Raises:
+        SetupError: it failed; shows the end of its output.
+    """
     started = time.monotonic()
     say(f"  {step} ...")
     with tempfile.TemporaryFile("w+", errors="replace") as output:
         process = subprocess.Popen(
-            command, cwd=root, env=_environ(), stdout=output, stderr=subprocess.STDOUT
+            command, cwd=root, env=_environ() | dict(more or {}), stdout=output, stderr=subprocess.STDOUT
         )
         while process.poll() is None:
             _wait(process)

@@ -1,7 +1,7 @@
 """The paper's settings of each benchmark, for problems from local files.
 
-Windows, sampling and sample counts of AIME24 to GPQA-D are those of the authors' recipes; HumanEval and
-BIG-Bench Hard are no benchmarks of the paper and get its settings for the long ones.
+Windows, sampling and sample counts of AIME24 to GPQA-D are those of the authors' recipes. AIME26,
+HumanEval and BIG-Bench Hard are no benchmarks of the paper and get its settings for the long ones.
 """
 
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ class Preset:
 PRESETS = {
     "aime24": Preset("math", LONG),
     "aime25": Preset("math", LONG),
+    "aime26": Preset("math", LONG),
     "amc23": Preset("math", LONG),
     "gk23en": Preset("math", SHORT),
     "math500": Preset("math", SHORT),

@@ -185,7 +185,9 @@ def by_policy(row: Row) -> tuple[bool, int, bool]:
 
 def task_name(row: Row) -> str:
     """Return a cell's task, with what tells its model from the demo's."""
-    other = row["model"].removeprefix(SMALL).removeprefix("-").title()
+    other = row["model"]
+    if other.startswith(SMALL):
+        other = other.removeprefix(SMALL).removeprefix("-").title()
     seed = f"seed {row['seed']}" if row["seed"] != 1 else ""
     return ", ".join(filter(None, (row["task"], other, seed)))
 

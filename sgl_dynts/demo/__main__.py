@@ -13,26 +13,14 @@ import json
 import os
 import shlex
 import sys
-import textwrap
-import time
-import urllib.error
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 from sgl_dynts import demo_model_path
 from sgl_dynts.demo import ledger
-from sgl_dynts.demo.screen import DemoError, Reply, answer_of, follow, print_comparison, print_question
+from sgl_dynts.demo.screen import answer_of, follow, print_comparison, print_question
+from sgl_dynts.demo.serving import DemoError, Reply, flags_of, generate, serving
 from sgl_dynts.environment import SetupError, enter
-from sgl_dynts.harness.client import LOST
-from sgl_dynts.harness.server import (
-    HOST,
-    Server,
-    ServerError,
-    free_port,
-    new_log,
-    one_thread,
-    unwind_on_sigterm,
-)
+from sgl_dynts.harness.server import Server, ServerError, one_thread
 
 SPARE_TOKENS = 16
 LOG_LINES_SHOWN = ("DynTS predictor:", "DynTS is on:")
@@ -64,7 +52,10 @@ def _parse_args() -> argparse.Namespace:
 def _run(args: argparse.Namespace) -> int:
     if not (demo_model_path() / "config.json").is_file():
         raise DemoError(f"no model in {demo_model_path()}; get a complete copy of this project")
-    with _serving(args.port or free_port(), args.keep) as server:
+    # Nothing is fetched, and one CPU thread is the fastest for so small a model.
+    environment = {**one_thread(), "HF_HUB_OFFLINE": "1", **os.environ}
+    flags = flags_of(demo_model_path())
+    with serving(flags, environment, LOG_LINES_SHOWN, port=args.port, keep=args.keep) as server:
         seeds = ledger.TEST_SEEDS[args.seed : args.seed + args.problems]
         problems = [ledger.make_problem(seed) for seed in seeds]
         results = [
@@ -75,66 +66,6 @@ def _run(args: argparse.Namespace) -> int:
         if args.keep:
             _print_examples(server, problems[0])
     return 0 if all(results) else 1
-
-
-@contextmanager
-def _serving(port: int, keep: bool) -> Iterator[Server]:
-    """Start a server and end it, unless it is to be kept and nothing failed."""
-    unwind_on_sigterm()
-    server = _start(port)
-    try:
-        _wait(server)
-        yield server
-    except LOST as error:
-        raise server.failure(f"{error}: {server.fate()}") from error
-    except BaseException:
-        keep = False
-        raise
-    finally:
-        if not keep:
-            server.stop()
-            print("Server ended.")
-
-
-def _start(port: int) -> Server:
-    """Start the server; nothing is fetched, and one CPU thread is the fastest for so small a model."""
-    log = new_log("sgl_dynts_demo_")
-    flags = _server_flags()
-    environment = {**one_thread(), "HF_HUB_OFFLINE": "1", **os.environ}
-    server = Server(flags, log, environment=environment, port=port)
-    shown = _shown([*flags, "--host", HOST, "--port", str(port)])
-    print(f"SGLang with DynTS:\n  python -m sglang.launch_server {shown}\n  log: {log}")
-    return server
-
-
-def _wait(server: Server) -> None:
-    started = time.monotonic()
-    server.wait(say=lambda sign: print(f"  {sign}", flush=True))
-    print(f"  ready after {time.monotonic() - started:.0f} s at {server.client.url}")
-    _print_log_lines(server)
-
-
-def _server_flags() -> list[str]:
-    flags = {
-        "--model-path": str(demo_model_path()),
-        "--attention-backend": "dynts",
-        "--max-total-tokens": "4096",
-        "--max-running-requests": "8",
-        "--mem-fraction-static": "0.5",
-    }
-    return [word for pair in flags.items() for word in pair]
-
-
-def _shown(flags: list[str]) -> str:
-    pairs = [shlex.join(flags[i : i + 2]) for i in range(0, len(flags), 2)]
-    return " \\\n    ".join(pairs)
-
-
-def _print_log_lines(server: Server) -> None:
-    for line in server.log.read_text(errors="replace").splitlines():
-        for start in LOG_LINES_SHOWN:
-            if start in line:
-                print(textwrap.indent(textwrap.fill(line[line.index(start) :], 96), "  "))
 
 
 def _ask(server: Server, problem: ledger.Problem, title: str) -> bool:
@@ -151,24 +82,8 @@ def _ask(server: Server, problem: ledger.Problem, title: str) -> bool:
 
 
 def _generate(server: Server, text: str, max_new_tokens: int, dynts: dict) -> Iterator[Reply]:
-    """Yield the growing reply to ``text``, decoded greedily with these DynTS options.
-
-    Raises:
-        DemoError: the server refused the request, or failed.
-    """
-    sampling = {
-        "temperature": 0,
-        "max_new_tokens": max_new_tokens,
-        "skip_special_tokens": False,
-        "custom_params": {"dynts": dynts},
-    }
-    try:
-        for event in server.client.stream("/generate", {"text": text, "sampling_params": sampling}):
-            if "error" in event:
-                raise DemoError(f"the server failed: {event['error']['message']}")
-            yield Reply(event["text"], event["meta_info"])
-    except urllib.error.HTTPError as error:
-        raise DemoError(f"the server refused: {error.read().decode(errors='replace')}") from error
+    """Yield the growing reply, markers of thinking included."""
+    return generate(server, text, max_new_tokens, dynts, skip_special_tokens=False)
 
 
 def _print_examples(server: Server, problem: ledger.Problem) -> None:

@@ -1,39 +1,27 @@
-"""What the demo shows: a trace while it grows, its compactions, and two requests side by side."""
+"""What a demo shows: a trace while it grows, its compactions, and two requests side by side."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 from sgl_dynts.demo import ledger
+from sgl_dynts.demo.serving import DemoError, Reply
 
 CLAUSES_SHOWN = 4
 END_OF_ENTRY = "done"
 
 
-class DemoError(RuntimeError):
-    """The demo cannot go on; the message is for the user."""
+def entries_of(reply: Reply) -> list[str]:
+    """Return the finished entries of a ledger's trace, remarks shortened."""
+    return [_shorten(entry) for entry in _finished_entries(reply.text)]
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What the server answered: the text and its ``meta_info``."""
+def follow(replies: Iterator[Reply], lines_of: Callable[[Reply], list[str]] = entries_of) -> Reply:
+    """Print a trace while it grows, line by line, and its compactions; return the reply.
 
-    text: str
-    meta: dict
-
-    @property
-    def window(self) -> dict:
-        """The request's DynTS numbers."""
-        return self.meta["dynts"]
-
-    @property
-    def seq_len(self) -> int:
-        """Tokens whose KV was computed: held now or dropped."""
-        return self.window["window_len"] + self.window["dropped_tokens"]
-
-
-def follow(replies: Iterator[Reply]) -> Reply:
-    """Print a trace while it grows, an entry per line, and its compactions; return the reply."""
-    trace = Trace()
+    Args:
+        replies: the growing reply.
+        lines_of: the lines of a reply that grow no further.
+    """
+    trace = Trace(lines_of)
     for reply in replies:
         trace.grow(reply)
     return trace.end()
@@ -42,19 +30,20 @@ def follow(replies: Iterator[Reply]) -> Reply:
 class Trace:
     """The growing trace on the screen."""
 
-    def __init__(self) -> None:
+    def __init__(self, lines_of: Callable[[Reply], list[str]]) -> None:
         """Start with nothing shown."""
+        self.lines_of = lines_of
         self.num_shown = 0
         self.before: Reply | None = None
 
     def grow(self, reply: Reply) -> None:
-        """Show the entries and compactions that are new in a reply."""
+        """Show the lines and compactions that are new in a reply."""
         before, self.before = self.before, reply
         if before is not None and reply.window["compactions"] > before.window["compactions"]:
             self._show_compaction(before, reply)
-        for entry in _finished_entries(reply.text)[self.num_shown :]:
+        for line in self.lines_of(reply)[self.num_shown :]:
             self.num_shown += 1
-            print(f"  {_shorten(entry):<70}{reply.window['window_len']:>16}", flush=True)
+            print(f"  {line:<70}{reply.window['window_len']:>16}", flush=True)
 
     def end(self) -> Reply:
         """Return the whole reply.
@@ -97,12 +86,21 @@ def answer_of(reply: Reply) -> str:
 
 def print_comparison(problem: ledger.Problem, reply: Reply, full: Reply) -> None:
     """Print what one request held with DynTS and without."""
+    print_held(
+        reply,
+        full,
+        ("answer", _verdict(problem, reply), _verdict(problem, full)),
+        ("entries as expected", _num_entries_right(problem, reply), _num_entries_right(problem, full)),
+    )
+
+
+def print_held(reply: Reply, full: Reply, *first: tuple[str, str, str]) -> None:
+    """Print two requests' numbers side by side, with DynTS and without, ``first`` above the others."""
     ours, all_of_it = reply.window, full.window
     peak, full_peak = ours["peak_window_len"], all_of_it["peak_window_len"]
     rows = (
         ("", "DynTS", "full cache"),
-        ("answer", _verdict(problem, reply), _verdict(problem, full)),
-        ("entries as expected", _num_entries_right(problem, reply), _num_entries_right(problem, full)),
+        *first,
         ("question tokens", ours["question_len"], all_of_it["question_len"]),
         ("tokens seen", reply.seq_len, full.seq_len),
         ("compactions", ours["compactions"], all_of_it["compactions"]),

@@ -17,6 +17,8 @@ DOCUMENTS = sorted(
 )
 RUN_BY = {
     "python -m sgl_dynts.demo": ".ci/run",
+    "python -m sgl_dynts.demo.english": "tests/e2e/test_english.py",
+    "python -m sgl_dynts.demo.smollm2": "sgl_dynts/demo/english.py",
     "python -m tests": ".ci/run",
     "python -m tests.e2e.endurance": "tests/e2e/test_soak.py",
     "python -m sglang.launch_server": "sgl_dynts/harness/server.py",
@@ -25,8 +27,11 @@ RUN_BY = {
     "python -m sgl_dynts.training.convert": "tests/unit/training/test_convert.py",
     "python -m sgl_dynts.training.fit_predictor": "tests/unit/training/test_fit_predictor.py",
     "python -m sgl_dynts.training.traces": "tests/unit/training/test_traces.py",
+    "python -m sgl_dynts.tasks.published": "tests/unit/tasks/test_published.py",
     "python -m sgl_dynts.tasks": "tests/unit/tasks/test_problems.py",
     "python -m sglang_dynts.check_seams": "tests/seam/test_check_seams.py",
+    "python -m benchmark.accuracy": "tests/e2e/test_english.py",
+    "python -m benchmark.likelihood": "tests/e2e/test_english.py",
     "python -m benchmark.predict": "tests/unit/test_gpu_benches.py",
     "python -m benchmark.pictures": "tests/unit/benchmark/test_pictures.py",
     "python -m benchmark.gpu": "tests/unit/test_gpu_benches.py",
@@ -39,6 +44,7 @@ RUN_BY = {
     "python -m sgl_dynts.environment": ".ci/run",
     "sgl-dynts-demo": "tests/unit/test_package.py",
     "sgl-dynts-check": "tests/unit/test_package.py",
+    "sgl-dynts-calibrate": "tests/e2e/test_english.py",  # by its module
     "pip install": ".ci/run",  # by sgl_dynts.environment
 }
 """Commands that a test, or CI, runs with arguments of its own, and where."""
@@ -102,6 +108,7 @@ def test_the_test_that_runs_a_command_still_does(command, path):
     text = (ROOT / path).read_text()
     name = re.split(r"[./ ]", command.removesuffix(".py"))[-1]
     shown = {"tests": "-m tests", "install": "sgl_dynts.environment", "curl": "server.request("}
+    shown["sgl-dynts-calibrate"] = "sglang_dynts.calibrate"
     shown |= dict.fromkeys(("sgl-dynts-demo", "sgl-dynts-check"), "SCRIPTS)")  # each of them
     assert shown.get(name, name) in text
 

