@@ -22,7 +22,7 @@ from benchmark.harness.tiny_models import config_of
 from sglang_dynts.entry.host_copies import HostCopies, bytes_per_token
 from sglang_dynts.forward.head_moves import movable_tensors
 from sglang_dynts.forward.kv_pools import full_side, is_compacted, refuse_unknown_pool
-from sglang_dynts.scheduling import prefix_cache
+from sglang_dynts.scheduling import prefix_cache, start
 from sglang_dynts.scheduling.slots.pools import OnePool
 from tests.e2e.models import build_model
 from tests.seam.engine import MAX_LEN, NUM_ROWS, NUM_SLOTS, POOL, PROMPT, Engine, thoughts
@@ -248,3 +248,23 @@ def test_a_pool_that_is_not_known_is_refused_behind_recurrent_layers(engine):
     engine.kv.full_kv_pool = SimpleNamespace()
     with pytest.raises(ValueError, match="DynTS does not know SimpleNamespace, SGLang's KV pool"):
         refuse_unknown_pool(engine.kv)
+
+
+@pytest.mark.parametrize(
+    ("num_budgets", "flags", "recommended"),
+    [
+        (400, {}, "let 116 requests run, and KV tokens have room for 400 budgets"),
+        (150, {}, ""),
+        (400, {"max_running_requests": 116}, ""),
+        (400, {"max_mamba_cache_size": 580}, ""),
+    ],
+)
+def test_the_start_recommends_a_share_for_states_that_lets_budgets_run(
+    caplog, monkeypatch, num_budgets, flags, recommended
+):
+    told = {"max_running_requests": None, "max_mamba_cache_size": None, "mamba_full_memory_ratio": None}
+    monkeypatch.setattr(start, "get_schedule", lambda: SimpleNamespace(mamba_full_memory_ratio=0.9))
+    with caplog.at_level("INFO", logger=start.logger.name):
+        start.recommend_state_ratio(SimpleNamespace(**told | flags), num_budgets, 116)
+    assert recommended in caplog.text
+    assert ("--mamba-full-memory-ratio 3.1 lets both" in caplog.text) is bool(recommended)

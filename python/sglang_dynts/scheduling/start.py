@@ -4,7 +4,7 @@ import logging
 
 from sglang.srt.configs.model_config import AttentionArch
 from sglang.srt.mem_cache.allocation_sizing import get_alloc_reserve_per_decode
-from sglang.srt.runtime_context import get_parallel, get_serving, get_spec
+from sglang.srt.runtime_context import get_parallel, get_schedule, get_serving, get_spec
 from sglang.srt.utils.hf_transformers_utils import get_tokenizer
 
 from sgl_dynts.capacity import AnswerReserve
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 LARGE_SHARE = 0.3
 """Of the sliding pool's slots to the full one's, from which on the start says so."""
+SPARE_ROOM = 1.5
+"""Of what KV tokens have room for to what recurrent states let run, from which on the start says so."""
 
 
 def start(scheduler) -> None:
@@ -80,6 +82,9 @@ def _new_governor(scheduler, tokenizer) -> Governor:
     governor.running_reqs = lambda: scheduler.running_batch.reqs
     if isinstance(pools, TwoPools):
         recommend_ratio(pools)
+    if cache.supports_mamba():
+        num_budgets = pools.num_slots // config.budget
+        recommend_state_ratio(scheduler.server_args, num_budgets, scheduler.max_running_requests)
     return governor
 
 
@@ -92,6 +97,25 @@ def recommend_ratio(pools: TwoPools) -> None:
             "room in the second alone; --swa-full-tokens-ratio 0.1 makes it larger",
             sliding,
             full,
+        )
+
+
+def recommend_state_ratio(cfg, num_budgets: int, max_running: int) -> None:
+    """Say that states need a larger share of the memory, where they let few of the budgets run.
+
+    Args:
+        cfg: server arguments as they were given; what SGLang derives from them is not in it.
+        num_budgets: requests for whose budgets there are KV tokens.
+        max_running: requests that SGLang lets run, by the states that there is room for.
+    """
+    is_named = cfg.max_running_requests is not None or cfg.max_mamba_cache_size is not None
+    if not is_named and num_budgets > SPARE_ROOM * max_running:
+        logger.info(
+            "DynTS: recurrent states let %d requests run, and KV tokens have room for %d budgets. "
+            "--mamba-full-memory-ratio %.1f lets both run out together",
+            max_running,
+            num_budgets,
+            get_schedule().mamba_full_memory_ratio * num_budgets / max_running,
         )
 
 
