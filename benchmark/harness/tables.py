@@ -128,11 +128,11 @@ def capacity() -> list[str]:
         ("running", "{stock_running:.0f} → {dynts_running:.0f}"),
         ("retractions", "{stock_retractions:,} → {dynts_retractions:,}"),
         ("done after", "{latency[stock][mean]:,.0f} s → {latency[dynts][mean]:,.0f} s"),
-        ("host", "+{host:.2g} %"),
+        *(("host", "+{host:.2g} %"), ("each for", "{stands_for}")),
     )
     return filled(
         columns,
-        sorted(results_of("capacity"), key=lambda row: (-row["pool_tokens"], row["output_len"])),
+        sorted(results_of("capacity"), key=lambda row: (row["shape"], row["output_len"])),
         ratio=lambda row: row["dynts_tokens_per_s"] / row["stock_tokens_per_s"],
         host=lambda row: 100 * (row["host_overhead_ratio"] - 1),
     )
