@@ -23,7 +23,9 @@ WINDOWED = ("mistral", "phi3")
 """Hugging Face's code gives every layer a window, and names no kinds of layers."""
 GATED = ("qwen3_next", "qwen3_5", "qwen3_5_text")
 """What their heads give goes through a gate."""
-FAMILIES = [kind for kind in CONFIGS if kind not in (*LLAMA_LIKE, *WINDOWED)]
+DRAFTING = ("llama_deep", "deepseek_v3_mtp", "qwen3_next_mtp")
+"""Of families that are among the others; nothing here reads their heads."""
+FAMILIES = [kind for kind in CONFIGS if kind not in (*LLAMA_LIKE, *WINDOWED, *DRAFTING)]
 
 
 def build(kind: str) -> PreTrainedModel:
