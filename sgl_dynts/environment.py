@@ -82,6 +82,18 @@ def ensure(say: Say, root: Path = ROOT) -> Path:
     return python
 
 
+def installed_files(package: str, pattern: str) -> list[Path]:
+    """Return what an installed package carries, without importing its code.
+
+    Args:
+        package: its name in an import.
+        pattern: of files, from the package's own folder on.
+    """
+    spec = importlib.util.find_spec(package)
+    folders = () if spec is None else spec.submodule_search_locations or ()
+    return [path for folder in folders for path in Path(folder).glob(pattern)]
+
+
 def add(packages: Sequence[str], folder: Path, say: Say) -> None:
     """Install packages into a folder of their own, without what they ask for: no installed one moves.
 

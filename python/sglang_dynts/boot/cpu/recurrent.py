@@ -6,6 +6,8 @@ here stands in for one kernel and takes the same arguments; those that only a ke
 ``h`` are value heads, and a key head serves several of them that follow each other.
 """
 
+from unittest import mock
+
 import torch
 from sglang.srt.plugins.hook_registry import HookType
 from torch.nn import functional
@@ -271,12 +273,8 @@ def keep_states(
 
 def make_on_cpu(original, layer, *args, **kwargs) -> None:
     """AROUND qwen3_next.Qwen3GatedDeltaNet.__init__: it asks torch for a device, which says CUDA here."""
-    found = torch.get_device_module
-    torch.get_device_module = lambda *_device: torch.cpu
-    try:
+    with mock.patch.object(torch, "get_device_module", return_value=torch.cpu):
         original(layer, *args, **kwargs)
-    finally:
-        torch.get_device_module = found
 
 
 def pin_nothing(tensor: torch.Tensor, *_device) -> torch.Tensor:

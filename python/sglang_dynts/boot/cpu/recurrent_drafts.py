@@ -118,12 +118,13 @@ def delta_rule_drafts(
     value, outputs, kept = v[0].float(), torch.empty_like(v), intermediate_states_buffer
     slots, rows = initial_state_indices.tolist(), intermediate_state_indices.tolist()
     for index in range(v.shape[1] // cache_steps):
-        before = initial_state_source[slots[index]].float()
-        for node in range(cache_steps):
-            parent = (
-                node - 1 if retrieve_parent_token is None else int(retrieve_parent_token[index, node])
-            )
-            state, at = kept[rows[index], parent].float() if node else before, index * cache_steps + node
+        before, parents = initial_state_source[slots[index]].float(), list(range(-1, cache_steps - 1))
+        if retrieve_parent_token is not None:
+            parents = retrieve_parent_token[index].tolist()
+        for node, parent in enumerate(parents):
+            at, state = index * cache_steps + node, before
+            if node:
+                state = kept[rows[index], parent].float()
             state, found = advance(state, query[at], key[at], value[at], stays[at], writes[at])
             kept[rows[index], node], outputs[0, at] = state.to(kept.dtype), found
     return outputs
