@@ -40,6 +40,7 @@ HIERARCHICAL = ("--enable-hierarchical-cache", "--hicache-ratio", "8", "--enable
 ATTENTION_RANKS = ("--tp-size", "2", "--dp-size", "2", "--enable-dp-attention")
 """Each rank attends for its own requests; experts and dense layers are computed together."""
 NO_OVERLAP = ("--disable-overlap-schedule",)
+EIGHT_BITS = ("--kv-cache-dtype", "fp8_e4m3")
 NO_PREFIXES = ("--disable-radix-cache",)
 TWO_RANKS = ("--tp-size", "2")
 OBSERVING = ("--dynts-observe-queries", str(NUM_QUERIES), "--dynts-host-memory-gb", "0")
@@ -123,6 +124,7 @@ SERVERS = {
         "qwen3", (*SMALL_POOL, "--dynts-host-memory-gb", "0.0001")
     ),
     "retracting": Spec("qwen3", (*MIXED, *SMALL_POOL, *CALIBRATED), RETRACTING),
+    "eight_bits": Spec("qwen3", (*EIGHT_BITS, *MIXED, *SMALL_POOL, *CALIBRATED), RETRACTING),
     "untrained": Spec(UNTRAINED, ("--enable-metrics",)),
     "ngram": Spec("qwen3", (*NGRAM, EXACT)),
     "ngram_queue": Spec("qwen3", (*NGRAM, *QUEUE, "--chunked-prefill-size", "32")),
