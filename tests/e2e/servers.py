@@ -137,6 +137,9 @@ SERVERS = {
     "gpt_oss_ngram": Spec("gpt_oss", (*NGRAM, EXACT)),
     "gpt_oss_eagle3": Spec("gpt_oss", (*EAGLE3, *SMALL_POOL), RETRACTING, draft=EAGLE3_HEAD),
     "multi_token_head": Spec("glm4_moe_mtp", (*NEXTN, EXACT)),
+    "multi_token_head_ranks": Spec(
+        "deepseek_v3_mtp", (*NEXTN, *ATTENTION_RANKS, *SMALL_POOL), RETRACTING | TWO_CORES
+    ),
     "multi_token_head_latents": Spec("deepseek_v3_mtp", (*NEXTN, EXACT)),
     "qwen3_vl_ngram": Spec("qwen3_vl", (*NGRAM, EXACT)),
     "qwen3_next_ngram": Spec("qwen3_next", (*NGRAM, EXACT, *STATES, *NO_PREFIXES)),
@@ -156,6 +159,9 @@ SERVERS = {
             *("--hicache-write-policy", "write_through_selective"),
         ),
         RETRACTING,
+    ),
+    "hierarchical_ranks": Spec(
+        "qwen3_moe", (*HIERARCHICAL, *ATTENTION_RANKS, *SMALL_POOL), RETRACTING | TWO_CORES
     ),
     "tokenizer_workers": Spec(
         "qwen3",
@@ -198,6 +204,7 @@ SERVERS = {
         TWO_CORES | WIRE,
     ),
     "decode_side_sliding": Spec("gemma2", (*DECODE_SIDE, *WORKERS, *QUEUE), PATIENT | WIRE),
+    "decode_side_drafts": Spec("deepseek_v3_mtp", (*DECODE_SIDE, *NEXTN, *SMALL_POOL), RETRACTING | WIRE),
     "decode_side_latents": Spec("deepseek_v3", (*DECODE_SIDE, *SMALL_POOL), RETRACTING | WIRE),
     "all_schedules": Spec(
         "qwen3", (*TWO_RANKS, *NO_OVERLAP, *NO_PREFIXES, *MIXED, *OBSERVING), TWO_CORES

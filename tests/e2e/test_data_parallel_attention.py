@@ -32,7 +32,7 @@ def test_both_ranks_compact_what_they_serve(server, kind, late, reference_of):
     assert {reply["meta_info"]["dp_rank"] for reply in replies} == {0, 1}
 
 
-@served_by(*BOTH)
+@served_by(*BOTH, "multi_token_head_ranks")
 def test_a_rank_without_requests_keeps_up(server, kind, late, reference_of):
     """The other one has a request alone, then many; a prefill meets its decoding."""
     for rank in (0, 1):

@@ -22,7 +22,7 @@ from tests.e2e.test_retraction import num_resumed
 from tests.e2e.two_sides import WIRE, TwoSides, prefill_flags
 
 WINDOWS = Windows(96, 16, 0.4)
-RETRACTING = ("decode_side", "decode_side_latents")
+RETRACTING = ("decode_side", "decode_side_latents", "decode_side_drafts")
 OTHERS = ("decode_side_in_turns", "decode_side_sliding")
 
 

@@ -68,6 +68,18 @@ def test_a_request_with_a_prompt_from_the_host_survives_retraction(server, kind,
         assert num_resumed(second) >= 1
 
 
+@served_by("hierarchical_ranks")
+def test_each_rank_gets_its_own_prompts_back(server, kind, reference_of):
+    some = [job | {"routed_dp_rank": rank} for job in jobs(100) for rank in (0, 1)]
+    server.generate_all(some, at_once=8)
+    second = server.generate_all(some, at_once=8)
+    for job, reply in zip(some, second, strict=True):
+        assert reply["meta_info"]["dp_rank"] == job.pop("routed_dp_rank")
+        assert_equal(reply, reference_of(kind), job, DEFAULT, late=1)
+    assert num_retracted(second) >= 2
+    assert min(from_host(second[::2]), from_host(second[1::2])) >= 100
+
+
 @served_by("hierarchical_without_copies")
 def test_without_copies_a_retracted_request_is_computed_again_from_the_host(server, reference_of):
     """Here with latent K and V, and prompts that are written through when they are met again.

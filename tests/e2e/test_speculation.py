@@ -19,9 +19,9 @@ LENGTHS = (5, 12, 20, 31, 40, 47, 60, 75, 90, 110, 130, 150)
 DRAFTING = served_by(
     *("ngram", "ngram_queue", "ngram_no_overlap", "standalone", "eagle", "eagle3"),
     *("multi_token_head", "multi_token_head_latents", "gpt_oss_ngram", "qwen3_next_ngram"),
-    "qwen3_vl_ngram",
+    *("qwen3_vl_ngram",),
 )
-RETRACTING = served_by("standalone_retracting", "gpt_oss_eagle3")
+RETRACTING = served_by("standalone_retracting", "gpt_oss_eagle3", "multi_token_head_ranks")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from tests.e2e.server import Server
 WIRE = {"PYTHONPATH": str(Path(__file__).with_name("wire")), "SGLANG_HOST_IP": "127.0.0.1"}
 """Where both sides find what stands in for Mooncake, and each other."""
 
-SECONDS = 120
+SECONDS = 300
 """To wait for a reply: the decode side waits for a prompt that the other one refused."""
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from sglang_dynts.scheduling.capacity_state import DecodeStep
 from sglang_dynts.scheduling.handed_over.hooks import compact_on_decode_side
 from sglang_dynts.scheduling.handed_over.queue import DynTSPreallocQueue
 from tests.seam.engine import NUM_SLOTS, OFF, PROMPT, Engine, batch_of, request, thoughts
@@ -65,6 +66,19 @@ def test_a_window_above_its_mean_offers_the_difference_but_only_what_is_free_is_
     assert engine.capacity.wanted == 4
     engine.slots.free(held)
     assert asks(queue, request(thoughts(300, 4), length=5000)) == RETAINED + MEAN
+
+
+def test_where_steps_draft_their_slots_are_asked_for_too(engine):
+    engine.capacity.step = DecodeStep(num_tokens=3, spare_slots=6)
+    queue, coming = queue_beside(engine), engine.prefill(PROMPT)
+    engine.governor.note_lengths(coming)
+    new = request(thoughts(300, 4), length=5000)
+    assert asks(queue, new) == RETAINED + MEAN + 6
+    engine.slots.alloc(engine.slots.available_size() - (4 + 6 + 5))
+    assert asks(queue, new) == RETAINED + MEAN + 6
+    queue.transfer_queue.queue.append(SimpleNamespace(req=coming))
+    assert asks(queue, new) > NUM_SLOTS
+    assert engine.capacity.wanted == 4 + 6
 
 
 def test_a_request_whose_prompt_is_still_coming_is_counted(engine):

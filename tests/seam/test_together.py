@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmark.drafts import DRAFT_MODEL
 from sglang_dynts.boot.together import (
     ATTENTION_RANKS,
     DECODE_SIDE,
@@ -43,6 +44,7 @@ FLAGS = {
     DECODE_SIDE.name: ("--disaggregation-mode", "decode"),
     STATES.name: ("--mamba-radix-cache-strategy", "extra_buffer"),
 }
+HEAD = ("--speculative-algorithm", "NEXTN", *DRAFT_MODEL)
 KINDS = {
     SLIDING.name: "gemma2",
     TWO_POOLS.name: "gpt_oss",
@@ -70,6 +72,14 @@ def folder_of(tmp_path_factory, model):
 
 @pytest.mark.parametrize(("a", "b"), pairs(), ids=lambda one: one.name.replace(" ", "_"))
 def test_a_start_takes_what_the_table_takes(view, folder_of, a, b):
+    if {a, b} in (
+        {ATTENTION_RANKS, DRAFTS},
+        {DRAFTS, DECODE_SIDE},
+    ):  # served where the model's head drafts
+        (other,) = {a, b} - {DRAFTS}
+        resolved = view(*DYNTS, *FLAGS[other.name], *HEAD, folder=folder_of(LATENTS))
+        assert other.sets.items() <= vars(resolved).items()
+        return
     flags = [*FLAGS.get(a.name, ()), *FLAGS.get(b.name, ())]
     if {a, b} == {MIXED_CHUNKS, DRAFTS}:  # SGLang switches the first off where n-grams draft
         assert not view(*DYNTS, *flags).enable_mixed_chunk

@@ -128,16 +128,15 @@ RECURRENT_REFUSALS = (
 )
 """Flags that must keep their values beside recurrent states."""
 
-ATTENTION_RANK_REFUSALS = (
-    FlagRefusal("speculative_algorithm", "drafts of several ranks have not been tested yet", None),
-    FlagRefusal("enable_hierarchical_cache", "host prefixes of several ranks have not been tested yet"),
-)
+ATTENTION_RANK_REFUSALS = ()
 """Flags that must keep their values beside data-parallel attention."""
 
 _HANDED_OVER = "the two have not been tested together yet"
 
+HANDED_OVER_DRAFTS = ("EAGLE", "EAGLE3", "NEXTN")
+"""Ways to draft that are served where prompts come from another server."""
+
 DISAGGREGATION_REFUSALS = (
-    FlagRefusal("speculative_algorithm", _HANDED_OVER, None),
     FlagRefusal("enable_hierarchical_cache", _HANDED_OVER),
     FlagRefusal("attn_dp_size", _HANDED_OVER, 1, "use --dp-size or --tp-size without attention ranks"),
     FlagRefusal("disaggregation_decode_enable_radix_cache", "it has not been tested yet"),
@@ -247,6 +246,11 @@ def refuse_disaggregation(cfg) -> None:
     """
     mode = cfg.disaggregation_mode
     _refuse_flags(cfg, DISAGGREGATION_REFUSALS, f", or --disaggregation-mode {mode}")
+    if cfg.speculative_algorithm not in (None, *HANDED_OVER_DRAFTS):
+        raise ValueError(
+            f"DynTS does not support --speculative-algorithm {cfg.speculative_algorithm} with "
+            f"--disaggregation-mode {mode}: {_HANDED_OVER}; use one of {', '.join(HANDED_OVER_DRAFTS)}"
+        )
     backup = cfg.disaggregation_decode_retraction_backup
     if backup not in (None, RETRACTION_BACKUP):
         raise ValueError(

@@ -23,6 +23,11 @@ class DecodeStep:
         """Whether a step verifies drafts, so that the host learns afterwards how many tokens it added."""
         return self.spare_slots > 0
 
+    @property
+    def most_slots(self) -> int:
+        """Most slots that the next step takes of a request that has not made one."""
+        return max(1, self.spare_slots)
+
 
 ONE_TOKEN = DecodeStep()
 

@@ -39,7 +39,7 @@ def hold_round(scheduler, running_batch, *, waits: bool, num_joining: int = 0) -
         scheduler: SGLang's.
         running_batch: its running batch.
         waits: whether a request waits for slots.
-        num_joining: requests that join the batch for its next step and take a slot each.
+        num_joining: requests that join the batch for its next step.
     """
     governor = governor_of(scheduler.tree_cache)
     if governor is None:
@@ -69,7 +69,7 @@ def hold_round(scheduler, running_batch, *, waits: bool, num_joining: int = 0) -
 def _demand(scheduler, governor: Governor, batch, waits: bool, num_joining: int) -> Demand:
     """What the next step takes, in slots; the prefix cache is only asked when it matters."""
     capacity, pools = governor.capacity, governor.pools
-    step = _step_len(capacity, batch) + num_joining
+    step = step_len(capacity, batch) + num_joining * capacity.step.most_slots
     chunked = scheduler.chunked_req
     if chunked is not None:
         step += len(chunked.full_untruncated_fill_ids) - chunked.extend_end
@@ -81,7 +81,7 @@ def _demand(scheduler, governor: Governor, batch, waits: bool, num_joining: int)
     return Demand(free, step, wanted, waits)
 
 
-def _step_len(capacity: CapacityState, batch) -> int:
+def step_len(capacity: CapacityState, batch) -> int:
     """Slots that the next decode step of the running requests takes."""
     if capacity.step.is_speculative:
         return batch.new_tokens_required_next_decode()
@@ -90,7 +90,7 @@ def _step_len(capacity: CapacityState, batch) -> int:
 
 def _reopen_admission(capacity: CapacityState, batch, free: int) -> None:
     """Let a waiting request try again once what it lacked is free."""
-    if capacity.wanted and free >= _step_len(capacity, batch) + capacity.wanted:
+    if capacity.wanted and free >= step_len(capacity, batch) + capacity.wanted:
         capacity.wanted = 0
         batch.batch_is_full = False
 
@@ -239,7 +239,7 @@ class Round:
         """End a request that alone fills the pool, by its length, as SGLang ends any at that size."""
         if len(self.batch.reqs) > 1 or self.scheduler.chunked_req is not None:
             return
-        if free > _step_len(self.capacity, self.batch):
+        if free > step_len(self.capacity, self.batch):
             return
         req = self.batch.reqs[0]
         if self.table.due[self.rows[0]] != NEVER and req.to_finish is None:

@@ -29,9 +29,9 @@ class DraftingAttention(HostCpuAttention):
         ):
             width = length + num_tokens
             sees = torch.ones(num_tokens, width, dtype=torch.bool).tril(length)
-            if mask is not None:
-                sees = mask[read : read + num_tokens * width].view(num_tokens, width).bool()
-                read += num_tokens * width
+            told = None if mask is None else mask[read : read + num_tokens * width]
+            if told is not None and len(told):  # nothing is told of rows that only fill a batch
+                sees, read = told.view(num_tokens, width).bool(), read + num_tokens * width
             sees = in_window(sees, length, layer.sliding_window_size)
             outputs.append(self._attend_to(self._slots(row, 0, width), query, layer, sinks, sees))
         return torch.cat(outputs).view(len(q), -1)

@@ -7,6 +7,7 @@ from sglang.srt.disaggregation.decode import DecodePreallocQueue
 
 from sglang_dynts.scheduling.admission import growth_of, growth_of_batch, reserve_of
 from sglang_dynts.scheduling.governor import Governor, governor_of
+from sglang_dynts.scheduling.round import step_len
 
 
 class DynTSPreallocQueue(DecodePreallocQueue):
@@ -66,8 +67,9 @@ class DynTSPreallocQueue(DecodePreallocQueue):
         window = None if governor is None else governor.window_of(req)
         if governor is None or window is None:
             return super()._prealloc_required_tokens(req)
-        reserve = max(reserve_of(governor.capacity, req, window), self._pre_alloc_fill_len(req) + 1)
-        asked = min(reserve, governor.capacity.pool_len - 1)
+        capacity = governor.capacity
+        least = self._pre_alloc_fill_len(req) + capacity.step.most_slots
+        asked = min(max(reserve_of(capacity, req, window), least), capacity.pool_len - 1)
         return asked, asked
 
     def _required_admission_tokens(self, req, allocated_tokens, prefix_len, retractable_tokens) -> int:
@@ -78,8 +80,9 @@ class DynTSPreallocQueue(DecodePreallocQueue):
                 req, allocated_tokens, prefix_len, retractable_tokens
             )
         capacity = governor.capacity
-        if allocated_tokens + self._next_step() > governor.pools.num_free():
-            capacity.wanted = capacity.wanted or allocated_tokens
+        needed = allocated_tokens + capacity.step.spare_slots
+        if needed + self._next_step(governor) > governor.pools.num_free():
+            capacity.wanted = capacity.wanted or needed
             return 2 * capacity.pool_len
         if governor.window_of(req) is not None:
             return self._prealloc_required_tokens(req)[0]
@@ -101,7 +104,7 @@ class DynTSPreallocQueue(DecodePreallocQueue):
         free = governor.pools.num_free()
         budget = free - max([self._growth(governor), *self._needs_alone(governor)])
         if not count_retracted:
-            return min(budget, free - self._next_step())
+            return min(budget, free - self._next_step(governor))
         return budget - sum(self._prealloc_required_tokens(req)[0] for req in self.retracted_queue)
 
     def _growth(self, governor: Governor) -> int:
@@ -115,9 +118,11 @@ class DynTSPreallocQueue(DecodePreallocQueue):
     def _stock_growth(self, _req) -> int:
         return self.num_reserved_decode_tokens
 
-    def _next_step(self) -> int:
+    def _next_step(self, governor: Governor) -> int:
         """Slots that the next decode step takes."""
-        return len(self.scheduler.running_batch.reqs) + len(self.coming())
+        batch, capacity = self.scheduler.running_batch, governor.capacity
+        running = step_len(capacity, batch) if batch.reqs else 0
+        return running + len(self.coming()) * capacity.step.most_slots
 
     def _held(self) -> int:
         """Slots that retracting all running requests would free."""
