@@ -204,7 +204,11 @@ SERVERS = {
         TWO_CORES | WIRE,
     ),
     "decode_side_sliding": Spec("gemma2", (*DECODE_SIDE, *WORKERS, *QUEUE), PATIENT | WIRE),
-    "decode_side_drafts": Spec("deepseek_v3_mtp", (*DECODE_SIDE, *NEXTN, *SMALL_POOL), RETRACTING | WIRE),
+    "decode_side_drafts": Spec(
+        "deepseek_v3_mtp",
+        (*DECODE_SIDE, *NEXTN, *ATTENTION_RANKS, *SMALL_POOL),
+        RETRACTING | TWO_CORES | WIRE,
+    ),
     "decode_side_latents": Spec("deepseek_v3", (*DECODE_SIDE, *SMALL_POOL), RETRACTING | WIRE),
     "all_schedules": Spec(
         "qwen3", (*TWO_RANKS, *NO_OVERLAP, *NO_PREFIXES, *MIXED, *OBSERVING), TWO_CORES

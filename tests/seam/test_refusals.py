@@ -387,27 +387,6 @@ def test_prefixes_beyond_the_host_are_refused(cfg, model_config, changes, messag
         refuse_unsupported(changed(cfg, enable_hierarchical_cache=True, **changes), model_config)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"speculative_algorithm": "NGRAM"},
-            "--speculative-algorithm NGRAM: drafts of several ranks have not been tested yet; drop the "
-            "flag, or --attn-dp-size 2",
-        ),
-        (
-            {"enable_hierarchical_cache": True},
-            "--enable-hierarchical-cache: host prefixes of several ranks have not been tested yet; drop "
-            "the flag, or --attn-dp-size 2",
-        ),
-    ],
-)
-def test_what_goes_not_together_with_attention_ranks(cfg, model_config, changes, message):
-    refuse_unsupported(changed(cfg, attn_dp_size=2), model_config)
-    with refuses(message):
-        refuse_unsupported(changed(cfg, attn_dp_size=2, **changes), model_config)
-
-
 def test_prefixes_on_the_host_are_served(cfg, model_config):
     refuse_unsupported(changed(cfg, enable_hierarchical_cache=True), model_config)
 

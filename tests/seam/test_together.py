@@ -79,6 +79,8 @@ def test_a_start_takes_what_the_table_takes(view, folder_of, a, b):
         (other,) = {a, b} - {DRAFTS}
         resolved = view(*DYNTS, *FLAGS[other.name], *HEAD, folder=folder_of(LATENTS))
         assert other.sets.items() <= vars(resolved).items()
+        with pytest.raises(ValueError, match=r"ngram|NGRAM"):
+            view(*DYNTS, *FLAGS[other.name], *FLAGS[DRAFTS.name])
         return
     flags = [*FLAGS.get(a.name, ()), *FLAGS.get(b.name, ())]
     if {a, b} == {MIXED_CHUNKS, DRAFTS}:  # SGLang switches the first off where n-grams draft

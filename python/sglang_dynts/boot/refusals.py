@@ -128,9 +128,6 @@ RECURRENT_REFUSALS = (
 )
 """Flags that must keep their values beside recurrent states."""
 
-ATTENTION_RANK_REFUSALS = ()
-"""Flags that must keep their values beside data-parallel attention."""
-
 _HANDED_OVER = "the two have not been tested together yet"
 
 HANDED_OVER_DRAFTS = ("EAGLE", "EAGLE3", "NEXTN")
@@ -138,7 +135,6 @@ HANDED_OVER_DRAFTS = ("EAGLE", "EAGLE3", "NEXTN")
 
 DISAGGREGATION_REFUSALS = (
     FlagRefusal("enable_hierarchical_cache", _HANDED_OVER),
-    FlagRefusal("attn_dp_size", _HANDED_OVER, 1, "use --dp-size or --tp-size without attention ranks"),
     FlagRefusal("disaggregation_decode_enable_radix_cache", "it has not been tested yet"),
     FlagRefusal("disaggregation_decode_host_receive_threshold", "it has not been tested yet", 1.0),
     FlagRefusal("disaggregation_decode_allocation_policy", "it has not been tested yet", "early"),
@@ -174,8 +170,6 @@ def refuse_unsupported(cfg, model_config) -> None:
         refuse_keys_of_workers(cfg)
     if cfg.enable_hierarchical_cache:
         refuse_hierarchy(cfg)
-    if cfg.attn_dp_size > 1:
-        _refuse_flags(cfg, ATTENTION_RANK_REFUSALS, f", or --attn-dp-size {cfg.attn_dp_size}")
     if cfg.disaggregation_mode != "null":
         refuse_disaggregation(cfg)
     if cfg.speculative_algorithm is not None:
@@ -248,8 +242,9 @@ def refuse_disaggregation(cfg) -> None:
     _refuse_flags(cfg, DISAGGREGATION_REFUSALS, f", or --disaggregation-mode {mode}")
     if cfg.speculative_algorithm not in (None, *HANDED_OVER_DRAFTS):
         raise ValueError(
-            f"DynTS does not support --speculative-algorithm {cfg.speculative_algorithm} with "
-            f"--disaggregation-mode {mode}: {_HANDED_OVER}; use one of {', '.join(HANDED_OVER_DRAFTS)}"
+            f"DynTS does not support --speculative-algorithm {cfg.speculative_algorithm}: with "
+            f"--disaggregation-mode {mode} it has not been tested yet; use one of "
+            f"{', '.join(HANDED_OVER_DRAFTS)}"
         )
     backup = cfg.disaggregation_decode_retraction_backup
     if backup not in (None, RETRACTION_BACKUP):

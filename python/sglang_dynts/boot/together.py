@@ -6,7 +6,6 @@ from itertools import combinations
 from typing import Any
 
 from sglang_dynts.boot.refusals import (
-    ATTENTION_RANK_REFUSALS,
     DISAGGREGATION_REFUSALS,
     HIERARCHY_REFUSALS,
     RECURRENT_REFUSALS,
@@ -35,7 +34,7 @@ class Feature:
 
 
 TENSOR_PARALLEL = Feature("tensor parallelism", {"tp_size": 2})
-ATTENTION_RANKS = Feature("data-parallel attention", {"attn_dp_size": 2}, ATTENTION_RANK_REFUSALS)
+ATTENTION_RANKS = Feature("data-parallel attention", {"attn_dp_size": 2})
 NO_OVERLAP = Feature("no overlap", {"disable_overlap_schedule": True})
 MIXED_CHUNKS = Feature("mixed chunks", {"enable_mixed_chunk": True})
 NO_PREFIX_CACHE = Feature("no prefix cache", {"disable_radix_cache": True})

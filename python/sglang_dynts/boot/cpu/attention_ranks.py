@@ -9,7 +9,10 @@ import sglang.srt.distributed.parallel_state as parallel_state
 import sglang.srt.layers.dp_attention as dp_attention
 import sglang.srt.model_executor.forward_batch_info as forward_batch_info
 
-COLLECTIVES = ("reg_all_gather_into_tensor", "reg_reduce_scatter_tensor", "inplace_all_reduce")
+COLLECTIVES = (
+    *("reg_all_gather_into_tensor", "reg_reduce_scatter_tensor"),
+    *("reg_all_to_all_single", "inplace_all_reduce"),
+)
 """Functions that SGLang registers as operators of a GPU; below each is one that any device runs."""
 
 
