@@ -9,6 +9,8 @@ paired with `window`'s on the same text. A file's kind is its name up to the las
     python -m benchmark.texts /tmp/texts --seed 1 --per-kind 12
     python -m benchmark.likelihood --model FOLDER --texts /tmp/texts \
         --calibration-text /tmp/texts/calibration.txt --policies window calibrated
+
+A predictor is that of the model's folder or the file --predictor; its target tells rows of several apart.
 """
 
 import argparse
@@ -24,26 +26,26 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from benchmark.forced.measures import ALL_KINDS, TextMeans, kinds_of, likelihood, summarize
-from benchmark.forced.reader import Reader
-from benchmark.forced.simulation import FullCache, Text
 from benchmark.harness.charts import draw_likelihood
 from benchmark.harness.provenance import RESULTS, keep, parser_of, provenance
 from benchmark.harness.tables import likelihoods
 from sgl_dynts.calibration import CALIBRATION_FILE, load_calibration
 from sgl_dynts.checkpoint import find_predictor_if_any, load_predictor
 from sgl_dynts.config import DynTSConfig
-from sgl_dynts.expected_attention import HORIZON, LayerQueries
+from sgl_dynts.expected_attention import LayerQueries
 from sgl_dynts.policies import FULL, PREDICTOR, ModelFacts, Policy, policies
-from sgl_dynts.policies.calibrated import PERIOD_OF_HORIZON
 from sgl_dynts.policies.hybrid import Hybrid
 from sgl_dynts.predictor import ImportancePredictor
+from sgl_dynts.training.forced.measures import ALL_KINDS, TextMeans, kinds_of, likelihood, summarize
+from sgl_dynts.training.forced.reader import Reader, positions_for
+from sgl_dynts.training.forced.simulation import FullCache, Text
 
 WINDOW = "window"
 SETTINGS = (
     *("model", "kind", "policy", "budget", "local_window", "keep_ratio", "tokens", "question_len"),
-    "texts",
+    *("texts", "target"),
 )
+"""``target`` is what the policy's predictor was fitted to, None of policies without one."""
 NOT_SIMULATED = (FULL, "sepllm", Hybrid.name)
 """The separators of a tokenizer are not asked for, and scores do not move with a head's tokens."""
 DEFAULT_POLICIES = (
@@ -59,6 +61,8 @@ class Served:
     reader: Reader
     queries: tuple[LayerQueries, ...]
     predictor: ImportancePredictor | None
+    target: str | None = None
+    """What the predictor was fitted to."""
 
     def facts(self, config: DynTSConfig) -> ModelFacts:
         """Return what a server would tell its policies with these windows."""
@@ -153,16 +157,18 @@ def prepare(args: argparse.Namespace) -> Served:
     Raises:
         ValueError: something they need is not there; says what to give.
     """
-    reader = Reader(args.model, args.observe_queries)
-    predictor, queries = None, ()
+    reader = Reader.load(args.model, args.observe_queries)
+    predictor, target, queries = None, None, ()
     if PREDICTOR in args.policies:
-        source = find_predictor_if_any(args.model)
+        source = find_predictor_if_any(args.model, args.predictor)
         if source is None:
-            raise ValueError(f"--policies {PREDICTOR}: {args.model} has none; leave it out")
-        predictor = load_predictor(source).float()
+            raise ValueError(
+                f"--policies {PREDICTOR}: {args.model} has none; leave it out or give --predictor FILE"
+            )
+        predictor, target = load_predictor(source).float(), source.header.target
     if any(policies()[name].needs_calibration for name in args.policies):
         queries = known_queries(reader, args)
-    return Served(reader, queries, predictor)
+    return Served(reader, queries, predictor, target)
 
 
 def known_queries(reader: Reader, args: argparse.Namespace) -> tuple[LayerQueries, ...]:
@@ -171,8 +177,7 @@ def known_queries(reader: Reader, args: argparse.Namespace) -> tuple[LayerQuerie
     Raises:
         ValueError: there is neither.
     """
-    # The horizon grows with the period, so rotations are wanted well beyond the text.
-    positions = args.tokens + max(HORIZON) * (1 + max(args.budgets) // PERIOD_OF_HORIZON)
+    positions = positions_for(args.tokens, max(args.budgets))
     path = args.calibration or args.model / CALIBRATION_FILE
     if args.calibration_text is None:
         if not path.exists():
@@ -218,12 +223,12 @@ def main(arguments: list[str] | None = None) -> None:
         for number, text in enumerate(texts, 1):
             began = time.monotonic()
             measure(served, text, groups, measured)
-            keep_all(args, measured, groups)
+            keep_all(args, measured, groups, served.target)
             took = time.monotonic() - began
             print(f"{number} of {len(texts)}: {text.kind}, {took:.0f} s", file=sys.stderr, flush=True)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(*likelihoods(keep_all(args, measured, groups)), sep="\n", flush=True)
+    print(*likelihoods(keep_all(args, measured, groups, served.target)), sep="\n", flush=True)
     draw_likelihood(args.out.with_suffix(".png"), json.loads(args.out.read_text()))
 
 
@@ -238,9 +243,12 @@ def in_turns(texts: Sequence[Text]) -> list[Text]:
 
 
 def keep_all(
-    args: argparse.Namespace, measured: Measured, groups: dict[DynTSConfig, dict[str, Policy]]
+    args: argparse.Namespace,
+    measured: Measured,
+    groups: dict[DynTSConfig, dict[str, Policy]],
+    target: str | None,
 ) -> list[dict[str, Any]]:
-    """Keep every cell as far as it is measured, and return them."""
+    """Keep every cell as far as it is measured, and return them; `target` is the predictor's."""
     settings = provenance("no server") | {
         "model": args.model.resolve().name,
         "tokens": args.tokens,
@@ -248,7 +256,9 @@ def keep_all(
         "texts": args.name,
     }
     cells = [
-        settings | {"policy": name, **config.given()} | row
+        settings
+        | {"policy": name, "target": target if name == PREDICTOR else None}
+        | {**config.given(), **row}
         for config, group in groups.items()
         for name in (FULL, *group)
         for row in measured.rows(config, name)
@@ -273,6 +283,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--tokens", type=int, default=758, help="of each text")
     add("--question-len", type=int, default=32, help="tokens at a text's start that are question")
     add("--observe-queries", type=int, default=64, help="newest queries that policies may read")
+    add("--predictor", type=Path, help="file of the policy predictor; default: the model folder's")
     add("--calibration", type=Path, help=f"statistics of queries; default: {CALIBRATION_FILE}")
     add("--calibration-text", type=Path, help="text to take statistics of queries from instead")
     add("--calibration-tokens", type=int, default=8192)

@@ -502,12 +502,16 @@ def likelihoods(cells: Iterable[Row]) -> list[str]:
         error = "" if row["delta_nll_se"] is None else f" ± {row['delta_nll_se']:.3f}"
         return f"{row['delta_nll']:+.3f}{error}"
 
+    def name(row: Row) -> str:
+        target = row.get("target")
+        return f"`{row['policy']}`" + (f" fitted to `{target}`" if target else "")
+
     columns = (
         *(("budget", "{budget}"), ("W_l", "{local_window}"), ("texts", "{kind}, n = {n}")),
-        *(("policy", "`{policy}`"), ("NLL", "{nll:.3f}"), ("NLL less `window`'s", "{delta}")),
+        *(("policy", "{name}"), ("NLL", "{nll:.3f}"), ("NLL less `window`'s", "{delta}")),
         *(("KL", "{kl:.4f}"), ("KL / `window`'s", "{share}"), ("same top token", "{agreement:.3f}")),
     )
-    return filled(columns, cells, delta=delta, share=share)
+    return filled(columns, cells, name=name, delta=delta, share=share)
 
 
 def likelihood() -> list[str]:

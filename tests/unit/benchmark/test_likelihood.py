@@ -7,13 +7,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmark.forced.measures import TextMeans, kinds_of, likelihood, summarize
-from benchmark.forced.reader import Reader
-from benchmark.forced.simulation import FullCache, Text
 from benchmark.harness.tiny_models import config_of, word_tokenizer, write_random_weights
 from benchmark.likelihood import main
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.policies import ModelFacts, needing, policies
+from sgl_dynts.training.forced.measures import TextMeans, kinds_of, likelihood, summarize
+from sgl_dynts.training.forced.reader import Reader
+from sgl_dynts.training.forced.simulation import FullCache, Text
 
 WINDOWS = DynTSConfig(40, 10, 0.5)
 NUM_TOKENS, QUESTION = 90, 7
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reader(folder) -> Reader:
-    return Reader(folder, num_queries=8)
+    return Reader.load(folder, num_queries=8)
 
 
 @pytest.fixture(scope="module")

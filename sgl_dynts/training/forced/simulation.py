@@ -11,7 +11,6 @@ from functools import partial
 import numpy as np
 import torch
 
-from benchmark.forced.reader import Held, Reader
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.expected_attention import HeldLayer
 from sgl_dynts.head_sets import plan_moves
@@ -26,6 +25,7 @@ from sgl_dynts.policies import (
 )
 from sgl_dynts.predictor import ImportancePredictor
 from sgl_dynts.thinking import ThinkingTracker, ThinkMarkers
+from sgl_dynts.training.forced.reader import Held, Reader
 from sgl_dynts.window import Cut, RequestWindow
 
 
