@@ -128,8 +128,8 @@ def expectation(
             f"({recipe.batch_size}) or give more traces"
         )
     if num_tokens < weights:
-        kept = "the best epoch is kept" if recipe.patience else "and the last epoch is kept: set patience"
-        lines.append(f"  overfitting: fewer tokens than weights; {kept}, and more traces would help most")
+        kept = "the best epoch is kept" if recipe.patience else "the last epoch is kept: set patience"
+        lines.append(f"  overfitting: fewer tokens than weights; {kept}; more traces would help most")
     if num_held_out < FEW_HELD_OUT:
         lines.append(f"  chance: {num_held_out} held out, so that small differences below say nothing")
     return "\n".join(lines)

@@ -5,12 +5,14 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmark.harness.tiny_models import config_of, word_tokenizer, write_random_weights
 from benchmark.likelihood import main
+from sgl_dynts.checkpoint import PredictorHeader, save_predictor
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.policies import ModelFacts, needing, policies
+from sgl_dynts.predictor import ImportancePredictor
 from sgl_dynts.training.forced.measures import TextMeans, kinds_of, likelihood, summarize
 from sgl_dynts.training.forced.reader import Reader
 from sgl_dynts.training.forced.simulation import FullCache, Text
@@ -169,6 +171,23 @@ def test_the_command_writes_a_cell_for_each_policy_budget_and_kind(folder, texts
     assert all(cell["kl"] > 0 for cell in own)
     assert "| 40 | 10 | all, n = 3 | `calibrated` |" in capsys.readouterr().out
     assert out.with_suffix(".png").stat().st_size > 0
+
+
+def test_predictors_of_several_targets_have_a_row_each(folder, texts, tmp_path, capsys):
+    out, width = tmp_path / "likelihood.json", AutoConfig.from_pretrained(folder).hidden_size
+    words = ["--model", str(folder), "--texts", texts[0], "--policies", "predictor", "--budgets", "40"]
+    words += ["--local-window", "10", "--keep-ratio", "0.5", "--tokens", "80", "--out", str(out)]
+    for target in ("future_10", "deletion_10"):
+        path = tmp_path / f"{target}.safetensors"
+        torch.manual_seed(len(target))
+        predictor = ImportancePredictor(width, (8, 4))
+        save_predictor(path, predictor, PredictorHeader(width, "tiny", target, WINDOWS))
+        main([*words, "--predictor", str(path)])
+    cells = json.loads(out.read_text())
+    found = [(cell["policy"], cell["target"]) for cell in cells]
+    of_predictors = [("predictor", "future_10"), ("predictor", "deletion_10")]
+    assert sorted(found, key=str) == sorted([("full", None), ("window", None), *of_predictors], key=str)
+    assert "| `predictor` fitted to `deletion_10` |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

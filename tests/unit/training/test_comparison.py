@@ -33,7 +33,7 @@ def test_kl_is_of_the_tokens_behind_the_first_compaction(model, predictor):
     """With the newest kept, a token sees the question and what no compaction before it dropped."""
     trace = TRACES[0]
     found = compare(model, predictor, TRACES[1:], [trace], CONFIG)
-    ids = torch.tensor([*trace.prompt_ids, *trace.output_ids])
+    ids = torch.tensor([*trace.prompt_ids, *trace.output_ids])[: 40 + 2 * CONFIG.period]
     kept, length, question = CONFIG.keep_len, len(ids), len(trace.prompt_ids)
     mask, held = torch.ones(length, length).tril().bool(), set(range(40))
     for token in range(40, length):
@@ -63,8 +63,8 @@ def test_differences_are_paired_over_texts(model, predictor):
 
 
 def test_windows_are_scaled_to_traces_that_are_too_short_for_them():
-    assert windows_for(CONFIG, 67) == CONFIG  # 40 and a period of 26
-    assert windows_for(CONFIG, 66) == DynTSConfig(33, 10, 0.5)
+    assert windows_for(CONFIG, 55) == CONFIG  # more than 40 and a period of 14
+    assert windows_for(CONFIG, 54) == DynTSConfig(27, 8, 0.5)
     assert windows_for(DynTSConfig(5000, 2000, 0.4), 400) == DynTSConfig(200, 80, 0.4)
 
 

@@ -115,7 +115,7 @@ def test_the_command_writes_what_the_call_does(tmp_path):
         *(str(FOLDER), str(traces), DynTSConfig(60, 16, 0.5)),
         distance=DISTANCE,
         held_out=0.3,
-        recipe=FitRecipe(epochs=2, batch_size=2),
+        recipe={"epochs": 2, "batch_size": 2},
         progress=False,
     ).save(str(called))
     by_command, by_call = load_file(command), load_file(called)

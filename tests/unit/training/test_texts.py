@@ -153,7 +153,7 @@ def test_texts_give_a_predictor_and_say_how_it_does_beside_calibrated(folder, te
         ({"text_len": 300}, "text_len=300, but the model takes 256 tokens"),
         (
             {"distance": 60},
-            "texts: none of 8 windows has 2 tokens that count for the target future_60; giv",
+            "texts: none of 8 windows has 2 tokens that count for the target future_60",
         ),
         ({"texts": [words(1, 90)]}, "no trace is fitted; give more questions, or several texts"),
         ({"recipe": {"batchsize": 3}}, "recipe: batchsize is no field of FitRecipe"),
