@@ -12,6 +12,7 @@ Beside the predictor go its epochs (.fit.json) and their picture (.fit.png).
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from dataclasses import fields
 from functools import partial
@@ -30,6 +31,7 @@ INTERRUPTED = 130
 def main(arguments: list[str] | None = None) -> int:
     """Train one predictor and return the exit status."""
     args = _parse(arguments)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         _train(args)
     except (ValueError, OSError) as error:
@@ -38,6 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\ninterrupted; the same command goes on from {_work_folder(args)}", file=sys.stderr)
         return INTERRUPTED
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 
