@@ -10,7 +10,7 @@ from typing import Any
 from benchmark.harness.grading import PAPERS_TARGET
 from benchmark.harness.provenance import RESULTS
 from benchmark.harness.shapes import STATES_ALONE
-from sgl_dynts.policies import FULL, as_markdown, policy_names
+from sgl_dynts.policies import FULL, PREDICTOR, as_markdown, policy_names
 from sgl_dynts.roofline import mean_full_len
 
 Row = dict[str, Any]
@@ -492,26 +492,47 @@ def models_refused() -> list[str]:
 def likelihoods(cells: Iterable[Row]) -> list[str]:
     """Return what each policy costs in likelihood, by kind of text."""
     cells = list(cells)
+    columns = (
+        *(("budget", "{budget}"), ("W_l", "{local_window}"), ("texts", "{kind}, n = {n}")),
+        *(("policy", "{name}"), ("NLL", "{nll:.3f}"), ("NLL less `window`'s", "{delta}")),
+        *(("KL", "{kl:.4f}"), ("KL / `window`'s", "{share}"), ("same top token", "{agreement:.3f}")),
+    )
+    return filled(columns, cells, name=likelihood_name, delta=delta_nll, share=share_of_window(cells))
+
+
+def share_of_window(cells: Iterable[Row]) -> Callable[[Row], str]:
+    """Return what writes a cell's KL as a share of `window`'s in the same place, empty without one."""
     window = {(row["kind"], row["budget"]): row["kl"] for row in pick(cells, policy="window")}
 
     def share(row: Row) -> str:
         other = window.get((row["kind"], row["budget"]))
         return f"{row['kl'] / other:.2f}" if other else ""
 
-    def delta(row: Row) -> str:
-        error = "" if row["delta_nll_se"] is None else f" ± {row['delta_nll_se']:.3f}"
-        return f"{row['delta_nll']:+.3f}{error}"
+    return share
 
-    def name(row: Row) -> str:
-        target = row.get("target")
-        return f"`{row['policy']}`" + (f" fitted to `{target}`" if target else "")
 
-    columns = (
-        *(("budget", "{budget}"), ("W_l", "{local_window}"), ("texts", "{kind}, n = {n}")),
-        *(("policy", "{name}"), ("NLL", "{nll:.3f}"), ("NLL less `window`'s", "{delta}")),
-        *(("KL", "{kl:.4f}"), ("KL / `window`'s", "{share}"), ("same top token", "{agreement:.3f}")),
-    )
-    return filled(columns, cells, name=name, delta=delta, share=share)
+def delta_nll(row: Row) -> str:
+    """Return a cell's difference of NLL to `window` with its error."""
+    error = "" if row["delta_nll_se"] is None else f" ± {row['delta_nll_se']:.3f}"
+    return f"{row['delta_nll']:+.3f}{error}"
+
+
+def likelihood_name(row: Row) -> str:
+    """Return a cell's policy, and what its predictor was fitted to."""
+    target = row.get("target")
+    return f"`{row['policy']}`" + (f" fitted to `{target}`" if target else "")
+
+
+def likelihood_targets() -> list[str]:
+    """KL of predictors as a share of `window`'s beside a policy without one, by kind of text."""
+    cells = results_of("likelihood", texts="report")
+    share = share_of_window(cells)
+    shown = [row for row in cells if row["policy"] in (PREDICTOR, "calibrated")]
+    shown.sort(key=lambda row: (-row["budget"], row["policy"]))
+    named = [row | {"name": likelihood_name(row)} for row in shown]
+    kinds = {row["kind"]: {"kind": row["kind"]} for row in named}
+    columns = {kind: wanted for kind, wanted in kinds.items() if kind != "all"} | {"all": {"kind": "all"}}
+    return pivot(("budget", "policy"), named, ("budget", "name"), columns, share)
 
 
 def likelihood() -> list[str]:
@@ -557,6 +578,7 @@ TABLES: Tables = {
     "accuracy-proportions": accuracy_proportions,
     "accuracy-large": accuracy_large,
     "likelihood": likelihood,
+    "likelihood-targets": likelihood_targets,
     "calibrated-variants": calibrated_variants,
     "target-memory": target_memory,
     "gpu": gpu,
