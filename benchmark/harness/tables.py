@@ -10,7 +10,7 @@ from typing import Any
 from benchmark.harness.grading import PAPERS_TARGET
 from benchmark.harness.provenance import RESULTS
 from benchmark.harness.shapes import STATES_ALONE
-from sgl_dynts.policies import FULL, PREDICTOR, as_markdown, policy_names
+from sgl_dynts.policies import FULL, as_markdown, policy_names
 from sgl_dynts.roofline import mean_full_len
 
 Row = dict[str, Any]
@@ -524,15 +524,17 @@ def likelihood_name(row: Row) -> str:
 
 
 def likelihood_targets() -> list[str]:
-    """KL of predictors as a share of `window`'s beside a policy without one, by kind of text."""
-    cells = results_of("likelihood", texts="report")
-    share = share_of_window(cells)
-    shown = [row for row in cells if row["policy"] in (PREDICTOR, "calibrated")]
-    shown.sort(key=lambda row: (-row["budget"], row["policy"]))
-    named = [row | {"name": likelihood_name(row)} for row in shown]
-    kinds = {row["kind"]: {"kind": row["kind"]} for row in named}
-    columns = {kind: wanted for kind, wanted in kinds.items() if kind != "all"} | {"all": {"kind": "all"}}
-    return pivot(("budget", "policy"), named, ("budget", "name"), columns, share)
+    """KL of predictors fitted to several targets as a share of `window`'s, by kind of text."""
+    cells = [row | {"name": likelihood_name(row)} for row in results_of("likelihood", texts="targets")]
+    share, lines = share_of_window(cells), []
+    kinds = list(dict.fromkeys(row["kind"] for row in cells))
+    for (name,), own in grouped(cells, "name"):
+        by_kind = {row["kind"]: row for row in own}
+        whole = by_kind["all"]
+        shares = (share(by_kind[kind]) for kind in kinds)
+        lines.append([name, whole["n"], *shares, delta_nll(whole), f"{whole['agreement']:.3f}"])
+    titles = ("policy", "n", *(f"KL / `window`'s, {kind}" for kind in kinds))
+    return table((*titles, "NLL less `window`'s, all", "same top token, all"), lines)
 
 
 def likelihood() -> list[str]:

@@ -12,6 +12,7 @@ longer ones give, and what other windows give where these had to be scaled down 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ from sgl_dynts.training.trace_file import Trace
 COMPARED = ("window", Calibrated.name, PREDICTOR)
 MODEL_TYPES = ("llama", "qwen2", "qwen3")
 """Whose reading over a shortened cache is tested against a server's."""
-MOST_TEXTS = 8
+MOST_TEXTS, MOST_PERIODS = 8, 4
+"""How many are read, and how far behind the first compaction."""
 CALIBRATION_TOKENS = 4096
 ROWS_AT_ONCE = 256
 SHARE_OF_LENGTH = 0.5
@@ -99,7 +101,8 @@ def compare(
         model: a loaded causal LM, on the device to compute on.
         predictor: fitted to `fitted`.
         fitted: `calibrated` takes its statistics of queries from these, at most 4,096 tokens.
-        held_out: of these the longest are read, at most 8.
+        held_out: of these at most 8 are read, of each question or text the longest first, and none that
+            is less than half as long as the longest.
         windows: to compare under, in tokens; scaled down where the traces are too short for them.
 
     Raises:
@@ -111,7 +114,7 @@ def compare(
             f"model_type={kind!r} is not simulated, only {', '.join(MODEL_TYPES)}; compare on a server "
             "with benchmark.accuracy"
         )
-    chosen = sorted(held_out, key=lambda trace: -trace.length)[:MOST_TEXTS]
+    chosen = texts_to_read(held_out)
     config = windows_for(windows, min(trace.length for trace in chosen))
     with torch.device(model.device), torch.inference_mode():
         reader = Reader(model)
@@ -146,16 +149,29 @@ def _compared(config: DynTSConfig, kls: list[dict[str, float]]) -> Comparison:
     return Comparison(config, len(kls), means, fmean(differences), error)
 
 
+def texts_to_read(held_out: Sequence[Trace]) -> list[Trace]:
+    """Return the traces to read, each question or text in its turn."""
+    longest = sorted(held_out, key=lambda trace: -trace.length)
+    enough = [trace for trace in longest if 2 * trace.length >= longest[0].length]
+    seen: Counter[str] = Counter()
+    turns = []
+    for trace in enough:
+        turns.append(seen[trace.problem])
+        seen[trace.problem] += 1
+    in_turns = sorted(zip(turns, enough, strict=True), key=lambda pair: pair[0])
+    return [trace for _, trace in in_turns[:MOST_TEXTS]]
+
+
 def _text(trace: Trace, config: DynTSConfig) -> Text:
-    """What is read of a trace: the question, and as much as two periods behind the first compaction."""
+    """What is read of a trace: until some periods behind the first compaction."""
     ids = [*trace.prompt_ids, *trace.output_ids]
-    most = config.budget_for(len(trace.prompt_ids)) + 2 * config.period
+    most = config.budget_for(len(trace.prompt_ids)) + MOST_PERIODS * config.period
     return Text(ids[:most], len(trace.prompt_ids))
 
 
 def _policies(reader: Reader, fitted: Sequence[Trace], config: DynTSConfig) -> dict[str, Policy]:
     ids = chain.from_iterable((*trace.prompt_ids, *trace.output_ids) for trace in fitted)
-    positions = positions_for(config.budget + 2 * config.period, config.budget)
+    positions = positions_for(config.budget + MOST_PERIODS * config.period, config.budget)
     statistics = reader.calibrate(list(islice(ids, CALIBRATION_TOKENS)))
     facts = ModelFacts(
         num_layers=reader.num_layers,

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from tqdm.auto import tqdm
@@ -163,13 +163,13 @@ def train(
     config = (windows or Windows()).over(PAPER_CONFIG).complete()
     wanted = Target(target, _distance(target, distance, config))
     opened = Model.open(Path(model) if isinstance(model, str) else model, dtype)
-    if (traces is None) == (texts is None):
-        raise ValueError("give either traces or texts, and not both")
-    if traces is not None:
+    if traces is not None and texts is None:
         data = _Data.of_traces(traces, opened, wanted, held_out)
-    else:
+    elif texts is not None and traces is None:
         cut = TextCut(text_len or default_length(config, opened.max_len), question_len, per_text)
-        data = _Data.of_texts(cast(Texts, texts), cut, opened, wanted, held_out)
+        data = _Data.of_texts(texts, cut, opened, wanted, held_out)
+    else:
+        raise ValueError("give either traces or texts, and not both")
     recipe = _whole_recipe(recipe, data, target)
     device = device or _device_of(opened)
     load = cache(partial(opened.load, device))

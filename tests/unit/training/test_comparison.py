@@ -1,6 +1,7 @@
 """Whether a predictor is worse than a policy without training, on a tiny random model."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.predictor import ImportancePredictor
-from sgl_dynts.training.comparison import Comparison, compare, windows_for
+from sgl_dynts.training.comparison import Comparison, compare, texts_to_read, windows_for
 from sgl_dynts.training.forced.measures import likelihood
 from tests.unit.training.test_importance import SIZES
 from tests.unit.training.test_pipeline import TRACES
@@ -33,7 +34,7 @@ def test_kl_is_of_the_tokens_behind_the_first_compaction(model, predictor):
     """With the newest kept, a token sees the question and what no compaction before it dropped."""
     trace = TRACES[0]
     found = compare(model, predictor, TRACES[1:], [trace], CONFIG)
-    ids = torch.tensor([*trace.prompt_ids, *trace.output_ids])[: 40 + 2 * CONFIG.period]
+    ids = torch.tensor([*trace.prompt_ids, *trace.output_ids])[: 40 + 4 * CONFIG.period]
     kept, length, question = CONFIG.keep_len, len(ids), len(trace.prompt_ids)
     mask, held = torch.ones(length, length).tril().bool(), set(range(40))
     for token in range(40, length):
@@ -66,6 +67,16 @@ def test_windows_are_scaled_to_traces_that_are_too_short_for_them():
     assert windows_for(CONFIG, 55) == CONFIG  # more than 40 and a period of 14
     assert windows_for(CONFIG, 54) == DynTSConfig(27, 8, 0.5)
     assert windows_for(DynTSConfig(5000, 2000, 0.4), 400) == DynTSConfig(200, 80, 0.4)
+
+
+def test_each_text_has_its_turn_and_short_traces_are_left_out():
+    def made(problem, length):
+        return replace(TRACES[0], problem=problem, output_ids=[1] * (length - 5))
+
+    given = [made(*one) for one in (("a", 40), ("a", 39), ("b", 30), ("c", 19), ("a", 38), ("b", 20))]
+    found = [(trace.problem, trace.length) for trace in texts_to_read(given)]
+    assert found == [("a", 40), ("b", 30), ("a", 39), ("b", 20), ("a", 38)]
+    assert len(texts_to_read([made(str(number), 40) for number in range(9)])) == 8
 
 
 def test_what_cannot_be_compared_says_why(predictor):
