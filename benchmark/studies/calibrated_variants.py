@@ -185,7 +185,7 @@ def main(arguments: list[str] | None = None) -> None:
     args = parse([*rest, "--name", "choice", "--out", str(OUT)])
     torch.set_num_threads(args.threads)
     reader = Reader.load(args.model, args.observe_queries)
-    served = Served(reader, known_queries(reader, args), None)
+    served = Served(reader, known_queries(reader, args))
     groups = {one: variants(served, one, args.question_len, number.round) for one in windows(args)}
     measured = Measured()
     texts = in_turns(read_texts(args.texts, args.model, args.tokens, args.question_len))

@@ -5,6 +5,7 @@ windows are equal, what these hold differs.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 
@@ -66,6 +67,13 @@ class FullCache:
         hidden, self.held = reader.read(text.tokens[:-1], 0)
         self.hidden = hidden[0]
         self.scores = self.score(hidden)[0]
+
+    def judged_by(self, predictor: ImportancePredictor) -> "FullCache":
+        """Return the same text, as it was read, with scores of another predictor."""
+        other = copy(self)
+        other.predictor = predictor
+        other.scores = other.score(self.hidden)
+        return other
 
     @torch.inference_mode()
     def score(self, hidden: torch.Tensor) -> torch.Tensor:

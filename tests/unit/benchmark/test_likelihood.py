@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -177,13 +178,21 @@ def test_predictors_of_several_targets_have_a_row_each(folder, texts, tmp_path, 
     out, width = tmp_path / "likelihood.json", AutoConfig.from_pretrained(folder).hidden_size
     words = ["--model", str(folder), "--texts", texts[0], "--policies", "predictor", "--budgets", "40"]
     words += ["--local-window", "10", "--keep-ratio", "0.5", "--tokens", "80", "--out", str(out)]
-    for target in ("future_10", "deletion_10"):
-        path = tmp_path / f"{target}.safetensors"
+    paths = [str(tmp_path / f"{target}.safetensors") for target in ("future_10", "deletion_10")]
+    for path, target in zip(paths, ("future_10", "deletion_10"), strict=True):
         torch.manual_seed(len(target))
         predictor = ImportancePredictor(width, (8, 4))
-        save_predictor(path, predictor, PredictorHeader(width, "tiny", target, WINDOWS))
-        main([*words, "--predictor", str(path)])
+        save_predictor(Path(path), predictor, PredictorHeader(width, "tiny", target, WINDOWS))
+    main([*words, "--predictor", *paths])
     cells = json.loads(out.read_text())
+    for path in paths:
+        main([*words, "--predictor", path])
+    alone = json.loads(out.read_text())
+    measures = [{cell["target"]: cell["kl"] for cell in some} for some in (cells, alone)]
+    assert measures[0] == pytest.approx(measures[1], rel=1e-3)
+    assert measures[0]["future_10"] != pytest.approx(measures[0]["deletion_10"], rel=1e-3)
+    with pytest.raises(SystemExit, match="another was fitted to future_10, too"):
+        main([*words, "--predictor", paths[0], paths[0]])
     found = [(cell["policy"], cell["target"]) for cell in cells]
     of_predictors = [("predictor", "future_10"), ("predictor", "deletion_10")]
     assert sorted(found, key=str) == sorted([("full", None), ("window", None), *of_predictors], key=str)
