@@ -138,7 +138,11 @@ def _add_recipe(add: Any) -> None:
     add("--seed", type=int, help=f"{paper.seed}")
     add("--epochs", type=int, help=f"paper: {paper.epochs}")
     add("--batch-size", type=int, help=f"traces for one optimizer step; paper: {paper.batch_size}")
-    add("--patience", type=int, help="epochs without a better one; 0, as the paper: the last is kept")
+    add(
+        "--patience",
+        type=int,
+        help="of epochs that are no better; 0, the paper's: the last is kept",
+    )
     add("--learning-rate", type=float, help=f"paper: {paper.learning_rate}")
     add("--betas", type=float, nargs=2, help="paper: {} {}".format(*paper.betas))
     add("--weight-decay", type=float, help=f"paper: {paper.weight_decay}")

@@ -10,7 +10,6 @@ SCALE_NAMES = ("power", "times", "mean", "log")
 ENOUGH_STEPS = 410
 """Optimizer steps that a fit wants, as many as the paper's takes: 7,000 traces, 256 a step, 15 times."""
 MOST_EPOCHS = 60
-PATIENCE = 5
 FEW_HELD_OUT = 10
 
 
@@ -81,8 +80,9 @@ def recipe_for(num_traces: int, target: str, given: Mapping[str, Any] | None = N
     """Return a recipe for so many traces that neither underfits nor keeps what overfits.
 
     A batch is at most the paper's, and small enough for `ENOUGH_STEPS`; where single traces are too few
-    for that, there are more epochs. The epoch with the least held-out loss is kept. Targets `deletion`
-    are fitted by their logarithm. The rest is the paper's.
+    for that, there are more epochs. The epoch with the least held-out loss is kept, and none is left out:
+    the last ones, whose learning rate is small, are mostly the best. Targets `deletion` are fitted by
+    their logarithm. The rest is the paper's.
 
     Args:
         num_traces: that are fitted to, at least 1.
@@ -101,7 +101,7 @@ def recipe_for(num_traces: int, target: str, given: Mapping[str, Any] | None = N
     epochs = chosen.setdefault("epochs", epochs)
     chosen.setdefault("batch_size", max(1, min(PAPER.batch_size, num_traces * epochs // ENOUGH_STEPS)))
     chosen.setdefault("scale", "log" if target == "deletion" else PAPER.scale)
-    chosen.setdefault("patience", PATIENCE)
+    chosen.setdefault("patience", epochs)
     return FitRecipe(**chosen)
 
 

@@ -128,7 +128,7 @@ def test_a_recipe_takes_as_many_steps_as_the_papers_where_it_can(num_traces, epo
     recipe = recipe_for(num_traces, "future")
     assert (recipe.epochs, recipe.batch_size) == (epochs, batch_size)
     assert recipe.num_steps(num_traces) >= min(410, 60 * num_traces)
-    assert recipe == replace(FitRecipe(), epochs=epochs, batch_size=batch_size, patience=5)
+    assert recipe == replace(FitRecipe(), epochs=epochs, batch_size=batch_size, patience=epochs)
 
 
 def test_what_is_given_of_a_recipe_stays():

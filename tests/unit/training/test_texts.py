@@ -186,7 +186,7 @@ def test_the_command_takes_texts_in_place_of_traces(folder, texts, tmp_path, cap
     assert all(torch.equal(by_command[name], by_call[name]) for name in by_command | by_call)
     kept = json.loads(output.with_suffix(".fit.json").read_text())
     assert kept == json.loads(called.with_suffix(".fit.json").read_text())
-    assert (kept["num_fitted"], kept["recipe"]["epochs"], kept["recipe"]["patience"]) == (3, 3, 5)
+    assert (kept["num_fitted"], kept["recipe"]["epochs"], kept["recipe"]["patience"]) == (3, 3, 3)
     told = capsys.readouterr()
     assert f"wrote {output}" in told.out
     assert ("do not ship it" in told.err) == (kept["comparison"]["difference"] > 0)
