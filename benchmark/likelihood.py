@@ -36,9 +36,9 @@ from sgl_dynts.expected_attention import LayerQueries
 from sgl_dynts.policies import FULL, PREDICTOR, ModelFacts, Policy, policies
 from sgl_dynts.policies.hybrid import Hybrid
 from sgl_dynts.predictor import ImportancePredictor
+from sgl_dynts.training.forced.full_cache import FullCache, Text
 from sgl_dynts.training.forced.measures import ALL_KINDS, TextMeans, kinds_of, likelihood, summarize
 from sgl_dynts.training.forced.reader import Reader, positions_for
-from sgl_dynts.training.forced.simulation import FullCache, Text
 
 WINDOW = "window"
 SETTINGS = (

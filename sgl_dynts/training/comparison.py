@@ -25,9 +25,9 @@ from transformers import PreTrainedModel
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.policies import PREDICTOR, Calibrated, ModelFacts, Policy, policies
 from sgl_dynts.predictor import ImportancePredictor
+from sgl_dynts.training.forced.full_cache import FullCache, Text
 from sgl_dynts.training.forced.measures import likelihood, standard_error
 from sgl_dynts.training.forced.reader import Reader, positions_for
-from sgl_dynts.training.forced.simulation import FullCache, Text
 from sgl_dynts.training.trace_file import Trace
 
 COMPARED = ("window", Calibrated.name, PREDICTOR)

@@ -11,9 +11,9 @@ from sgl_dynts.calibration import CALIBRATION_FILE, load_calibration
 from sgl_dynts.checkpoint import find_predictor, load_predictor
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.policies import ModelFacts, policies
+from sgl_dynts.training.forced.full_cache import FullCache, Text
 from sgl_dynts.training.forced.measures import likelihood
 from sgl_dynts.training.forced.reader import Reader
-from sgl_dynts.training.forced.simulation import FullCache, Text
 from tests.e2e.hf_reference import NUM_QUERIES
 from tests.e2e.models import VOCAB_SIZE
 from tests.e2e.servers import SERVERS, served_by

@@ -14,9 +14,9 @@ from sgl_dynts.checkpoint import PredictorHeader, save_predictor
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.policies import ModelFacts, needing, policies
 from sgl_dynts.predictor import ImportancePredictor
+from sgl_dynts.training.forced.full_cache import FullCache, Text
 from sgl_dynts.training.forced.measures import TextMeans, kinds_of, likelihood, summarize
 from sgl_dynts.training.forced.reader import Reader
-from sgl_dynts.training.forced.simulation import FullCache, Text
 
 WINDOWS = DynTSConfig(40, 10, 0.5)
 NUM_TOKENS, QUESTION = 90, 7
