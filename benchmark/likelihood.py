@@ -9,6 +9,8 @@ paired with `window`'s on the same text. A file's kind is its name up to the las
     python -m benchmark.texts /tmp/texts --seed 1 --per-kind 12
     python -m benchmark.likelihood --model FOLDER --texts /tmp/texts \
         --calibration-text /tmp/texts/calibration.txt --policies window calibrated
+
+The predictor is that of the model's folder, or --predictor names files; rows tell them apart by targets.
 """
 
 import argparse
@@ -16,7 +18,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,26 +26,26 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from benchmark.forced.measures import ALL_KINDS, TextMeans, kinds_of, likelihood, summarize
-from benchmark.forced.reader import Reader
-from benchmark.forced.simulation import FullCache, Text
 from benchmark.harness.charts import draw_likelihood
 from benchmark.harness.provenance import RESULTS, keep, parser_of, provenance
 from benchmark.harness.tables import likelihoods
 from sgl_dynts.calibration import CALIBRATION_FILE, load_calibration
 from sgl_dynts.checkpoint import find_predictor_if_any, load_predictor
 from sgl_dynts.config import DynTSConfig
-from sgl_dynts.expected_attention import HORIZON, LayerQueries
+from sgl_dynts.expected_attention import LayerQueries
 from sgl_dynts.policies import FULL, PREDICTOR, ModelFacts, Policy, policies
-from sgl_dynts.policies.calibrated import PERIOD_OF_HORIZON
 from sgl_dynts.policies.hybrid import Hybrid
 from sgl_dynts.predictor import ImportancePredictor
+from sgl_dynts.training.forced.full_cache import FullCache, Text
+from sgl_dynts.training.forced.measures import ALL_KINDS, TextMeans, kinds_of, likelihood, summarize
+from sgl_dynts.training.forced.reader import Reader, positions_for
 
 WINDOW = "window"
 SETTINGS = (
     *("model", "kind", "policy", "budget", "local_window", "keep_ratio", "tokens", "question_len"),
-    "texts",
+    *("texts", "target"),
 )
+"""``target`` is what the policy's predictor was fitted to, None of policies without one."""
 NOT_SIMULATED = (FULL, "sepllm", Hybrid.name)
 """The separators of a tokenizer are not asked for, and scores do not move with a head's tokens."""
 DEFAULT_POLICIES = (
@@ -58,7 +60,8 @@ class Served:
 
     reader: Reader
     queries: tuple[LayerQueries, ...]
-    predictor: ImportancePredictor | None
+    predictors: Mapping[str, ImportancePredictor] = field(default_factory=dict)
+    """By what they were fitted to."""
 
     def facts(self, config: DynTSConfig) -> ModelFacts:
         """Return what a server would tell its policies with these windows."""
@@ -68,6 +71,25 @@ class Served:
             queries=self.queries,
             period=config.period,
         )
+
+    def parts(
+        self, full: FullCache, group: Mapping[str, Policy]
+    ) -> Iterator[tuple[FullCache, dict[str, Policy]]]:
+        """Yield policies that read one text together: all without a predictor, then one for each."""
+        others = {name: policy for name, policy in group.items() if target_of(name) is None}
+        yield full, others
+        for name in (name for name in group if name not in others):
+            predictor = self.predictors[name.removeprefix(FITTED)]
+            yield full.judged_by(predictor), {name: group[name]}
+
+
+FITTED = f"{PREDICTOR} fitted to "
+"""Begins the name by which the policy of one of several predictors is known here."""
+
+
+def target_of(name: str) -> str | None:
+    """Return what a policy's predictor was fitted to, None of a policy without one."""
+    return name.removeprefix(FITTED) if name.startswith(FITTED) else None
 
 
 Cell = tuple[str, DynTSConfig]
@@ -105,7 +127,7 @@ def measure(
     Raises:
         ValueError: the text ends before the first compaction.
     """
-    full = FullCache(served.reader, text, served.predictor)
+    full = FullCache(served.reader, text)
     starts = {config: full.first_after(config) for config in groups}
     first = min(starts.values())
     if max(starts.values()) >= len(text.tokens) - 1:
@@ -118,11 +140,12 @@ def measure(
         own = wanted[starts[config] - first :]
         targets = torch.tensor(text.tokens[starts[config] + 1 :])
         measured.full.setdefault(config, []).append(likelihood(own, own, targets).means())
-        states = full.read_under(group, config)
-        assert states is not None
-        for name, hidden in zip(group, states, strict=True):
-            found = likelihood(served.reader.logits(hidden), own, targets)
-            measured.cells.setdefault((name, config), []).append(found.means())
+        for judged, part in served.parts(full, group):
+            states = judged.read_under(part, config)
+            assert states is not None
+            for name, hidden in zip(part, states, strict=True):
+                found = likelihood(served.reader.logits(hidden), own, targets)
+                measured.cells.setdefault((name, config), []).append(found.means())
     measured.texts.append(text)
 
 
@@ -153,16 +176,33 @@ def prepare(args: argparse.Namespace) -> Served:
     Raises:
         ValueError: something they need is not there; says what to give.
     """
-    reader = Reader(args.model, args.observe_queries)
-    predictor, queries = None, ()
-    if PREDICTOR in args.policies:
-        source = find_predictor_if_any(args.model)
-        if source is None:
-            raise ValueError(f"--policies {PREDICTOR}: {args.model} has none; leave it out")
-        predictor = load_predictor(source).float()
+    reader = Reader.load(args.model, args.observe_queries)
+    queries = ()
     if any(policies()[name].needs_calibration for name in args.policies):
         queries = known_queries(reader, args)
-    return Served(reader, queries, predictor)
+    return Served(reader, queries, known_predictors(args) if PREDICTOR in args.policies else {})
+
+
+def known_predictors(args: argparse.Namespace) -> dict[str, ImportancePredictor]:
+    """Return the predictors that were named, or the model's own, by what they were fitted to.
+
+    Raises:
+        ValueError: there is none, or two were fitted to the same.
+    """
+    found = {}
+    for named in args.predictor or (None,):
+        source = find_predictor_if_any(args.model, named)
+        if source is None:
+            raise ValueError(
+                f"--policies {PREDICTOR}: {args.model} has none; leave it out or give --predictor FILE"
+            )
+        if source.header.target in found:
+            raise ValueError(
+                f"--predictor {named}: another was fitted to {source.header.target}, too; rows tell them "
+                "apart by that, so measure one after the other with another --name"
+            )
+        found[source.header.target] = load_predictor(source).float()
+    return found
 
 
 def known_queries(reader: Reader, args: argparse.Namespace) -> tuple[LayerQueries, ...]:
@@ -171,8 +211,7 @@ def known_queries(reader: Reader, args: argparse.Namespace) -> tuple[LayerQuerie
     Raises:
         ValueError: there is neither.
     """
-    # The horizon grows with the period, so rotations are wanted well beyond the text.
-    positions = args.tokens + max(HORIZON) * (1 + max(args.budgets) // PERIOD_OF_HORIZON)
+    positions = positions_for(args.tokens, max(args.budgets))
     path = args.calibration or args.model / CALIBRATION_FILE
     if args.calibration_text is None:
         if not path.exists():
@@ -201,8 +240,11 @@ def windows(args: argparse.Namespace) -> list[DynTSConfig]:
 
 def policies_of(served: Served, names: Sequence[str], config: DynTSConfig) -> dict[str, Policy]:
     """Return policies by name, `window` always among them: the others are compared with it."""
-    facts = served.facts(config)
-    return {name: policies()[name].build(facts) for name in dict.fromkeys((WINDOW, *names))}
+    facts, found = served.facts(config), {}
+    for name in dict.fromkeys((WINDOW, *names)):
+        known = [FITTED + target for target in served.predictors] if name == PREDICTOR else [name]
+        found |= {one: policies()[name].build(facts) for one in known}
+    return found
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -248,7 +290,9 @@ def keep_all(
         "texts": args.name,
     }
     cells = [
-        settings | {"policy": name, **config.given()} | row
+        settings
+        | {"policy": PREDICTOR if target_of(name) else name, "target": target_of(name)}
+        | {**config.given(), **row}
         for config, group in groups.items()
         for name in (FULL, *group)
         for row in measured.rows(config, name)
@@ -273,6 +317,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--tokens", type=int, default=758, help="of each text")
     add("--question-len", type=int, default=32, help="tokens at a text's start that are question")
     add("--observe-queries", type=int, default=64, help="newest queries that policies may read")
+    add("--predictor", nargs="+", type=Path, help="files of predictors; default: the model folder's")
     add("--calibration", type=Path, help=f"statistics of queries; default: {CALIBRATION_FILE}")
     add("--calibration-text", type=Path, help="text to take statistics of queries from instead")
     add("--calibration-tokens", type=int, default=8192)

@@ -1,1 +1,1 @@
-"""Given tokens read under every policy's windows: what `benchmark.likelihood` is made of."""
+"""Given tokens and what forces them through a server: what `benchmark.likelihood` reads."""

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from sglang.srt.sampling.custom_logit_processor import CustomLogitProcessor
 
-from benchmark.forced.simulation import Text
 from sgl_dynts.config import Windows
 from sgl_dynts.harness.client import Client
+from sgl_dynts.training.forced.full_cache import Text
 
 FLAGS = ("--enable-custom-logit-processor", "--dynts-disable-elastic")
 """What a server needs so that tokens can be forced and compactions come when they are due."""

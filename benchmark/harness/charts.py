@@ -339,13 +339,19 @@ def draw_likelihood(path: Path, results: list[dict[str, Any]]) -> None:
     save(figure, path)
 
 
+DASHES = ("-", "--", ":")
+
+
 def draw_kls(axis, cells: list[dict[str, Any]]) -> None:
     """Draw one panel: KL of each policy by budget."""
     for number, (name, policy) in enumerate(policies().items()):
-        points = sorted((cell["budget"], cell["kl"]) for cell in of_policy(cells, name))
-        if points:
+        own = of_policy(cells, name)
+        for place, target in enumerate(dict.fromkeys(cell.get("target") for cell in own)):
+            points = sorted((cell["budget"], cell["kl"]) for cell in own if cell.get("target") == target)
             style = {"color": policy.color, "marker": MARKS[number % len(MARKS)], "markersize": 5}
-            axis.plot(*zip(*points, strict=True), linewidth=1.2, label=name, **style)
+            label = f"{name}, {target}" if target else name
+            dashes = DASHES[place % len(DASHES)]
+            axis.plot(*zip(*points, strict=True), linewidth=1.2, linestyle=dashes, label=label, **style)
     tidy(axis, "KL to the full cache, nats per token", "{:.2f}")
     axis.set_xticks(sorted({cell["budget"] for cell in cells}))
     axis.set_xlabel("budget, KV tokens")

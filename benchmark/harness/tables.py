@@ -492,22 +492,49 @@ def models_refused() -> list[str]:
 def likelihoods(cells: Iterable[Row]) -> list[str]:
     """Return what each policy costs in likelihood, by kind of text."""
     cells = list(cells)
+    columns = (
+        *(("budget", "{budget}"), ("W_l", "{local_window}"), ("texts", "{kind}, n = {n}")),
+        *(("policy", "{name}"), ("NLL", "{nll:.3f}"), ("NLL less `window`'s", "{delta}")),
+        *(("KL", "{kl:.4f}"), ("KL / `window`'s", "{share}"), ("same top token", "{agreement:.3f}")),
+    )
+    return filled(columns, cells, name=likelihood_name, delta=delta_nll, share=share_of_window(cells))
+
+
+def share_of_window(cells: Iterable[Row]) -> Callable[[Row], str]:
+    """Return what writes a cell's KL as a share of `window`'s in the same place, empty without one."""
     window = {(row["kind"], row["budget"]): row["kl"] for row in pick(cells, policy="window")}
 
     def share(row: Row) -> str:
         other = window.get((row["kind"], row["budget"]))
         return f"{row['kl'] / other:.2f}" if other else ""
 
-    def delta(row: Row) -> str:
-        error = "" if row["delta_nll_se"] is None else f" ± {row['delta_nll_se']:.3f}"
-        return f"{row['delta_nll']:+.3f}{error}"
+    return share
 
-    columns = (
-        *(("budget", "{budget}"), ("W_l", "{local_window}"), ("texts", "{kind}, n = {n}")),
-        *(("policy", "`{policy}`"), ("NLL", "{nll:.3f}"), ("NLL less `window`'s", "{delta}")),
-        *(("KL", "{kl:.4f}"), ("KL / `window`'s", "{share}"), ("same top token", "{agreement:.3f}")),
-    )
-    return filled(columns, cells, delta=delta, share=share)
+
+def delta_nll(row: Row) -> str:
+    """Return a cell's difference of NLL to `window` with its error."""
+    error = "" if row["delta_nll_se"] is None else f" ± {row['delta_nll_se']:.3f}"
+    return f"{row['delta_nll']:+.3f}{error}"
+
+
+def likelihood_name(row: Row) -> str:
+    """Return a cell's policy, and what its predictor was fitted to."""
+    target = row.get("target")
+    return f"`{row['policy']}`" + (f" fitted to `{target}`" if target else "")
+
+
+def likelihood_targets() -> list[str]:
+    """KL of predictors fitted to several targets as a share of `window`'s, by kind of text."""
+    cells = [row | {"name": likelihood_name(row)} for row in results_of("likelihood", texts="targets")]
+    share, lines = share_of_window(cells), []
+    kinds = list(dict.fromkeys(row["kind"] for row in cells))
+    for (name,), own in grouped(cells, "name"):
+        by_kind = {row["kind"]: row for row in own}
+        whole = by_kind["all"]
+        shares = (share(by_kind[kind]) for kind in kinds)
+        lines.append([name, whole["n"], *shares, delta_nll(whole), f"{whole['agreement']:.3f}"])
+    titles = ("policy", "n", *(f"KL / `window`'s, {kind}" for kind in kinds))
+    return table((*titles, "NLL less `window`'s, all", "same top token, all"), lines)
 
 
 def likelihood() -> list[str]:
@@ -553,6 +580,7 @@ TABLES: Tables = {
     "accuracy-proportions": accuracy_proportions,
     "accuracy-large": accuracy_large,
     "likelihood": likelihood,
+    "likelihood-targets": likelihood_targets,
     "calibrated-variants": calibrated_variants,
     "target-memory": target_memory,
     "gpu": gpu,

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from benchmark.forced.reader import Reader
 from benchmark.harness.provenance import RESULTS, keep, provenance
 from benchmark.harness.tables import likelihoods
 from benchmark.likelihood import (
@@ -34,6 +33,7 @@ from sgl_dynts.expected_attention import (
 )
 from sgl_dynts.policies import Calibrated, Candidates, LayerView, Policy, policies
 from sgl_dynts.policies.calibrated import standing
+from sgl_dynts.training.forced.reader import Reader
 
 SETTINGS = ("model", "kind", "policy", "budget", "local_window", "keep_ratio", "tokens", "texts")
 OUT = RESULTS / "calibrated_variants.json"
@@ -184,8 +184,8 @@ def main(arguments: list[str] | None = None) -> None:
     number, rest = own.parse_known_args(words)
     args = parse([*rest, "--name", "choice", "--out", str(OUT)])
     torch.set_num_threads(args.threads)
-    reader = Reader(args.model, args.observe_queries)
-    served = Served(reader, known_queries(reader, args), None)
+    reader = Reader.load(args.model, args.observe_queries)
+    served = Served(reader, known_queries(reader, args))
     groups = {one: variants(served, one, args.question_len, number.round) for one in windows(args)}
     measured = Measured()
     texts = in_turns(read_texts(args.texts, args.model, args.tokens, args.question_len))

@@ -1,6 +1,6 @@
-"""Train importance predictors: have a server write traces, and fit a predictor to them.
+"""Train importance predictors: have a server write traces or texts, and fit a predictor to them.
 
-from sgl_dynts.training import make_traces, train
+from sgl_dynts.training import make_texts, make_traces, train
 """
 
 from importlib import import_module
@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from sgl_dynts.training.generation import make_traces
     from sgl_dynts.training.pipeline import train
     from sgl_dynts.training.recipe import FitRecipe
+    from sgl_dynts.training.samples import make_texts
     from sgl_dynts.training.trace_file import read_traces
 
-__all__ = ["FitRecipe", "Sampling", "make_traces", "read_traces", "train"]
-MODULES = ("recipe", "endpoint", "generation", "trace_file", "pipeline")
+__all__ = ["FitRecipe", "Sampling", "make_texts", "make_traces", "read_traces", "train"]
+MODULES = ("recipe", "endpoint", "samples", "generation", "trace_file", "pipeline")
 """Where each name of `__all__` is defined, in the same order."""
 
 

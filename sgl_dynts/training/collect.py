@@ -1,4 +1,4 @@
-"""From a model and a file of traces to states and targets on disk."""
+"""From a model and traces, or plain texts, to states and targets on disk."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from sgl_dynts.training.importance import (
 )
 from sgl_dynts.training.states import StateSettings, StateStore, TraceStates
 from sgl_dynts.training.targets import TARGET_KINDS, WITH_DISTANCE
+from sgl_dynts.training.texts import TASK, TextCut, Texts, text_traces
 from sgl_dynts.training.trace_file import Trace, fingerprint, read_traces
 
 LEAST_TOKENS = 2
@@ -138,6 +139,20 @@ class Model:
         frozen = cast(torch.nn.Module, model).requires_grad_(False).eval()
         return cast(PreTrainedModel, frozen.to(device))
 
+    def load_tokenizer(self) -> Any:
+        """Load the model's tokenizer.
+
+        Raises:
+            ValueError: the model is loaded and names no place of it.
+        """
+        place = self.source if isinstance(self.source, Path) else self.source.name_or_path
+        if not place:
+            raise ValueError(
+                "texts: the loaded model names no folder, so that its tokenizer is not known; give the "
+                "model's folder, or load it with from_pretrained"
+            )
+        return AutoTokenizer.from_pretrained(place)
+
     def settings(self, target: Target) -> StateSettings:
         """Return what states of this model and targets of this kind depend on."""
         return StateSettings(self.sha256, str(self.dtype), target.kind, target.distance)
@@ -169,13 +184,39 @@ def usable_traces(
                 f"{place}: problem {trace.problem}: token id {highest}, but the model knows "
                 f"{model.vocab_size}; generate the trace with this model"
             )
-    long_enough = [trace for trace in traces if target.num_counted(spans_of(trace)) >= LEAST_TOKENS]
-    if not long_enough:
-        raise LineError(
-            f"{place}: none of {len(traces)} right traces has {LEAST_TOKENS} tokens that count for the "
-            f"target {target.name}; generate longer ones or lower --distance"
+    return _long_enough(place, traces, target, "generate longer ones or lower --distance")
+
+
+def usable_texts(texts: Texts, cut: TextCut, model: Model, target: Target) -> tuple[list[Trace], int]:
+    """Return (windows of texts to train on, how many are too short for the target).
+
+    Raises:
+        ValueError: the target needs an answer, the model takes no such windows or has no tokenizer, or
+            there is no text to train on.
+    """
+    if target.kind not in WITH_DISTANCE:
+        raise ValueError(
+            f"target {target.kind!r} needs an answer, and texts have none; choose "
+            f"{' or '.join(WITH_DISTANCE)}, or give traces"
         )
-    return long_enough, len(traces) - len(long_enough)
+    if cut.length > model.max_len:
+        raise ValueError(
+            f"text_len={cut.length}, but the model takes {model.max_len} tokens "
+            "(max_position_embeddings); lower it"
+        )
+    traces = text_traces(texts, model.load_tokenizer(), cut)
+    return _long_enough("texts", traces, target, "give longer ones, raise text_len or lower the distance")
+
+
+def _long_enough(place: str, traces: list[Trace], target: Target, remedy: str) -> tuple[list[Trace], int]:
+    found = [trace for trace in traces if target.num_counted(spans_of(trace)) >= LEAST_TOKENS]
+    if not found:
+        kind = "right traces" if traces[0].task != TASK else "windows"
+        raise LineError(
+            f"{place}: none of {len(traces)} {kind} has {LEAST_TOKENS} tokens that count for the "
+            f"target {target.name}; {remedy}"
+        )
+    return found, len(traces) - len(found)
 
 
 def collect(

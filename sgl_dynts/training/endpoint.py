@@ -1,8 +1,12 @@
 """Asks a server for completions over HTTP: SGLang's own interface, or OpenAI's with token ids."""
 
 import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 
@@ -13,6 +17,8 @@ FIRST_PAUSE = 1.0
 APIS = ("sglang", "openai", "openai-text")
 """SGLang's ``/generate``; ``/v1/completions`` that returns token ids (SGLang, vLLM); or text alone."""
 BUSY = (429, 502, 503, 504)
+FULL_CACHE = {"dynts": {"enabled": False}}
+"""``custom_params`` with which SGLang drops nothing."""
 
 
 class EndpointError(RuntimeError):
@@ -27,6 +33,20 @@ class Sampling:
     top_p: float = 0.95
     top_k: int = 20
     max_new_tokens: int = 16384
+
+
+class Prompted(Protocol):
+    """What is asked: token ids of a prompt, and how they are continued."""
+
+    @property
+    def prompt(self) -> list[int]:
+        """Token ids."""
+        ...
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are drawn."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -118,6 +138,34 @@ class Endpoint:
             f"{self.url}{path} failed {TRIES} times: {problem}; is the server there? "
             "Start it and give the same command to go on"
         )
+
+
+@contextmanager
+def asking(endpoint: Endpoint) -> Iterator[Callable[[Prompted], Future[Completion]]]:
+    """Give a function that asks in a thread beside; whatever is under way in the end is given up."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+
+    def ask(prompted: Prompted) -> Future[Completion]:
+        answer = endpoint.complete(prompted.prompt, prompted.sampling)
+        return asyncio.run_coroutine_threadsafe(answer, loop)
+
+    try:
+        yield ask
+    finally:
+        asyncio.run_coroutine_threadsafe(_give_up(endpoint), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+async def _give_up(endpoint: Endpoint) -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    await endpoint.close()
 
 
 def _from_sglang(reply: dict[str, Any]) -> Completion:

@@ -28,6 +28,8 @@ from sgl_dynts.training.recipe import FitRecipe
 from sgl_dynts.training.states import TraceStates
 
 PROGRESS_FILE = "fit.safetensors"
+KEPT = "kept."
+"""Begins the names of the weights that are kept so far, in the progress file."""
 
 
 class Traces(Protocol):
@@ -58,7 +60,8 @@ class Split:
         for name in ("fitted", "held_out"):
             if not getattr(self, name):
                 raise ValueError(
-                    f"no trace is {name.replace('_', ' ')}; give more questions or change --held-out"
+                    f"no trace is {name.replace('_', ' ')}; give more questions, or several texts, or "
+                    "change --held-out"
                 )
 
 
@@ -80,6 +83,27 @@ class Fit:
     predictor: ImportancePredictor
     optimizer: torch.optim.AdamW
     history: list[Epoch] = field(default_factory=list)
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    """Weights after the epoch that is kept so far, by name."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all epochs are done, or enough of them in a row were no better than an earlier one."""
+        since = len(self.history) - kept_epoch(self.recipe, self.history).epoch if self.history else 0
+        given_up = 0 < self.recipe.patience <= since
+        return given_up or len(self.history) >= self.recipe.epochs
+
+    def note(self, epoch: Epoch) -> None:
+        """Add an epoch, and keep its weights if it is the one to keep."""
+        self.history.append(epoch)
+        if kept_epoch(self.recipe, self.history) is epoch:
+            named = self.predictor.named_parameters()
+            self.kept = {name: weight.detach().clone() for name, weight in named}
+
+
+def kept_epoch(recipe: FitRecipe, epochs: Sequence[Epoch]) -> Epoch:
+    """Return the epoch whose weights are the predictor's: the first best one, or the last of all."""
+    return min(epochs, key=lambda epoch: epoch.held_out_loss) if recipe.patience else epochs[-1]
 
 
 def fit_predictor(
@@ -96,7 +120,7 @@ def fit_predictor(
     Args:
         traces: what `split` names; one trace at a time is in memory.
         split: whose held-out traces are only measured.
-        recipe: sizes, losses, epochs and seed.
+        recipe: sizes, losses, epochs and seed; says which epoch is kept.
         folder: where each epoch is written down and an interrupted fit is taken up; none without.
         device: to compute on.
         report: called after every epoch.
@@ -109,13 +133,14 @@ def fit_predictor(
     identity = _identity(split, recipe)
     if folder is not None:
         _take_up(fit, folder / PROGRESS_FILE, identity)
-    while len(fit.history) < recipe.epochs:
+    while not fit.is_over:
         loss = _run_epoch(fit, traces, split.fitted, scale)
         held_out_loss, ranking = measure(fit.predictor, traces, split.held_out, recipe, scale)
-        fit.history.append(Epoch(len(fit.history) + 1, loss, held_out_loss, ranking))
+        fit.note(Epoch(len(fit.history) + 1, loss, held_out_loss, ranking))
         if folder is not None:
             _write_down(fit, folder / PROGRESS_FILE, identity)
         report(fit.history[-1])
+    fit.predictor.load_state_dict(fit.kept)
     return fit.predictor.cpu().requires_grad_(False).eval(), fit.history
 
 
@@ -191,8 +216,7 @@ def _new_fit(traces: Traces, split: Split, recipe: FitRecipe, device: torch.devi
     width = sample.shape[1]
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
-        sizes = (int(width * recipe.widen), max(1, int(width * recipe.narrow)))
-        predictor = ImportancePredictor(width, sizes)
+        predictor = ImportancePredictor(width, recipe.inner_sizes(width))
     if recipe.scale_inputs:
         with torch.no_grad():
             next(predictor.parameters()).div_(sample.square().mean().sqrt())
@@ -214,7 +238,7 @@ def _identity(split: Split, recipe: FitRecipe) -> dict[str, str]:
 
 def _write_down(fit: Fit, file: Path, identity: dict[str, str]) -> None:
     """Write weights, moments and epochs; the old file stands until the new one is whole."""
-    tensors: dict[str, Tensor] = {}
+    tensors = {KEPT + name: weight for name, weight in fit.kept.items()}
     for name, parameter in fit.predictor.named_parameters():
         tensors[name] = parameter.detach()
         tensors |= {f"{name}.{key}": value for key, value in fit.optimizer.state[parameter].items()}
@@ -243,6 +267,7 @@ def _take_up(fit: Fit, file: Path, identity: dict[str, str]) -> None:
     ]
     for name, parameter in fit.predictor.named_parameters():
         parameter.data.copy_(tensors[name])
+        fit.kept[name] = tensors[KEPT + name].to(parameter.device)
         own = {key: tensors[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
         moved = {
             key: value if key == "step" else value.to(parameter.device) for key, value in own.items()

@@ -6,8 +6,6 @@ runs an event loop already, as a notebook's does, and no question waits for a gr
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -22,7 +20,14 @@ from tqdm.auto import tqdm
 from sgl_dynts.tasks.graders import Verdict, check_graders, grader_of
 from sgl_dynts.tasks.problems import Problem, read_problems
 from sgl_dynts.training.attempts import CUT, NOT_JUDGED, RIGHT, WRONG, Log, advice, log_of
-from sgl_dynts.training.endpoint import Completion, Endpoint, EndpointError, Sampling
+from sgl_dynts.training.endpoint import (
+    FULL_CACHE,
+    Completion,
+    Endpoint,
+    EndpointError,
+    Sampling,
+    asking,
+)
 from sgl_dynts.training.language import Language
 from sgl_dynts.training.trace_file import Trace, TraceHeader, TraceWriter, read_traces
 from sgl_dynts.training.trace_parts import NoTrace, Parts, critical_positions, find_parts
@@ -30,7 +35,6 @@ from sgl_dynts.training.trace_parts import NoTrace, Parts, critical_positions, f
 JUDGES = 4
 """Threads that wait for graders' processes."""
 SAMPLING = Sampling()
-FULL_CACHE = {"dynts": {"enabled": False}}
 
 
 @dataclass(frozen=True)
@@ -178,7 +182,7 @@ class Generation:
         open_ones = [problem for problem in problems if self._is_open(problem)]
         num_done = len(problems) - len(open_ones)
         bar = tqdm(total=len(problems), initial=num_done, unit="question", disable=not progress)
-        with bar, _asking(self.endpoint) as ask, _judging() as judge:
+        with bar, asking(self.endpoint) as ask, _judging() as judge:
             questions = self._questions(open_ones)
             first = islice(questions, concurrency)
             running: dict[Future[Any], Question] = {ask(question): question for question in first}
@@ -275,26 +279,6 @@ class Generation:
 
 
 @contextmanager
-def _asking(endpoint: Endpoint) -> Iterator[Callable[[Question], Future[Completion]]]:
-    """Give a function that asks in a thread beside; whatever is under way in the end is given up."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-
-    def ask(question: Question) -> Future[Completion]:
-        answer = endpoint.complete(question.prompt, question.sampling)
-        return asyncio.run_coroutine_threadsafe(answer, loop)
-
-    try:
-        yield ask
-    finally:
-        asyncio.run_coroutine_threadsafe(_give_up(endpoint), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-
-
-@contextmanager
 def _judging() -> Iterator[Callable[[Problem, Trace], Future[Judged]]]:
     """Give a function that judges a trace in a thread beside."""
     threads = ThreadPoolExecutor(JUDGES)
@@ -306,14 +290,6 @@ def _judging() -> Iterator[Callable[[Problem, Trace], Future[Judged]]]:
         yield lambda problem, trace: threads.submit(judge, problem, trace)
     finally:
         threads.shutdown(wait=False, cancel_futures=True)
-
-
-async def _give_up(endpoint: Endpoint) -> None:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
-    await endpoint.close()
 
 
 def _log_unlogged(path: Path, log: Log) -> None:

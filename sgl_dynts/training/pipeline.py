@@ -1,15 +1,16 @@
-"""The whole way from a model and its traces to a predictor, and what became of the fit."""
+"""The whole way from a model and its traces, or texts, to a predictor, and what became of the fit."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tqdm.auto import tqdm
@@ -18,15 +19,25 @@ from transformers import PreTrainedModel
 from sgl_dynts.checkpoint import PredictorHeader, save_predictor
 from sgl_dynts.config import PAPER_CONFIG, DynTSConfig, Windows
 from sgl_dynts.predictor import ImportancePredictor
-from sgl_dynts.training.collect import Model, Target, collect, trace_key, usable_traces
-from sgl_dynts.training.fit import Epoch, Split, fit_predictor
+from sgl_dynts.training.collect import (
+    Model,
+    Target,
+    collect,
+    trace_key,
+    usable_texts,
+    usable_traces,
+)
+from sgl_dynts.training.comparison import Comparison, compare
+from sgl_dynts.training.fit import Epoch, Split, fit_predictor, kept_epoch
 from sgl_dynts.training.metrics import Ranking
 from sgl_dynts.training.picture import draw_fit
-from sgl_dynts.training.recipe import FitRecipe
+from sgl_dynts.training.recipe import FitRecipe, expectation, recipe_for
 from sgl_dynts.training.states import StateStore, write_whole
 from sgl_dynts.training.targets import WITH_DISTANCE
+from sgl_dynts.training.texts import TextCut, Texts, default_length
 from sgl_dynts.training.trace_file import Trace
 
+NOT_ASKED = "it was not asked for"
 HEAD = (
     f"{'epoch':>5}{'loss':>11}{'held out':>11}{'tau':>8}{'top 20 %':>10}{'top 30 %':>10}"
     f"{'critical in 20 %':>18}{'in 30 %':>9}"
@@ -38,7 +49,9 @@ class TrainingReport:
     """What became of a fit; as text, the table of its epochs.
 
     ``header`` is the predictor file's. ``num_fitted``, ``num_held_out`` and ``num_short`` count traces:
-    fitted to, measured only, left out since they are too short for the target.
+    fitted to, measured only, left out since they are too short for the target; of texts, windows.
+    ``comparison`` says whether it is worse than a policy without training; where that cannot be found out
+    it is None, and ``not_compared`` says why.
     """
 
     header: PredictorHeader
@@ -47,14 +60,26 @@ class TrainingReport:
     num_held_out: int
     num_short: int
     epochs: tuple[Epoch, ...]
+    comparison: Comparison | None = None
+    not_compared: str = ""
+
+    @property
+    def kept(self) -> Epoch:
+        """The epoch whose weights the predictor has."""
+        return kept_epoch(self.recipe, self.epochs)
 
     @property
     def held_out(self) -> Ranking:
         """How the predictor orders the tokens of held-out traces, the mean over these."""
-        return self.epochs[-1].held_out
+        return self.kept.held_out
+
+    @property
+    def beside(self) -> str:
+        """How it does beside a policy without training, in two lines, or why that is not known."""
+        return str(self.comparison or f"not compared with `calibrated`: {self.not_compared}")
 
     def __str__(self) -> str:
-        return "\n".join([HEAD, *map(epoch_row, self.epochs)])
+        return "\n".join([HEAD, *map(epoch_row, self.epochs), self.beside])
 
 
 class Trained(NamedTuple):
@@ -76,13 +101,18 @@ class Trained(NamedTuple):
 
 def train(
     model: Path | str | PreTrainedModel,
-    traces: Path | str | Iterable[Trace],
+    traces: Path | str | Iterable[Trace] | None = None,
     windows: Windows | None = None,
     *,
+    texts: Texts | None = None,
+    text_len: int | None = None,
+    question_len: int = 32,
+    per_text: int | None = None,
     target: str = "future",
     distance: int | None = None,
     held_out: float = 0.1,
-    recipe: FitRecipe | None = None,
+    recipe: FitRecipe | Mapping[str, Any] | None = None,
+    compared: bool = True,
     work: Path | str | None = None,
     base_model: str | None = None,
     dtype: torch.dtype | None = None,
@@ -90,19 +120,30 @@ def train(
     progress: bool = True,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Trained:
-    """Compute states and targets of traces, fit a predictor, and measure it on held-out questions.
+    """Compute states and targets of traces or texts, fit a predictor, and measure it on held-out ones.
 
-    An interrupted call goes on where it was if it is given once more with the same `work`.
+    An interrupted call goes on where it was if it is given once more with the same `work`. Either
+    `traces` or `texts` are given.
 
     Args:
         model: that wrote the traces and is to be served: a folder in Hugging Face's format, or a causal
             LM that is loaded (Llama, Qwen2, Qwen3); the latter is put into evaluation mode.
         traces: a file (`trace_file.py`) or traces at hand; of both only right ones are used.
         windows: recommended to servers in the header, in tokens; what is not given is the paper's.
-        target: ``future``, ``answer`` or ``gradient``.
+        texts: a file or a folder of `*.txt`, by path; or a sequence of such Paths and of texts, each a
+            str. They need no answer, so the target must be ``future`` or ``deletion``.
+        text_len: tokens of the windows that texts are cut into; default: two budgets, at most what the
+            model takes.
+        question_len: tokens that begin a window and are its question.
+        per_text: windows of a text at most, the first ones; default: all.
+        target: ``future``, ``answer``, ``gradient`` or ``deletion``.
         distance: of the targets ``future`` and ``deletion``, in tokens; default: the local window.
-        held_out: share of the questions, 0 to 1, that are measured and not fitted to; at least one.
-        recipe: of the fit; default: the paper's.
+        held_out: share of the questions, or of the texts, 0 to 1, that are measured and not fitted to; at
+            least one.
+        recipe: of the fit, whole or those fields that are not to be chosen; default: as it suits the
+            number of traces (`recipe_for`). ``FitRecipe()`` is the paper's.
+        compared: also measure whether the predictor is worse than the policy `calibrated`
+            (`comparison.py`); with 8 texts that takes as long as some dozens of traces.
         work: folder for states (2 bytes * hidden size per token in bfloat16) and for progress; default:
             a temporary one, so that nothing is left to go on from.
         base_model: name of the model in the header; default: its folder's.
@@ -115,27 +156,110 @@ def train(
         The predictor, [n, hidden size] states -> [n] float32 scores, and the report.
 
     Raises:
-        ValueError: a trace, the model, a value or what stands in `work` cannot be used; says what to do.
+        ValueError: a trace, a text, the model, a value or what stands in `work` cannot be used; says what
+            to do.
         OSError: a file cannot be read or written.
     """
-    config, recipe = (windows or Windows()).over(PAPER_CONFIG).complete(), recipe or FitRecipe()
+    config = (windows or Windows()).over(PAPER_CONFIG).complete()
     wanted = Target(target, _distance(target, distance, config))
     opened = Model.open(Path(model) if isinstance(model, str) else model, dtype)
-    usable, num_short = usable_traces(Path(traces) if isinstance(traces, str) else traces, opened, wanted)
-    split = split_by_question(usable, held_out)
+    if traces is not None and texts is None:
+        data = _Data.of_traces(traces, opened, wanted, held_out)
+    elif texts is not None and traces is None:
+        cut = TextCut(text_len or default_length(config, opened.max_len), question_len, per_text)
+        data = _Data.of_texts(texts, cut, opened, wanted, held_out)
+    else:
+        raise ValueError("give either traces or texts, and not both")
+    recipe = _whole_recipe(recipe, data, target)
     device = device or _device_of(opened)
+    load = cache(partial(opened.load, device))
     with ExitStack() as stack:
         folder = Path(work or stack.enter_context(TemporaryDirectory()))
         store = StateStore(folder / "states", opened.settings(wanted))
-        _fill(store, usable, opened.load, wanted, device, progress, tell)
-        if num_short:
-            tell(f"{num_short} traces are too short for the target {wanted.name} and are left out")
-        tell(f"{len(split.fitted)} traces to fit, {len(split.held_out)} held out, {recipe}\n{HEAD}")
+        _fill(store, data.traces, load, wanted, progress, tell)
+        _say_before(store, data, recipe, wanted, tell)
         note = stack.enter_context(_noted_epochs(recipe.epochs, progress, tell))
-        predictor, epochs = fit_predictor(store, split, recipe, folder=folder, device=device, report=note)
-    header = PredictorHeader(predictor.hidden_size, base_model or opened.name, wanted.name, config)
-    counts = len(split.fitted), len(split.held_out), num_short
-    return Trained(predictor, TrainingReport(header, recipe, *counts, tuple(epochs)))
+        fitted = fit_predictor(store, data.split, recipe, folder=folder, device=device, report=note)
+    header = PredictorHeader(fitted[0].hidden_size, base_model or opened.name, wanted.name, config)
+    beside = _compare(load, fitted[0], data, config) if compared else (None, NOT_ASKED)
+    return Trained(fitted[0], _report(header, recipe, data, fitted[1], beside, tell))
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What a predictor is fitted to and measured on; ``num_short`` were left out."""
+
+    traces: list[Trace]
+    num_short: int
+    split: Split
+
+    @classmethod
+    def of_traces(
+        cls, traces: Path | str | Iterable[Trace], model: Model, target: Target, held_out: float
+    ) -> _Data:
+        source = Path(traces) if isinstance(traces, str) else traces
+        usable, num_short = usable_traces(source, model, target)
+        return cls(usable, num_short, split_by_question(usable, held_out))
+
+    @classmethod
+    def of_texts(cls, texts: Texts, cut: TextCut, model: Model, target: Target, held_out: float) -> _Data:
+        usable, num_short = usable_texts(texts, cut, model, target)
+        return cls(usable, num_short, split_by_text(usable, held_out))
+
+    def called(self, keys: Sequence[str]) -> list[Trace]:
+        """Return the traces that have these keys."""
+        by_key = {trace_key(trace): trace for trace in self.traces}
+        return [by_key[key] for key in keys]
+
+
+def _whole_recipe(recipe: FitRecipe | Mapping[str, Any] | None, data: _Data, target: str) -> FitRecipe:
+    if isinstance(recipe, FitRecipe):
+        return recipe
+    return recipe_for(len(data.split.fitted), target, recipe)
+
+
+def _say_before(
+    store: StateStore, data: _Data, recipe: FitRecipe, target: Target, tell: Callable[[str], None]
+) -> None:
+    fitted, held_out = data.split.fitted, data.split.held_out
+    if data.num_short:
+        tell(f"{data.num_short} traces are too short for the target {target.name} and are left out")
+    tell(f"{len(fitted)} traces to fit, {len(held_out)} held out, {recipe}")
+    num_tokens = sum(map(store.length, fitted))
+    tell(expectation(recipe, len(fitted), len(held_out), num_tokens, store.hidden_size))
+    tell(HEAD)
+
+
+Beside = tuple[Comparison | None, str]
+"""A comparison, or why there is none."""
+
+
+def _compare(
+    load: Callable[[], PreTrainedModel],
+    predictor: ImportancePredictor,
+    data: _Data,
+    windows: DynTSConfig,
+) -> Beside:
+    fitted, held_out = map(data.called, (data.split.fitted, data.split.held_out))
+    try:
+        return compare(load(), predictor, fitted, held_out, windows), ""
+    except ValueError as error:
+        return None, str(error)
+
+
+def _report(
+    header: PredictorHeader,
+    recipe: FitRecipe,
+    data: _Data,
+    epochs: Sequence[Epoch],
+    beside: Beside,
+    tell: Callable[[str], None],
+) -> TrainingReport:
+    counts = len(data.split.fitted), len(data.split.held_out), data.num_short
+    report = TrainingReport(header, recipe, *counts, tuple(epochs), *beside)
+    tell(f"epoch {report.kept.epoch} is kept")
+    tell(report.beside)
+    return report
 
 
 def split_by_question(traces: Sequence[Trace], share: float) -> Split:
@@ -144,12 +268,21 @@ def split_by_question(traces: Sequence[Trace], share: float) -> Split:
     Raises:
         ValueError: no question is left on one side.
     """
-    questions = {trace_key(trace): _rank_of_question(trace) for trace in traces}
-    ranks = sorted(set(questions.values()))
-    held_out = set(ranks[: max(1, round(share * len(ranks)))])
+    return _split({trace_key(trace): _rank(trace.prompt_ids) for trace in traces}, share)
+
+
+def split_by_text(traces: Sequence[Trace], share: float) -> Split:
+    """Hold out the windows of a share of the texts, as :func:`split_by_question` does with questions."""
+    return _split({trace_key(trace): _rank(trace.problem) for trace in traces}, share)
+
+
+def _split(ranks: Mapping[str, str], share: float) -> Split:
+    """Hold out a share of the ranks, the lowest ones, at least one; ``ranks`` by key of the trace."""
+    once = sorted(set(ranks.values()))
+    held_out = set(once[: max(1, round(share * len(once)))])
     return Split(
-        tuple(key for key, rank in questions.items() if rank not in held_out),
-        tuple(key for key, rank in questions.items() if rank in held_out),
+        tuple(key for key, rank in ranks.items() if rank not in held_out),
+        tuple(key for key, rank in ranks.items() if rank in held_out),
     )
 
 
@@ -167,9 +300,8 @@ def epoch_row(epoch: Epoch) -> str:
 def _fill(
     store: StateStore,
     traces: list[Trace],
-    load: Callable[[torch.device | str], PreTrainedModel],
+    load: Callable[[], PreTrainedModel],
     target: Target,
-    device: torch.device | str,
     progress: bool,
     tell: Callable[[str], None],
 ) -> None:
@@ -177,7 +309,7 @@ def _fill(
     if not missing:
         return
     # Closed whatever happens, so that what is computed is stored.
-    with closing(collect(store, missing, load(device), target)) as computed:
+    with closing(collect(store, missing, load(), target)) as computed:
         bar = tqdm(computed, total=len(missing), desc="states", unit="trace", disable=not progress)
         for number, _ in enumerate(bar, start=1):
             if number % 50 == 0 or number == len(missing):
@@ -198,8 +330,8 @@ def _noted_epochs(
         yield note
 
 
-def _rank_of_question(trace: Trace) -> str:
-    return hashlib.sha256(json.dumps(trace.prompt_ids).encode()).hexdigest()
+def _rank(what: list[int] | str) -> str:
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
 
 def _distance(target: str, given: int | None, windows: DynTSConfig) -> int:

@@ -21,8 +21,8 @@ from sgl_dynts.loading import say_loading
 from sgl_dynts.tasks.graders import GRADERS, RUN_PROGRAMS_HELP
 from sgl_dynts.tasks.json_lines import parse_object
 from sgl_dynts.tasks.problems import read_problems
-from sgl_dynts.training.endpoint import APIS, EndpointError, Sampling
-from sgl_dynts.training.generation import FULL_CACHE, TracesReport, make_traces
+from sgl_dynts.training.endpoint import APIS, FULL_CACHE, EndpointError, Sampling
+from sgl_dynts.training.generation import TracesReport, make_traces
 
 UNUSABLE = (ValueError, EndpointError, OSError)
 """What ends a run with a message; anything else is a fault of this program and shows its traceback."""

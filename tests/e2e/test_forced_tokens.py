@@ -5,15 +5,15 @@ import random
 import pytest
 import torch
 
-from benchmark.forced.measures import likelihood
-from benchmark.forced.reader import Reader
 from benchmark.forced.served import forced_nll, largest_difference
-from benchmark.forced.simulation import FullCache, Text
 from benchmark.harness.tiny_models import FIRST_WORD
 from sgl_dynts.calibration import CALIBRATION_FILE, load_calibration
 from sgl_dynts.checkpoint import find_predictor, load_predictor
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.policies import ModelFacts, policies
+from sgl_dynts.training.forced.full_cache import FullCache, Text
+from sgl_dynts.training.forced.measures import likelihood
+from sgl_dynts.training.forced.reader import Reader
 from tests.e2e.hf_reference import NUM_QUERIES
 from tests.e2e.models import VOCAB_SIZE
 from tests.e2e.servers import SERVERS, served_by
@@ -38,7 +38,7 @@ def full(folder) -> FullCache:
     tokens = [draw.randrange(FIRST_WORD, VOCAB_SIZE) for _ in range(330)]
     torch.set_num_threads(1)
     predictor = load_predictor(find_predictor(folder)).float()
-    return FullCache(Reader(folder, NUM_QUERIES), Text(tokens, 20), predictor)
+    return FullCache(Reader.load(folder, NUM_QUERIES), Text(tokens, 20), predictor)
 
 
 def simulated(full: FullCache, folder, name: str) -> list[float]:

@@ -26,6 +26,7 @@ RUN_BY = {
     "python -m sgl_dynts.page": "tests/unit/page/test_command.py",
     "python -m sgl_dynts.training.convert": "tests/unit/training/test_convert.py",
     "python -m sgl_dynts.training.fit_predictor": "tests/unit/training/test_fit_predictor.py",
+    "python -m sgl_dynts.training.samples": "tests/unit/training/test_samples.py",
     "python -m sgl_dynts.training.traces": "tests/unit/training/test_traces.py",
     "python -m sgl_dynts.tasks.published": "tests/unit/tasks/test_published.py",
     "python -m sgl_dynts.tasks": "tests/unit/tasks/test_problems.py",

@@ -2,18 +2,21 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from benchmark.forced.measures import TextMeans, kinds_of, likelihood, summarize
-from benchmark.forced.reader import Reader
-from benchmark.forced.simulation import FullCache, Text
 from benchmark.harness.tiny_models import config_of, word_tokenizer, write_random_weights
 from benchmark.likelihood import main
+from sgl_dynts.checkpoint import PredictorHeader, save_predictor
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.policies import ModelFacts, needing, policies
+from sgl_dynts.predictor import ImportancePredictor
+from sgl_dynts.training.forced.full_cache import FullCache, Text
+from sgl_dynts.training.forced.measures import TextMeans, kinds_of, likelihood, summarize
+from sgl_dynts.training.forced.reader import Reader
 
 WINDOWS = DynTSConfig(40, 10, 0.5)
 NUM_TOKENS, QUESTION = 90, 7
@@ -31,7 +34,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reader(folder) -> Reader:
-    return Reader(folder, num_queries=8)
+    return Reader.load(folder, num_queries=8)
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +172,31 @@ def test_the_command_writes_a_cell_for_each_policy_budget_and_kind(folder, texts
     assert all(cell["kl"] > 0 for cell in own)
     assert "| 40 | 10 | all, n = 3 | `calibrated` |" in capsys.readouterr().out
     assert out.with_suffix(".png").stat().st_size > 0
+
+
+def test_predictors_of_several_targets_have_a_row_each(folder, texts, tmp_path, capsys):
+    out, width = tmp_path / "likelihood.json", AutoConfig.from_pretrained(folder).hidden_size
+    words = ["--model", str(folder), "--texts", texts[0], "--policies", "predictor", "--budgets", "40"]
+    words += ["--local-window", "10", "--keep-ratio", "0.5", "--tokens", "80", "--out", str(out)]
+    paths = [str(tmp_path / f"{target}.safetensors") for target in ("future_10", "deletion_10")]
+    for path, target in zip(paths, ("future_10", "deletion_10"), strict=True):
+        torch.manual_seed(len(target))
+        predictor = ImportancePredictor(width, (8, 4))
+        save_predictor(Path(path), predictor, PredictorHeader(width, "tiny", target, WINDOWS))
+    main([*words, "--predictor", *paths])
+    cells = json.loads(out.read_text())
+    for path in paths:
+        main([*words, "--predictor", path])
+    alone = json.loads(out.read_text())
+    measures = [{cell["target"]: cell["kl"] for cell in some} for some in (cells, alone)]
+    assert measures[0] == pytest.approx(measures[1], rel=1e-3)
+    assert measures[0]["future_10"] != pytest.approx(measures[0]["deletion_10"], rel=1e-3)
+    with pytest.raises(SystemExit, match="another was fitted to future_10, too"):
+        main([*words, "--predictor", paths[0], paths[0]])
+    found = [(cell["policy"], cell["target"]) for cell in cells]
+    of_predictors = [("predictor", "future_10"), ("predictor", "deletion_10")]
+    assert sorted(found, key=str) == sorted([("full", None), ("window", None), *of_predictors], key=str)
+    assert "| `predictor` fitted to `deletion_10` |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

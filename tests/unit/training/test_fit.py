@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from sgl_dynts.training.fit import Split, fit_predictor, learning_rate_share
-from sgl_dynts.training.losses import LOSSES
-from sgl_dynts.training.recipe import FitRecipe
+from sgl_dynts.training.fit import Split, fit_predictor, kept_epoch, learning_rate_share, measure
+from sgl_dynts.training.losses import LOSSES, SCALES_BY_MEAN
+from sgl_dynts.training.recipe import FitRecipe, expectation, recipe_for
 from sgl_dynts.training.states import StateSettings, StateStore, TraceStates
 
 WIDTH, LENGTH = 8, 60
@@ -103,6 +104,7 @@ def test_the_learning_rate_rises_and_falls_by_a_cosine():
         ({"loss": "huber"}, "loss='huber' is unknown"),
         ({"scale": "rank"}, "scale='rank' is unknown"),
         ({"epochs": 0}, "epochs=0 must be above 0"),
+        ({"patience": -1}, "patience=-1 must be 0 or above"),
         ({"warmup_share": 1.0}, "warmup_share=1.0 must lie between"),
     ],
 )
@@ -116,6 +118,75 @@ def test_the_defaults_are_the_papers():
     assert (recipe.epochs, recipe.batch_size, recipe.learning_rate) == (15, 256, 5e-4)
     assert (recipe.betas, recipe.weight_decay, recipe.warmup_share) == ((0.9, 0.95), 0.01, 0.1)
     assert (recipe.loss, recipe.widen * 3584, recipe.narrow * 3584) == ("mse", 7168, 1792)
+
+
+@pytest.mark.parametrize(
+    ("num_traces", "epochs", "batch_size"),
+    [(7000, 15, 256), (20000, 15, 256), (1000, 15, 36), (100, 15, 3), (20, 21, 1), (2, 60, 1)],
+)
+def test_a_recipe_takes_as_many_steps_as_the_papers_where_it_can(num_traces, epochs, batch_size):
+    recipe = recipe_for(num_traces, "future")
+    assert (recipe.epochs, recipe.batch_size) == (epochs, batch_size)
+    assert recipe.num_steps(num_traces) >= min(410, 60 * num_traces)
+    assert recipe == replace(FitRecipe(), epochs=epochs, batch_size=batch_size, patience=epochs)
+
+
+def test_what_is_given_of_a_recipe_stays():
+    given = {"epochs": 3, "loss": "listwise", "patience": 0}
+    assert recipe_for(410, "deletion", given) == FitRecipe(
+        epochs=3, batch_size=3, loss="listwise", patience=0, scale="log"
+    )
+    assert recipe_for(100, "deletion", {"scale": "mean", "batch_size": 64}).scale == "mean"
+    with pytest.raises(
+        ValueError, match="recipe: batchsize is no field of FitRecipe; choose of seed, ep"
+    ):
+        recipe_for(100, "future", {"batchsize": 3})
+
+
+def test_the_epoch_that_is_best_on_what_is_held_out_is_kept(store):
+    """Fitted to noise, every epoch after the first ones does worse."""
+    draw = torch.Generator().manual_seed(5)
+    noise = {key: replace(store.read(key), targets=torch.rand(LENGTH, generator=draw)) for key in KEYS}
+    traces = SimpleNamespace(read=noise.__getitem__, length=lambda key: LENGTH)
+    recipe = replace(RECIPE, epochs=40, batch_size=1, patience=3)
+    kept, history = fit_predictor(traces, SPLIT, recipe)
+    best = kept_epoch(recipe, history)
+    assert best.held_out_loss == min(epoch.held_out_loss for epoch in history)
+    assert len(history) == best.epoch + 3 < 40
+    targets = torch.cat([noise[key].targets for key in SPLIT.fitted])
+    scale = SCALES_BY_MEAN["mean"](targets.mean().item())
+    found, _ = measure(kept, traces, SPLIT.held_out, recipe, scale)
+    assert found == pytest.approx(best.held_out_loss)
+
+
+def test_an_interrupted_fit_still_knows_its_best_epoch(store, tmp_path):
+    recipe = replace(RECIPE, epochs=8, learning_rate=0.5, patience=2)
+    whole, history = fit_predictor(store, SPLIT, recipe)
+
+    def interrupt(epoch):
+        if epoch.epoch == len(history) - 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_predictor(store, SPLIT, recipe, folder=tmp_path, report=interrupt)
+    resumed, resumed_history = fit_predictor(store, SPLIT, recipe, folder=tmp_path)
+    assert resumed_history == history
+    assert torch.equal(weights(resumed), weights(whole))
+    again, _ = fit_predictor(store, SPLIT, recipe, folder=tmp_path)  # nothing is left to do
+    assert torch.equal(weights(again), weights(whole))
+
+
+def test_what_is_expected_is_said_before():
+    few = expectation(recipe_for(100, "future"), 100, 4, 30_000, 576)
+    assert few.splitlines() == [
+        "expected: up to 510 optimizer steps, 30,000 tokens for 995,616 weights",
+        "  overfitting: fewer tokens than weights; the best epoch is kept; more traces would help most",
+        "  chance: 4 held out, so that small differences below say nothing",
+    ]
+    papers = expectation(FitRecipe(), 100, 12, 30_000, 576)
+    assert "underfitting: the paper's fit takes 410 steps; lower the batch (256)" in papers
+    assert "fewer tokens than weights; the last epoch is kept: set patience; more" in papers
+    assert expectation(FitRecipe(), 7000, 700, 28_000_000, 576).count("\n") == 0
 
 
 def test_a_split_needs_both_sides():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from dataclasses import replace
 
 import pytest
@@ -170,13 +171,15 @@ def test_questions_are_held_out_whole_and_the_same_whatever_else_is_there():
     assert len(split.held_out) + len(split.fitted) == 7
 
 
-def test_an_interruption_keeps_states_and_says_how_to_go_on(folder, capsys, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_keeps_states_and_says_how_to_go_on(folder, capsys, monkeypatch, number):
+    before = signal.getsignal(signal.SIGTERM)
     compute, seen = collect.trace_states, []
 
     def interrupted(model, trace, target):
         seen.append(trace)
         if len(seen) == 4:
-            raise KeyboardInterrupt
+            signal.raise_signal(number)
         return compute(model, trace, target)
 
     monkeypatch.setattr(collect, "trace_states", interrupted)
@@ -187,3 +190,4 @@ def test_an_interruption_keeps_states_and_says_how_to_go_on(folder, capsys, monk
     assert len(StateStore(output.with_suffix(".work") / "states", settings).places) == 3
     assert train(folder)[0] == 0
     assert len(seen) == 7
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -12,6 +12,7 @@ from sgl_dynts.checkpoint import find_predictor
 from sgl_dynts.config import PAPER_CONFIG, DynTSConfig
 from sgl_dynts.training import FitRecipe, collect, fit, fit_predictor, train
 from sgl_dynts.training.pipeline import HEAD
+from sgl_dynts.training.recipe import recipe_for
 from sgl_dynts.training.trace_file import Trace
 from tests.unit.training.test_fit_predictor import DISTANCE, FLAGS, FOLDER, WINDOWS, write
 from tests.unit.training.test_importance import SIZES
@@ -49,7 +50,9 @@ def test_a_loaded_model_and_traces_give_a_predictor_and_what_it_is_worth(model, 
     assert (report.header.base_model, report.header.target) == ("llama", "future_12")
     assert report.held_out == report.epochs[2].held_out
     assert str(report).startswith(HEAD)
-    assert len(str(report).splitlines()) == 4
+    assert len(str(report).splitlines()) == 1 + 3 + 2
+    assert report.comparison is not None
+    assert (report.comparison.num_texts, report.comparison.windows) == (2, CONFIG)
     trained.save(tmp_path / "made.safetensors")
     assert find_predictor(tmp_path, tmp_path / "made.safetensors").header == report.header
     assert {file.name for file in tmp_path.iterdir()} == {
@@ -57,11 +60,18 @@ def test_a_loaded_model_and_traces_give_a_predictor_and_what_it_is_worth(model, 
     }
 
 
-def test_windows_and_recipe_that_are_not_given_are_the_papers(model):
+def test_windows_that_are_not_given_are_the_papers_and_the_recipe_suits_few_traces(model):
     report = train(model, TRACES, target="answer", progress=False).report
     assert report.header.windows == PAPER_CONFIG
-    assert report.recipe == FitRecipe()
+    assert report.recipe == recipe_for(4, "answer")
     assert report.header.target == "answer"
+    assert report.held_out == min(report.epochs, key=lambda epoch: epoch.held_out_loss).held_out
+
+
+def test_a_comparison_is_not_made_if_it_is_not_wanted(model):
+    report = train(model, TRACES, CONFIG, recipe=RECIPE, compared=False, progress=False).report
+    assert report.comparison is None
+    assert str(report).endswith("not compared with `calibrated`: it was not asked for")
 
 
 @pytest.mark.parametrize(("module", "name"), [(collect, "trace_states"), (fit, "_run_epoch")])
@@ -105,7 +115,7 @@ def test_the_command_writes_what_the_call_does(tmp_path):
         *(str(FOLDER), str(traces), DynTSConfig(60, 16, 0.5)),
         distance=DISTANCE,
         held_out=0.3,
-        recipe=FitRecipe(epochs=2, batch_size=2),
+        recipe={"epochs": 2, "batch_size": 2},
         progress=False,
     ).save(str(called))
     by_command, by_call = load_file(command), load_file(called)

@@ -3,13 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
-from sgl_dynts.expected_attention import LayerQueries, QueryMoments, QueryStatistics, Rotation
+from sgl_dynts.expected_attention import (
+    HORIZON,
+    LayerQueries,
+    QueryMoments,
+    QueryStatistics,
+    Rotation,
+)
 from sgl_dynts.policies import LayerView
+from sgl_dynts.policies.calibrated import PERIOD_OF_HORIZON
 from sgl_dynts.training.attention_rows import FULL_ATTENTION, Attended, recording_attention
 
 
@@ -83,29 +90,43 @@ class _Recorder:
         self.scaling = attended.scaling
 
 
-class Reader:
-    """A model in float32 on the CPU, whose attention function is ours as long as it is used."""
+def positions_for(num_tokens: int, budget: int) -> int:
+    """Return how many positions' rotations are wanted for texts of so many tokens.
 
-    def __init__(self, folder: Path, num_queries: int = 64) -> None:
-        """Load it.
+    The horizon grows with the period, which the budget bounds; so it reaches well beyond the text.
+    """
+    return num_tokens + max(HORIZON) * (1 + budget // PERIOD_OF_HORIZON)
+
+
+class Reader:
+    """A causal LM whose attention function is ours as long as it is used."""
+
+    def __init__(self, model: PreTrainedModel, num_queries: int = 64) -> None:
+        """Take a model that is loaded.
 
         Args:
-            folder: of the model.
+            model: a causal LM in evaluation mode.
             num_queries: newest queries that are kept of each request.
 
         Raises:
             ValueError: some of its layers do not attend to everything.
         """
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.model: Any = model
         self.num_queries = num_queries
-        self.num_layers = self.model.config.num_hidden_layers
-        self.num_kv_heads = self.model.config.num_key_value_heads
+        self.num_layers: int = self.model.config.num_hidden_layers
+        self.num_kv_heads: int = self.model.config.num_key_value_heads
         kinds = set(getattr(self.model.config, "layer_types", None) or [FULL_ATTENTION])
         if kinds != {FULL_ATTENTION}:
             raise ValueError(
-                f"--model {folder}: only models whose layers all attend to everything are simulated, and "
-                f"this one has {', '.join(sorted(kinds))}; use another model"
+                f"{model.name_or_path}: only models whose layers all attend to everything are simulated, "
+                f"and this one has {', '.join(sorted(kinds))}; use another model"
             )
+
+    @classmethod
+    def load(cls, folder: Path, num_queries: int = 64) -> "Reader":
+        """Load a model in float32 on the CPU; arguments and errors as of a loaded one."""
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        return cls(cast(PreTrainedModel, model), num_queries)
 
     @torch.inference_mode()
     def read(
@@ -119,8 +140,8 @@ class Reader:
             held: what each request holds; None for one request that begins.
 
         Returns:
-            [b, n, hidden_size] float32, last hidden states after the final norm; and what is held then,
-            with the queries of the tokens just read behind the newest earlier ones.
+            [b, n, hidden_size] in the model's dtype, last hidden states after the final norm; and what is
+            held then, with the queries of the tokens just read behind the newest earlier ones.
         """
         cache, recorder, batch = DynamicCache(), _Recorder(), 1
         if held is not None:
@@ -147,7 +168,7 @@ class Reader:
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return [..., vocab_size] float32."""
-        return self.model.lm_head(hidden)
+        return self.model.lm_head(hidden).float()
 
     def rotation(self, num_positions: int) -> Rotation:
         """Return how queries and keys are rotated, for so many positions."""

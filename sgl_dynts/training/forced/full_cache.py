@@ -5,13 +5,13 @@ windows are equal, what these hold differs.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
 
-from benchmark.forced.reader import Held, Reader
 from sgl_dynts.config import DynTSConfig
 from sgl_dynts.expected_attention import HeldLayer
 from sgl_dynts.head_sets import plan_moves
@@ -26,6 +26,7 @@ from sgl_dynts.policies import (
 )
 from sgl_dynts.predictor import ImportancePredictor
 from sgl_dynts.thinking import ThinkingTracker, ThinkMarkers
+from sgl_dynts.training.forced.reader import Held, Reader
 from sgl_dynts.window import Cut, RequestWindow
 
 
@@ -66,6 +67,13 @@ class FullCache:
         hidden, self.held = reader.read(text.tokens[:-1], 0)
         self.hidden = hidden[0]
         self.scores = self.score(hidden)[0]
+
+    def judged_by(self, predictor: ImportancePredictor) -> "FullCache":
+        """Return the same text, as it was read, with scores of another predictor."""
+        other = copy(self)
+        other.predictor = predictor
+        other.scores = other.score(self.hidden)
+        return other
 
     @torch.inference_mode()
     def score(self, hidden: torch.Tensor) -> torch.Tensor:
