@@ -66,6 +66,14 @@ class Spec:
     draft: str | None = None
     """The kind of model that drafts for it."""
 
+    def flags_of(self, folder_of: Callable[[str], Path]) -> list[str]:
+        """All flags of its command; ``folder_of`` gives the folder of a kind of model."""
+        model = str(folder_of(self.model))
+        flags = [flag.replace("{model}", model) for flag in (*DYNTS, *self.flags)]
+        if self.draft is not None:
+            flags += ("--speculative-draft-model-path", str(folder_of(self.draft)))
+        return flags
+
 
 SERVERS = {
     "demo": Spec(DEMO, (*DEMO_POOL, "--reasoning-parser", "deepseek-r1")),
@@ -122,7 +130,7 @@ SERVERS = {
     "little_host_memory": Spec(  # GiB: 104 tokens of this model, and the server's budget is 96
         "qwen3", (*SMALL_POOL, "--dynts-host-memory-gb", "0.0001")
     ),
-    "retracting": Spec("qwen3", (*MIXED, *SMALL_POOL, *CALIBRATED), RETRACTING),
+    "retracting": Spec("qwen3", (*MIXED, *SMALL_POOL, *CALIBRATED, "--enable-metrics"), RETRACTING),
     "untrained": Spec(UNTRAINED, ("--enable-metrics",)),
     "ngram": Spec("qwen3", (*NGRAM, EXACT)),
     "ngram_queue": Spec("qwen3", (*NGRAM, *QUEUE, "--chunked-prefill-size", "32")),
@@ -259,10 +267,7 @@ class SharedServers:
     def _start(self, name: str) -> Server:
         spec = SERVERS[name]
         log = self._logs / f"{name}.log"
-        model = self._models(spec.model)
-        flags = [flag.replace("{model}", str(model)) for flag in (*DYNTS, *spec.flags)]
-        if spec.draft is not None:
-            flags += ("--speculative-draft-model-path", str(self._models(spec.draft)))
+        model, flags = self._models(spec.model), spec.flags_of(self._models)
         if spec.as_a_user:
             return Server(model, log, *flags, command=spec.command, **spec.environment)
         return WarmServer(self._warm, model, log, *flags, command=spec.command, **spec.environment)
