@@ -347,8 +347,16 @@ def _result(tally: Tally, args: argparse.Namespace) -> dict[str, Any]:
         "books": tally.books,
         "losses": tally.losses,
         **provenance("other work beside it"),
-        "command": shlex.join(["python", "-m", "tests.e2e.endurance", *sys.argv[1:]]),
+        "command": _command(args),
     }
+
+
+def _command(args: argparse.Namespace) -> str:
+    """The line that does the same again, wherever this one kept its logs."""
+    where = ("--model", args.model) if args.feature is None else ("--feature", args.feature)
+    line = ["python", "-m", "tests.e2e.endurance", "--minutes", f"{args.minutes:g}", *where]
+    line += ["--at-once", str(args.at_once), "--longest", str(args.longest), "--keep"]
+    return shlex.join(line)
 
 
 def _clock(server: Server, args: argparse.Namespace) -> int:

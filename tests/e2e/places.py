@@ -8,11 +8,12 @@ from typing import Any
 
 from sgl_dynts.harness.client import Client
 from sgl_dynts.harness.server import free_port
-from tests.e2e.models import build_model, has_states
+from tests.e2e.models import TRUSTED, build_model, has_states
 from tests.e2e.routers import ROUTERS, router
-from tests.e2e.server import RETRACTING, Asked, Server
-from tests.e2e.servers import DECODE_SIDE, SERVERS, STATES, Spec
+from tests.e2e.server import RETRACTING, STRICT, Asked, Server, WarmServer
+from tests.e2e.servers import DECODE_SIDE, SERVERS, STATES, TRUSTING, Spec
 from tests.e2e.two_sides import TwoSides, as_prefill
+from tests.warm import Warm
 
 ROUTER = "router"
 FEATURES = {
@@ -82,7 +83,7 @@ def spec_of(feature: str | None, kind: str) -> Spec:
     """How the tests start a server with this feature, or of this kind of model if there is none."""
     if feature is not None:
         return SERVERS[FEATURES[feature]]
-    return Spec(kind, STATES if has_states(kind) else ())
+    return Spec(kind, STATES if has_states(kind) else TRUSTING if kind in TRUSTED else ())
 
 
 @contextmanager
@@ -113,11 +114,15 @@ class _Start:
         self.stack, self.spec, self.folder = stack, spec, folder
         self.flags = [*spec.flags_of(self._model), *SMALL_POOL, *CHUNKS, "--enable-metrics"]
         self.environment = spec.environment | (RETRACTING if retracts else {})
+        self.warm = Warm(STRICT)
+        stack.callback(self.warm.stop)
 
     def server(self, name: str, flags: Sequence[str], environment: dict[str, str]) -> Server:
-        log, command = self.folder / f"{name}.log", self.spec.command
-        server = Server(self._model(self.spec.model), log, *flags, command=command, **environment)
-        return self.stack.enter_context(server)
+        model, log = self._model(self.spec.model), self.folder / f"{name}.log"
+        options = {"command": self.spec.command, **environment}
+        if self.spec.as_a_user:
+            return self.stack.enter_context(Server(model, log, *flags, **options))
+        return self.stack.enter_context(WarmServer(self.warm, model, log, *flags, **options))
 
     def place(self, door: Asked, servers: Sequence[Server]) -> Place:
         updates = self.spec.draft is None  # SGLang reads a draft's weights from the same folder
