@@ -62,8 +62,8 @@ class Routed(Asked):
     def __init__(self, client: Client, workers: Sequence[Server]) -> None:
         self.client, self.workers = client, workers
 
-    def request(self, path: str, body: dict | None = None, timeout: float = 300) -> Any:
-        return self.client.call(path, None if body is None else _carried(body), timeout)
+    def request(self, path: str, body: dict | None = None) -> Any:
+        return self.client.call(path, None if body is None else _carried(body), timeout=300)
 
     def stream_of(self, body: dict) -> Iterator[dict]:
         return self.client.stream("/generate", _carried(body), timeout=300)
@@ -138,12 +138,15 @@ class _Start:
         return self.place(Routed(client, workers), workers)
 
     def two_sides(self) -> Place:
+        """Both sides, whose weights stay: SGLang 0.5.23 forgets an abort of a request that waits for an
+        update, and one whose prompt was aborted elsewhere then waits for it until a timeout."""
         port = free_port()
         prefill = self.server("prefill", *as_prefill(self.flags, port))
         decode = self.server("decode", self.flags, self.environment)
         both = [prefill.wait_ready(), decode.wait_ready()]
-        place = self.place(TwoSides(prefill, port, decode), both)
-        return replace(place, operated=[decode], pauses=("in_place",), prompts_have_scores=False)
+        place = self.place(TwoSides(prefill, port, decode, seconds=300), both)
+        own = {"pauses": ("in_place",), "updates": False, "prompts_have_scores": False}
+        return replace(place, operated=[decode], **own)
 
     def _model(self, kind: str) -> Path:
         """The folder of a kind of model, which is written when first asked for."""

@@ -32,7 +32,7 @@ class Asked(ABC):
     """What clients send requests to: a server, or several that are as one."""
 
     @abstractmethod
-    def request(self, path: str, body: dict | None = None, timeout: float = 300) -> Any: ...
+    def request(self, path: str, body: dict | None = None) -> Any: ...
 
     @abstractmethod
     def stream_of(self, body: dict) -> Iterator[dict]:
