@@ -29,8 +29,7 @@ FEATURES = {
     ROUTER: "retracting",
 }
 """By feature: the shared server that has it."""
-SMALL_POOL = ("--max-total-tokens", "1200")
-CHUNKS = ("--enable-mixed-chunk", "--chunked-prefill-size", "32")
+SMALL_POOL = ("--max-total-tokens", "1200", "--chunked-prefill-size", "32")
 PAUSES = ("retract", "in_place", "abort")
 
 
@@ -112,14 +111,16 @@ class _Start:
 
     def __init__(self, stack: ExitStack, spec: Spec, folder: Path, retracts: bool) -> None:
         self.stack, self.spec, self.folder = stack, spec, folder
-        self.flags = [*spec.flags_of(self._model), *SMALL_POOL, *CHUNKS, "--enable-metrics"]
+        self.flags = [*spec.flags_of(self._model), *SMALL_POOL, "--enable-metrics"]
+        if "--speculative-algorithm" not in spec.flags:  # mixed chunks are refused beside drafts
+            self.flags.append("--enable-mixed-chunk")
         self.environment = spec.environment | (RETRACTING if retracts else {})
         self.warm = Warm(STRICT)
         stack.callback(self.warm.stop)
 
     def server(self, name: str, flags: Sequence[str], environment: dict[str, str]) -> Server:
         model, log = self._model(self.spec.model), self.folder / f"{name}.log"
-        options = {"command": self.spec.command, **environment}
+        options: dict[str, Any] = {"command": self.spec.command, **environment}
         if self.spec.as_a_user:
             return self.stack.enter_context(Server(model, log, *flags, **options))
         return self.stack.enter_context(WarmServer(self.warm, model, log, *flags, **options))
@@ -145,8 +146,9 @@ class _Start:
         decode = self.server("decode", self.flags, self.environment)
         both = [prefill.wait_ready(), decode.wait_ready()]
         place = self.place(TwoSides(prefill, port, decode, seconds=300), both)
-        own = {"pauses": ("in_place",), "updates": False, "prompts_have_scores": False}
-        return replace(place, operated=[decode], **own)
+        return replace(
+            place, operated=[decode], pauses=("in_place",), updates=False, prompts_have_scores=False
+        )
 
     def _model(self, kind: str) -> Path:
         """The folder of a kind of model, which is written when first asked for."""
