@@ -37,7 +37,7 @@ def test_arrivals_aborts_and_retractions_in_a_small_pool(server, model_of, refer
 )
 def test_what_a_pool_of_an_idle_server_holds_is_lost(monkeypatch, line, lost):
     monkeypatch.setattr(books, "SECONDS", 0)
-    server: Any = Mock(log=Path("server.log"), request=lambda _path: f"{line}\n")
+    server: Any = Mock(unsafe=True, log=Path("server.log"), request=lambda _path: f"{line}\n")
     tally = Tally()
     close_books(Place(server, [server], [server], Path()), tally)
     assert [lost in loss for loss in tally.losses] == ([True] if lost else [])
