@@ -387,6 +387,25 @@ def shipped(dtype: str) -> list[str]:
     return card(results_of("families", dtype=dtype, **own))
 
 
+def soaks(of: str) -> list[str]:
+    """Return what hard use of servers came to, of kinds of models or of features."""
+    columns = (
+        *(("server", "{soaked}"), ("minutes", "{minutes:g}"), ("requests", "{requests:,}")),
+        (
+            "finished / aborted / hung up / refused",
+            "{finished:,} / {aborted:,} / {hung up:,} / {refused:,}",
+        ),
+        *(("tokens", "{tokens:,}"), ("compactions", "{compactions:,}"), ("held when idle", "{idle}")),
+        *(("lost", "{lost}"), ("commit", "{commit}")),
+    )
+    return filled(
+        columns,
+        sorted(results_of("soaks", of=of), key=lambda row: row["soaked"]),
+        idle=lambda row: ", ".join(f"{n:g} {book}" for book, n in row["books"].items() if n) or "nothing",
+        lost=lambda row: len(row["losses"]),
+    )
+
+
 def model_kinds() -> ModuleType:
     """Which models are served; imported where it is asked for, since SGLang takes long."""
     return import_module("sglang_dynts.boot.model_kinds")
@@ -588,6 +607,8 @@ TABLES: Tables = {
     "predictor-gap": predictor_gap,
     "gap-by-ratio": gap_by_ratio,
     "families": families,
+    "soaks-families": lambda: soaks("families"),
+    "soaks-features": lambda: soaks("features"),
     "transfer": transfer,
     "wrong-traces": wrong_traces,
     "predictions": predictions,

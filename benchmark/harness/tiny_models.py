@@ -1,6 +1,6 @@
 """The one maker of tiny models: sizes, weights, a tokenizer with one word per id, a random predictor."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +99,24 @@ def write_random_weights(
     folder: Path, config: PreTrainedConfig, seed: int, often: Sequence[int] = ()
 ) -> None:
     """Write configuration and random float32 weights; ``often`` are special tokens that it generates."""
-    torch.manual_seed(seed)
     sees = hasattr(config, "vision_config")
-    model = (AutoModelForImageTextToText if sees else AutoModelForCausalLM).from_config(config).float()
+    auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    random_model(auto.from_config, config, seed, often).save_pretrained(folder)
+
+
+def random_model(
+    make: Callable[[Any], Any], config: PreTrainedConfig, seed: int, often: Sequence[int] = ()
+) -> Any:
+    """Return a model with random float32 weights; ``often`` are special tokens that it generates.
+
+    Args:
+        make: gives a model of transformers with this configuration.
+        config: of the model.
+        seed: of its weights.
+        often: ids of markers.
+    """
+    torch.manual_seed(seed)
+    model = make(config).float()
     with torch.no_grad():
         if config.tie_word_embeddings:
             model.lm_head.weight *= 0.1  # else it says again and again what it reads
@@ -111,4 +126,4 @@ def write_random_weights(
         for name, weight in model.named_parameters():
             if name.endswith(".sinks"):
                 weight.copy_(weight.bfloat16())  # as which SGLang keeps them
-    model.save_pretrained(folder)
+    return model

@@ -1,16 +1,19 @@
 """Hard use of one server by commands that end by themselves and count every loss.
 
-    python -m tests.e2e.endurance --minutes 60        # requests and operators at their worst
-    python -m tests.e2e.endurance --requests 10000    # a clock for leaks: memory and slots
+    python -m tests.e2e.endurance --minutes 60                     # requests and operators at their worst
+    python -m tests.e2e.endurance --minutes 10 --model gpt_oss     # of another kind of model
+    python -m tests.e2e.endurance --minutes 10 --feature eagle3    # with what production switches on
+    python -m tests.e2e.endurance --requests 10000                 # a clock for leaks: memory and slots
 
 Nothing is compared with a time. What a client was owed and did not get is lost, and one loss is enough
-for exit status 1, as is a slot that is not free at the end.
+for exit status 1, as is anything that a pool still holds at the end.
 """
 
 import argparse
 import http.client
 import json
 import random
+import shlex
 import sys
 import tempfile
 import threading
@@ -18,21 +21,25 @@ import time
 import traceback
 import urllib.error
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import psutil
 
+from benchmark.harness.provenance import RESULTS, provenance, publish
 from sgl_dynts.harness.server import unwind_on_sigterm
+from tests.e2e import books
 from tests.e2e.conftest import prompt
-from tests.e2e.models import CONFIGS, build_model
-from tests.e2e.server import RETRACTING, Server
+from tests.e2e.models import CONFIGS
+from tests.e2e.places import FEATURES, Place, opened, spec_of
+from tests.e2e.server import Server, abort
 from tests.e2e.soak import ABORT, HANG_UP, Life, check, draw_lives, hang_up
 
-SMALL_POOL = ("--max-total-tokens", "1200", "--enable-mixed-chunk", "--chunked-prefill-size", "32")
+SOAKS = RESULTS / "soaks.json"
 BAD_BODIES: tuple[dict, ...] = (
     {"input_ids": [1, 9], "sampling_params": {"custom_params": {"dynts": {"budget": -5}}}},
     {"input_ids": [1, 9], "sampling_params": {"custom_params": {"dynts": {"bugdet": 64}}}},
@@ -57,6 +64,8 @@ class Tally:
     num_tokens: int = 0
     num_aborting_pauses: int = 0
     """Counted at its start and at its end: while one goes on, the number is odd."""
+    books: dict[str, float] = field(default_factory=dict)
+    """What pools of idle servers held."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, outcome: str, reply: dict | None = None) -> None:
@@ -76,8 +85,8 @@ class Tally:
 class Clients:
     """Threads that send one request after another until they are told to end."""
 
-    def __init__(self, server: Server, tally: Tally, longest: int, seed: int) -> None:
-        self.server = server
+    def __init__(self, place: Place, tally: Tally, longest: int, seed: int) -> None:
+        self.place = place
         self.tally = tally
         self.longest = longest
         self.seed = seed
@@ -86,7 +95,7 @@ class Clients:
         """Be one client: lives from its own seed, every eighth request a bad one."""
         draw = random.Random(self.seed + number)
         for life in self._lives(number):
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= deadline or self.place.has_ended():
                 return
             try:
                 outcome, reply = self._bad(draw) if draw.random() < 0.125 else self._live(life)
@@ -104,13 +113,13 @@ class Clients:
             wave += 1
 
     def _bad(self, draw: random.Random) -> tuple[str, None]:
-        status, text = self.server.error("/generate", draw.choice(BAD_BODIES))
+        status, text = self.place.door.error("/generate", draw.choice(BAD_BODIES))
         assert 400 <= status < 500, f"{status} {text}"
         return "refused", None
 
     def _live(self, life: Life) -> tuple[str, dict | None]:
         if life.fate == HANG_UP:
-            hang_up(self.server, life)
+            hang_up(self.place.door, life)
             return "hung up", None
         pauses = self.tally.num_aborting_pauses
         reply = self._reply(life)
@@ -118,17 +127,17 @@ class Clients:
             meant = life.fate == ABORT or pauses % 2 or self.tally.num_aborting_pauses > pauses
             assert meant, f"ended though nobody aborted it: {reply}"
             return "aborted", None
-        check(life, reply, reference=None)
+        check(life, reply, None, self.place.prompts_have_scores)
         return "finished", reply
 
     def _reply(self, life: Life) -> dict | None:
         """What a request got; None where it was aborted before it got anything."""
         name = f"endurance-{life.number}-"  # SGLang aborts every id that begins like this
-        killer = threading.Timer(life.patience, self.server.request, ("/abort_request", {"rid": name}))
+        killer = threading.Timer(life.patience, abort, (self.place.servers, name))
         if life.fate == ABORT:
             killer.start()
         try:
-            return self.server.generate(**life.case, rid=name)
+            return self.place.door.generate(**life.case, rid=name)
         except urllib.error.HTTPError as error:
             _expect("abort", error)
             return None
@@ -140,17 +149,20 @@ class Clients:
 class Operator:
     """One who flushes, pauses, updates weights and looks at health while requests run."""
 
-    def __init__(self, server: Server, model: Path, tally: Tally, seed: int) -> None:
-        self.server = server
-        self.model = model
+    def __init__(self, place: Place, tally: Tally, seed: int) -> None:
+        self.place = place
         self.tally = tally
         self.draw = random.Random(seed)
-        self.acts = (self._flush, self._pause, self._update, self._update_between, self._look)
+        self.server = place.operated[0]
+        self.acts = [self._flush, self._pause, self._look]
+        if place.updates:
+            self.acts += [self._update_between]
+            self.acts += [self._update] * ("retract" in place.pauses)
 
     def work_until(self, deadline: float, pace: float) -> None:
         """Do one thing after another, ``pace`` seconds apart on average."""
-        while time.monotonic() < deadline:
-            act = self.draw.choice(self.acts)
+        while time.monotonic() < deadline and not self.place.has_ended():
+            self.server, act = self.draw.choice(self.place.operated), self.draw.choice(self.acts)
             try:
                 self.tally.add(f"operator: {act()}")
             except BROKEN as error:
@@ -166,7 +178,7 @@ class Operator:
         return "flush"
 
     def _pause(self) -> str:
-        mode = self.draw.choice(("retract", "in_place", "abort"))
+        mode = self.draw.choice(self.place.pauses)
         self.tally.num_aborting_pauses += mode == "abort"
         self.server.request("/pause_generation", {"mode": mode})
         time.sleep(self.draw.random())
@@ -185,7 +197,7 @@ class Operator:
 
     def _load_weights(self) -> str:
         try:
-            self.server.request("/update_weights_from_disk", {"model_path": str(self.model)})
+            self.server.request("/update_weights_from_disk", {"model_path": str(self.place.model)})
         except urllib.error.HTTPError as error:
             _expect("Weights were updated, but the cache was not flushed", error)
             return ", not flushed"
@@ -203,20 +215,20 @@ def _expect(reason: str, error: urllib.error.HTTPError) -> None:
         raise AssertionError(f"HTTP {error.code}: {text}") from error
 
 
-def resident_mib(server: Server) -> float:
-    """Resident memory of a server's processes, MiB."""
-    root = psutil.Process(server.process.pid)
-    return sum(one.memory_info().rss for one in [root, *root.children(recursive=True)]) / 2**20
+def resident_mib(servers: Iterable[Server]) -> float:
+    """Resident memory of servers' processes, MiB."""
+    roots = [psutil.Process(server.process.pid) for server in servers]
+    processes = [one for root in roots for one in (root, *root.children(recursive=True))]
+    return sum(one.memory_info().rss for one in processes) / 2**20
 
 
 def endure(
-    server: Server, model: Path, seconds: float, at_once: int, longest: int, log: TextIO, pace: float = 5
+    place: Place, seconds: float, at_once: int, longest: int, log: TextIO, pace: float = 5
 ) -> Tally:
-    """Let clients and an operator at a server, then see that nothing is left behind.
+    """Let clients and an operator at a place, then see that nothing is left behind.
 
     Args:
-        server: of a model of ``tests/e2e/models.py``, with DynTS.
-        model: its folder, which weights are updated from.
+        place: with models of ``tests/e2e/models.py``, and DynTS.
         seconds: until nothing more is sent.
         at_once: clients, each with one request in flight.
         longest: tokens of a request's output, and twice those of its question, at most.
@@ -225,19 +237,32 @@ def endure(
     """
     tally, began = Tally(), time.monotonic()
     deadline = began + seconds
-    clients = Clients(server, tally, longest, seed=1)
-    operator = Operator(server, model, tally, seed=2)
+    clients = Clients(place, tally, longest, seed=1)
+    operator = Operator(place, tally, seed=2)
     with ThreadPoolExecutor(at_once + 1) as pool:
         jobs = [pool.submit(clients.live_until, deadline, number) for number in range(at_once)]
         jobs.append(pool.submit(operator.work_until, deadline, pace))
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and not place.has_ended():
             time.sleep(min(60, max(0, deadline - time.monotonic())))
-            line = {"seconds": round(time.monotonic() - began), "rss_mib": round(resident_mib(server))}
+            line = {"seconds": round(time.monotonic() - began)}
+            line["rss_mib"] = round(resident_mib(place.servers))
             print(json.dumps(line | dict(tally.outcomes)), *tally.losses[-1:], file=log, flush=True)
     for job in jobs:
         job.result()
-    server.assert_nothing_leaked()
+    close_books(place, tally)
     return tally
+
+
+def close_books(place: Place, tally: Tally) -> None:
+    """Ask the books of every server, now that nobody asks for tokens; what is held is lost."""
+    for server in place.servers:
+        try:
+            found = books.close(server)
+            assert not any(found.values()), f"an idle server holds {found}"
+        except BROKEN as error:
+            tally.lose(f"the books of {server.log.stem}", error)
+        else:
+            tally.books |= found
 
 
 def clock_leaks(server: Server, num_requests: int, at_once: int, num_blocks: int = 10) -> list[float]:
@@ -245,7 +270,7 @@ def clock_leaks(server: Server, num_requests: int, at_once: int, num_blocks: int
 
     Every second request is compacted at least once.
     """
-    resident = [resident_mib(server)]
+    resident = [resident_mib([server])]
     with ThreadPoolExecutor(at_once) as pool:
         for block in range(num_blocks):
             first = block * num_requests // num_blocks
@@ -253,7 +278,7 @@ def clock_leaks(server: Server, num_requests: int, at_once: int, num_blocks: int
             for length in pool.map(lambda number: _send_short(server, number), range(first, last)):
                 assert length > 0
             server.assert_nothing_leaked()
-            resident.append(resident_mib(server))
+            resident.append(resident_mib([server]))
     return resident
 
 
@@ -274,23 +299,25 @@ def main() -> int:
     what.add_argument("--requests", type=int, help="how many short requests to clock memory over")
     parser.add_argument("--at-once", type=int, default=12, help="requests in flight (12)")
     parser.add_argument("--longest", type=int, default=300, help="tokens of an output, at most (300)")
-    parser.add_argument("--model", default="qwen2", choices=CONFIGS, help="a kind of model (qwen2)")
-    parser.add_argument("--log", type=Path, help="file for the server's log; default: a temporary one")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--model", default="qwen2", choices=CONFIGS, help="a kind of model (qwen2)")
+    where.add_argument("--feature", choices=FEATURES, help="what the server is started with instead")
+    parser.add_argument(
+        "--logs", type=Path, help="folder for the servers' logs; default: a temporary one"
+    )
+    parser.add_argument("--keep", action="store_true", help=f"add what came out to {SOAKS.name}")
     args = parser.parse_args()
     unwind_on_sigterm()
-    with tempfile.TemporaryDirectory() as folder:
-        model = build_model(args.model, Path(folder) / "model")
-        log = args.log or Path(folder) / "server.log"
-        flags = ("--attention-backend", "dynts", *SMALL_POOL)
-        environment = RETRACTING if args.requests is None else {}
-        with Server(model, log, *flags, **environment).wait_ready() as server:
-            if args.requests is None:
-                return _soak(server, model, args)
-            return _clock(server, args)
+    with ExitStack() as stack:
+        folder = args.logs or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.mkdir(parents=True, exist_ok=True)
+        soaks = args.requests is None
+        place = stack.enter_context(opened(args.feature, args.model, folder, retracts=soaks))
+        return _soak(place, args) if soaks else _clock(place.servers[0], args)
 
 
-def _soak(server: Server, model: Path, args: argparse.Namespace) -> int:
-    tally = endure(server, model, args.minutes * 60, args.at_once, args.longest, sys.stdout)
+def _soak(place: Place, args: argparse.Namespace) -> int:
+    tally = endure(place, args.minutes * 60, args.at_once, args.longest, sys.stdout)
     for outcome, count in sorted(tally.outcomes.items()):
         print(f"{outcome:<40}{count:>10}")
     print(f"{'tokens of finished requests':<40}{tally.num_tokens:>10}")
@@ -298,8 +325,38 @@ def _soak(server: Server, model: Path, args: argparse.Namespace) -> int:
     print(f"{'lost':<40}{len(tally.losses):>10}")
     for loss in tally.losses[:20]:
         print(f"  {loss}")
-    print(f"server: {json.dumps(server.request('/dynts/health')['num_compactions'])} compactions")
+    if args.keep:
+        publish(SOAKS, _result(tally, args), ("soaked",))
     return 1 if tally.losses else 0
+
+
+def _result(tally: Tally, args: argparse.Namespace) -> dict[str, Any]:
+    """What is kept of a soak."""
+    acts = {name.removeprefix("operator: "): n for name, n in tally.outcomes.items() if ":" in name}
+    fates = {name: tally.outcomes[name] for name in ("finished", "aborted", "hung up", "refused")}
+    return {
+        "soaked": args.feature or args.model,
+        "of": "families" if args.feature is None else "features",
+        "model": spec_of(args.feature, args.model).model,
+        "minutes": args.minutes,
+        "requests": sum(fates.values()) + tally.outcomes["lost"],
+        **fates,
+        "operator": acts,
+        "tokens": tally.num_tokens,
+        "compactions": tally.num_compactions,
+        "books": tally.books,
+        "losses": tally.losses,
+        **provenance("other work beside it"),
+        "command": _command(args),
+    }
+
+
+def _command(args: argparse.Namespace) -> str:
+    """The line that does the same again, wherever this one kept its logs."""
+    where = ("--model", args.model) if args.feature is None else ("--feature", args.feature)
+    line = ["python", "-m", "tests.e2e.endurance", "--minutes", f"{args.minutes:g}", *where]
+    line += ["--at-once", str(args.at_once), "--longest", str(args.longest), "--keep"]
+    return shlex.join(line)
 
 
 def _clock(server: Server, args: argparse.Namespace) -> int:

@@ -175,20 +175,31 @@ class HeadReference(Reference):
         """What the server found its queries to be like."""
         return load_file(self.folder / "dynts" / "calibration.safetensors")
 
+    @property
+    def rotation(self) -> tuple[torch.Tensor, float]:
+        """Frequencies and attention factor of the layers with full attention."""
+        rotary = self.model.model.rotary_emb
+        own = "" if hasattr(rotary, "inv_freq") else "full_attention_"  # where sliding layers have others
+        return getattr(rotary, f"{own}inv_freq"), getattr(rotary, f"{own}attention_scaling")
+
+    def group(self, num_heads: int) -> int:
+        """Queries of each of so many KV heads, in layers with full attention."""
+        return self.statistics["mean"].shape[1] // num_heads
+
     def expected(self, layer, head, num_heads, keys, values, newest: int) -> list[float]:
         """What queries to come are expected to take of each token: the mean of a KV head's queries.
 
         Pairs of numbers are complex ones, which a rotation multiplies by exp(i w t).
         """
-        config, rotary = self.model.config, self.model.model.rotary_emb
-        half = len(rotary.inv_freq)  # numbers after these pairs are not rotated
+        frequencies, scaling = self.rotation
+        half = len(frequencies)  # numbers after these pairs are not rotated
         times = max(1, round(self.server_period / 64))
         ahead = torch.tensor([1, 4, 16, 64, 128, 256, 384, 512]) * times + newest
-        size = torch.tensor(rotary.attention_scaling, dtype=torch.float32)
-        rotation = torch.polar(size, ahead[:, None] * rotary.inv_freq).mean(0)
+        size = torch.tensor(scaling, dtype=torch.float32)
+        rotation = torch.polar(size, ahead[:, None] * frequencies).mean(0)
         back = torch.complex(keys[:, :half], keys[:, half : 2 * half]) * rotation.conj()
         back = torch.cat([back.real, back.imag, keys[:, 2 * half :]], 1)
-        group = config.num_attention_heads // num_heads
+        group = self.group(num_heads)
         total = torch.zeros(len(keys))
         for query in range(head * group, (head + 1) * group):
             mean, covariance = (self.statistics[name][layer, query] for name in ("mean", "covariance"))
@@ -202,15 +213,15 @@ class HeadReference(Reference):
 
         A query's scores are deviations from their mean. Keys are turned back by their positions.
         """
-        config, rotary = self.model.config, self.model.model.rotary_emb
-        turned = len(rotary.inv_freq)
+        of_pairs, scaling = self.rotation
+        turned = len(of_pairs)
         num_rest = keys.shape[1] // 2 - turned
-        frequencies = torch.cat([rotary.inv_freq, torch.zeros(num_rest)]).double()
-        factor = torch.tensor([rotary.attention_scaling] * turned + [1.0] * num_rest).double()
+        frequencies = torch.cat([of_pairs, torch.zeros(num_rest)]).double()
+        factor = torch.tensor([scaling] * turned + [1.0] * num_rest).double()
         plain = complex_pairs(keys, turned) * torch.polar(1 / factor, -positions[:, None] * frequencies)
         distances = newest + 1 - positions[:, None] + 2 ** torch.arange(17)
         angles = distances[:, :, None] * frequencies
-        group = config.num_attention_heads // num_heads
+        group = self.group(num_heads)
         found = []
         for query in range(head * group, (head + 1) * group):
             mean = complex_pairs(self.statistics["mean"][layer, query], turned)
@@ -224,7 +235,7 @@ class HeadReference(Reference):
     @contextmanager
     def rotated_queries(self):
         """Collect each layer's queries [1, heads, n, d] as the model rotates them."""
-        module: Any = importlib.import_module(type(self.model).__module__)
+        module: Any = importlib.import_module(type(self.model.model).__module__)
         original, collected = module.apply_rotary_pos_emb, []
 
         def rotate(*args, **kwargs):

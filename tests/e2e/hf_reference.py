@@ -4,6 +4,7 @@ Nothing of sgl_dynts is used: scores come from the predictor file's tensors, the
 Python tuples, thinking from a scan of the tokens.
 """
 
+import json
 import struct
 import zlib
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from benchmark.harness.tiny_models import END_THINK, THINK
 from tests.e2e.models import SEPARATORS
+from tests.e2e.step_models import STEP, load_step, step_config
 
 OBSERVING = ("snapkv", "rkv")
 H2O = "h2o"
@@ -58,7 +60,8 @@ class Reference:
     ) -> None:
         self.markers = markers
         torch.set_num_threads(1)  # two layers: a second thread waits more than it works
-        whole = AutoConfig.from_pretrained(folder)
+        is_step = json.loads((folder / "config.json").read_text())["model_type"] == STEP
+        whole = step_config(folder) if is_step else AutoConfig.from_pretrained(folder)
         config = whole.get_text_config()
         self.kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
         self.full = [layer for layer, kind in enumerate(self.kinds) if kind == "full_attention"]
@@ -68,9 +71,9 @@ class Reference:
             config.sliding_window = None  # as SGLang, whose model of that name has no window
         self.config = config
         auto = AutoModelForCausalLM if whole is config else AutoModelForImageTextToText
-        self.model = auto.from_pretrained(
-            folder, config=whole, dtype=torch.float32, attn_implementation=attention
-        ).eval()
+        with_options = {"config": whole, "dtype": torch.float32, "attn_implementation": attention}
+        model = load_step(folder) if is_step else auto.from_pretrained(folder, **with_options)
+        self.model = model.eval()
         self.folder = folder
         predictor = folder / "dynts" / "predictor.safetensors"
         self.weights = load_file(predictor) if predictor.is_file() else {}

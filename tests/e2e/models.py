@@ -1,5 +1,6 @@
 """Tiny random models for token-exact tests, each with a random predictor beside it."""
 
+import json
 import random
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from transformers import (
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
 )
+from transformers.models.step3p7.configuration_step3p7 import Step3p7TextConfig
 
 from benchmark.harness import tiny_models
 from benchmark.harness.tiny_models import (
@@ -22,6 +24,7 @@ from benchmark.harness.tiny_models import (
     SPECIAL,
     THINK,
     config_of,
+    random_model,
     random_predictor,
     word_tokenizer,
     wrap_tokenizer,
@@ -35,6 +38,7 @@ from tests.e2e.draft_heads import (
     write_eagle3_head,
     write_eagle_head,
 )
+from tests.e2e.step_models import STEP, StepForCausalLM, write_step
 
 VOCAB_SIZE, HIDDEN_SIZE = SIZES["vocab_size"], SIZES["hidden_size"]
 SEPARATORS = {250: ".", 251: ",", 252: "?", 253: "!", 254: ";", 255: ":"}
@@ -49,6 +53,7 @@ EAGLE3_HEAD = "eagle3_head"
 """A head that drafts for any model of four layers."""
 SPELLER = "speller"
 """A model whose tokens are bytes, so that it can spell anything; it closes its thinking now and then."""
+MIMO_V2 = "mimo_v2"
 UNTRAINED = "untrained"
 """A model that marks no thinking and has no predictor."""
 WORDS_FILE = "words.txt"
@@ -151,6 +156,59 @@ QWEN3_NEXT = {
     "decoder_sparse_step": 1,
 }
 QUARTER_MROPE = MROPE["rope_parameters"] | {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.25}
+TURNS = {"rope_type": "default", "partial_rotary_factor": 0.5}
+MIMO = {
+    **SLIDING,
+    "head_dim": 32,
+    "v_head_dim": 16,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "mlp_layer_types": ["dense"] + ["sparse"] * 3,
+}
+"""Keys are wider than values, and sliding layers have twice the heads of K and V."""
+MIMO_OF_SGLANG = {
+    "hybrid_layer_pattern": [1, 0] * 2,
+    "moe_layer_freq": [0] + [1] * 3,
+    "sliding_window_size": MODEL_WINDOW - 1,  # SGLang 0.5.23 shows its layers one token more
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 4,
+    "swa_head_dim": 32,
+    "swa_v_head_dim": 16,
+    "add_swa_attention_sink_bias": True,
+    "rope_theta": 5000000.0,
+    "swa_rope_theta": 10000.0,
+    "partial_rotary_factor": 0.334,
+    "layernorm_epsilon": 1e-5,
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+}
+"""What its files say in words that SGLang 0.5.23 reads; transformers has these values of itself."""
+OWN_CLASS = """from transformers import PretrainedConfig
+
+
+class OwnConfig(PretrainedConfig):
+    model_type = "{model_type}"
+"""
+"""As in files of these models: SGLang 0.5.23 cannot read transformers' classes for them."""
+TRUSTED = (MIMO_V2, STEP)
+"""Kinds whose configuration is a class in their folder."""
+STEP_CONFIG = Step3p7TextConfig(
+    **SIZES | SLIDING,
+    num_sliding_attention_heads=8,
+    n_routed_experts=4,
+    num_experts_per_tok=2,
+    moe_intermediate_size=48,
+    share_expert_dim=48,
+    mlp_layer_types=["dense"] + ["sparse"] * 3,
+    moe_router_scaling_factor=2.0,
+    pad_token_id=0,
+    rope_parameters={
+        "full_attention": TURNS | {"rope_theta": 1000000.0},
+        "sliding_attention": TURNS | {"rope_theta": 10000.0, "partial_rotary_factor": 1.0},
+    },
+)
+"""Heads have gates, and sliding layers have more of them."""
 GEMMA = {**SLIDING, "query_pre_attn_scalar": 16, "tie_word_embeddings": True}
 
 CONFIGS = {
@@ -195,14 +253,10 @@ CONFIGS = {
         "glm4_moe", **ROUTED, **ONE_HEAD, head_dim=32, first_k_dense_replace=1, partial_rotary_factor=0.5
     ),
     "qwen3_next_mtp": config_of("qwen3_next", **QWEN3_NEXT),
+    MIMO_V2: config_of("mimo_v2_flash", **MIMO, **MIMO_OF_SGLANG),
+    STEP: STEP_CONFIG,
 }
 """By kind; its place is the seed of its weights, so new kinds come last."""
-WITH_HEADS = {
-    "deepseek_v3_mtp": add_layer_that_drafts,
-    "glm4_moe_mtp": add_layer_that_drafts,
-    "qwen3_next_mtp": add_qwen_head,
-}
-"""Kinds whose files hold a head that drafts (multi-token prediction), and what adds it."""
 
 
 def build_model(kind: str, folder: Path) -> Path:
@@ -221,9 +275,28 @@ def build_model(kind: str, folder: Path) -> Path:
         return write_eagle3_head(folder)
     often = (THINK, END_THINK) if kind == CHANGES_ITS_MIND else ()
     write_model(CONFIGS[kind], list(CONFIGS).index(kind), folder, often)
-    if kind in WITH_HEADS:
-        WITH_HEADS[kind](folder)
+    if kind in COMPLETED:
+        COMPLETED[kind](folder)
     return folder
+
+
+def add_class_of_config(folder: Path) -> None:
+    """Let a folder's configuration be of a class that is in the folder, which a server must trust."""
+    path, module = folder / "config.json", "configuration_of_its_own"
+    config = json.loads(path.read_text())
+    config.pop("rope_parameters", None)
+    config["auto_map"] = {"AutoConfig": f"{module}.OwnConfig"}
+    path.write_text(json.dumps(config))
+    (folder / f"{module}.py").write_text(OWN_CLASS.format_map(config))
+
+
+COMPLETED = {
+    "deepseek_v3_mtp": add_layer_that_drafts,
+    "glm4_moe_mtp": add_layer_that_drafts,
+    "qwen3_next_mtp": add_qwen_head,
+    **dict.fromkeys(TRUSTED, add_class_of_config),
+}
+"""What adds to a kind's files: a head that drafts (multi-token prediction), or a class."""
 
 
 def build_wide_model(folder: Path) -> Path:
@@ -281,7 +354,10 @@ def write_model(
 
     The predictor recommends a local window of 16, or of what the model's sliding layers see.
     """
-    write_random_weights(folder, config, seed, often)
+    if isinstance(config, Step3p7TextConfig):
+        write_step(folder, random_model(StepForCausalLM, config, seed, often))
+    else:
+        write_random_weights(folder, config, seed, often)
     sees, text = hasattr(config, "vision_config"), config.get_text_config()
     named = SEPARATORS | IMAGE_WORDS if sees else SEPARATORS
     tokenizer = tokenizer or word_tokenizer(VOCAB_SIZE, words=named)
@@ -291,6 +367,10 @@ def write_model(
     words = (f"w{draw.randrange(FIRST_WORD, min(SEPARATORS))}" for _ in range(2500))
     (folder / WORDS_FILE).write_text(" ".join(words))
     return folder
+
+
+WITH_TWO_POOLS = ("gpt_oss", MIMO_V2, STEP)
+"""Kinds whose sliding layers have a KV pool of their own."""
 
 
 def slides(config: PreTrainedConfig) -> bool:

@@ -3,7 +3,8 @@
 import sys
 import time
 import urllib.error
-from collections.abc import Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,45 @@ class RefusedError(AssertionError):
     """The server ended instead of starting; the message is its log."""
 
 
-class Server(harness.Server):
+class Asked(ABC):
+    """What clients send requests to: a server, or several that are as one."""
+
+    @abstractmethod
+    def request(self, path: str, body: dict | None = None) -> Any: ...
+
+    @abstractmethod
+    def stream_of(self, body: dict) -> Iterator[dict]:
+        """What ``/generate`` sends of this body, as it grows."""
+
+    @abstractmethod
+    def body(self, prompt: list[int], length: int, dynts: dict | None, extra: dict) -> dict:
+        """The body of :meth:`generate`."""
+
+    def error(self, path: str, body: dict) -> tuple[int, str]:
+        """HTTP status and body of a request that must fail."""
+        try:
+            reply = self.request(path, body)
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        raise AssertionError(f"accepted: {reply}")
+
+    def generate(self, prompt: list[int], length: int, dynts: dict | None = None, **extra: Any) -> dict:
+        """Greedy tokens of this length; a server with DynTS also tells where it compacted."""
+        return self.request("/generate", self.body(prompt, length, dynts, extra))
+
+    def stream(
+        self, prompt: list[int], length: int, dynts: dict | None = None, **extra: Any
+    ) -> Generator[dict, None, None]:
+        """What :meth:`generate` gives, as it grows: an object per token, fewer if read slowly."""
+        yield from self.stream_of(self.body(prompt, length, dynts, extra))
+
+    def generate_all(self, jobs: list[dict], at_once: int | None = None) -> list[dict]:
+        """Run keyword sets of :meth:`generate`, all or so many at once; results in the same order."""
+        with ThreadPoolExecutor(at_once or len(jobs)) as pool:
+            return list(pool.map(lambda job: self.generate(**job), jobs))
+
+
+class Server(Asked, harness.Server):
     def __init__(
         self,
         model: Path,
@@ -65,36 +104,15 @@ class Server(harness.Server):
     def request(self, path: str, body: dict | None = None, timeout: float = 300) -> Any:
         return self.client.call(path, body, timeout)
 
-    def error(self, path: str, body: dict) -> tuple[int, str]:
-        """HTTP status and body of a request that must fail."""
-        try:
-            reply = self.request(path, body)
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
-        raise AssertionError(f"accepted: {reply}")
-
-    def generate(self, prompt: list[int], length: int, dynts: dict | None = None, **extra) -> dict:
-        """Greedy tokens of this length; a server with DynTS also tells where it compacted."""
-        return self.request("/generate", self.body(prompt, length, dynts, extra))
-
-    def stream(
-        self, prompt: list[int], length: int, dynts: dict | None = None, **extra
-    ) -> Iterator[dict]:
-        """What :meth:`generate` gives, as it grows: an object per token, fewer if read slowly."""
-        return self.client.stream("/generate", self.body(prompt, length, dynts, extra), timeout=300)
+    def stream_of(self, body: dict) -> Iterator[dict]:
+        return self.client.stream("/generate", body, timeout=300)
 
     def body(self, prompt: list[int], length: int, dynts: dict | None, extra: dict) -> dict:
-        """The body of :meth:`generate`."""
         params = {"max_new_tokens": length, "temperature": 0, "ignore_eos": True}
         params |= extra.pop("sampling_params", {})
         if dynts is not None or self.has_dynts:
             params["custom_params"] = {"dynts": {"return_compactions": True} | (dynts or {})}
         return {"input_ids": prompt, "sampling_params": params, **extra}
-
-    def generate_all(self, jobs: list[dict], at_once: int | None = None) -> list[dict]:
-        """Run keyword sets of :meth:`generate`, all or so many at once; results in the same order."""
-        with ThreadPoolExecutor(at_once or len(jobs)) as pool:
-            return list(pool.map(lambda job: self.generate(**job), jobs))
 
     def used_tokens(self) -> int:
         return sum(load["num_used_tokens"] for load in self.client.loads(timeout=300))
@@ -110,6 +128,12 @@ class Server(harness.Server):
         text = self.log.read_text()
         for sign in ("leak", "hit an exception"):
             assert sign not in text.lower(), text[text.lower().index(sign) :][:3000]
+
+
+def abort(servers: Iterable[Server], name: str) -> None:
+    """End requests whose ids begin like this, wherever they are."""
+    for server in servers:
+        server.request("/abort_request", {"rid": name})
 
 
 class WarmServer(Server):

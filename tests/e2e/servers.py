@@ -11,8 +11,17 @@ from benchmark.drafts import DRAFT_MODEL
 from benchmark.forced.served import FLAGS as FORCING
 from sgl_dynts.harness.server import LAUNCH_SERVER
 from tests.e2e.hf_reference import NUM_QUERIES
-from tests.e2e.models import CHANGES_ITS_MIND, EAGLE3_HEAD, EAGLE_HEAD, SPELLER, UNTRAINED, WORDS_FILE
+from tests.e2e.models import (
+    CHANGES_ITS_MIND,
+    EAGLE3_HEAD,
+    EAGLE_HEAD,
+    MIMO_V2,
+    SPELLER,
+    UNTRAINED,
+    WORDS_FILE,
+)
 from tests.e2e.server import RETRACTING, SGLANG_SERVE, Server, WarmServer
+from tests.e2e.step_models import STEP
 from tests.e2e.two_sides import WIRE
 from tests.warm import Warm
 
@@ -27,6 +36,7 @@ MIXED = ("--enable-mixed-chunk", "--chunked-prefill-size", "32")
 CHUNKS = ("--chunked-prefill-size", "64")
 STATES = ("--max-mamba-cache-size", "100", "--mamba-track-interval", "64")
 """Recurrent states: few, for the memory they take, and kept as often as can be."""
+TRUSTING = ("--trust-remote-code",)
 EXTRA_BUFFER = ("--mamba-radix-cache-strategy", "extra_buffer")
 CALIBRATED = ("--dynts-calibration-text", "{model}/" + WORDS_FILE)
 EXACT = "--dynts-disable-elastic"
@@ -43,7 +53,8 @@ NO_OVERLAP = ("--disable-overlap-schedule",)
 EIGHT_BITS = ("--kv-cache-dtype", "fp8_e4m3")
 NO_PREFIXES = ("--disable-radix-cache",)
 TWO_RANKS = ("--tp-size", "2")
-OBSERVING = ("--dynts-observe-queries", str(NUM_QUERIES), "--dynts-host-memory-gb", "0")
+WITHOUT_COPIES = ("--dynts-host-memory-gb", "0")
+OBSERVING = ("--dynts-observe-queries", str(NUM_QUERIES), *WITHOUT_COPIES)
 WORKERS = ("--tokenizer-worker-num", "2")
 PATIENT = {"SGLANG_UVICORN_WORKER_HEALTHCHECK_TIMEOUT": "600"}
 """With workers: one may be stopped for a while."""
@@ -66,6 +77,14 @@ class Spec:
     """Start new processes that import SGLang, a minute's work, instead of copies of one that has."""
     draft: str | None = None
     """The kind of model that drafts for it."""
+
+    def flags_of(self, folder_of: Callable[[str], Path]) -> list[str]:
+        """All flags of its command; ``folder_of`` gives the folder of a kind of model."""
+        model = str(folder_of(self.model))
+        flags = [flag.replace("{model}", model) for flag in (*DYNTS, *self.flags)]
+        if self.draft is not None:
+            flags += ("--speculative-draft-model-path", str(folder_of(self.draft)))
+        return flags
 
 
 SERVERS = {
@@ -123,7 +142,7 @@ SERVERS = {
     "little_host_memory": Spec(  # GiB: 104 tokens of this model, and the server's budget is 96
         "qwen3", (*SMALL_POOL, "--dynts-host-memory-gb", "0.0001")
     ),
-    "retracting": Spec("qwen3", (*MIXED, *SMALL_POOL, *CALIBRATED), RETRACTING),
+    "retracting": Spec("qwen3", (*MIXED, *SMALL_POOL, *CALIBRATED, "--enable-metrics"), RETRACTING),
     "eight_bits": Spec("qwen3", (*EIGHT_BITS, *MIXED, *SMALL_POOL, *CALIBRATED), RETRACTING),
     "untrained": Spec(UNTRAINED, ("--enable-metrics",)),
     "ngram": Spec("qwen3", (*NGRAM, EXACT)),
@@ -155,7 +174,7 @@ SERVERS = {
     "hierarchical_without_copies": Spec(
         "deepseek_v3_dense",
         (
-            *(*HIERARCHICAL, *SMALL_POOL, "--dynts-host-memory-gb", "0"),
+            *(*HIERARCHICAL, *SMALL_POOL, *WITHOUT_COPIES),
             *("--hicache-write-policy", "write_through_selective"),
         ),
         RETRACTING,
@@ -174,12 +193,12 @@ SERVERS = {
     "gemma2": Spec("gemma2", (*MIXED, *QUEUE)),
     "gemma3_tensor_parallel": Spec("gemma3", TWO_RANKS, TWO_CORES),
     "olmo3_retracting": Spec("olmo3", (*MIXED, *SMALL_POOL), RETRACTING),
-    "exaone4_without_copies": Spec("exaone4", (*SMALL_POOL, "--dynts-host-memory-gb", "0"), RETRACTING),
+    "exaone4_without_copies": Spec("exaone4", (*SMALL_POOL, *WITHOUT_COPIES), RETRACTING),
     "olmo3_unguarded": Spec("olmo3", command=(sys.executable, "-m", "tests.e2e.unguarded")),
     "deepseek": Spec("deepseek_v3", (*MIXED, *QUEUE)),
     "deepseek_tensor_parallel": Spec("deepseek_v3", TWO_RANKS, TWO_CORES),
     "deepseek_dense_retracting": Spec("deepseek_v3_dense", (*MIXED, *SMALL_POOL), RETRACTING),
-    "glm_without_copies": Spec("glm4_moe_lite", (*SMALL_POOL, "--dynts-host-memory-gb", "0"), RETRACTING),
+    "glm_without_copies": Spec("glm4_moe_lite", (*SMALL_POOL, *WITHOUT_COPIES), RETRACTING),
     "qwen3_vl": Spec("qwen3_vl", (*MIXED, *QUEUE)),
     "qwen3_vl_retracting": Spec("qwen3_vl", SMALL_POOL, RETRACTING),
     "mistral": Spec("mistral", NO_PREFIXES),
@@ -188,11 +207,21 @@ SERVERS = {
     "gpt_oss": Spec("gpt_oss", (*MIXED, *QUEUE)),
     "gpt_oss_tensor_parallel": Spec("gpt_oss", (*TWO_RANKS, *CALIBRATED), TWO_CORES),
     "gpt_oss_retracting": Spec("gpt_oss", (*MIXED, *SMALL_POOL, *CALIBRATED), RETRACTING),
-    "gpt_oss_without_copies": Spec(
-        "gpt_oss", (*SMALL_POOL, "--dynts-host-memory-gb", "0", *NO_PREFIXES), RETRACTING
-    ),
+    "gpt_oss_without_copies": Spec("gpt_oss", (*SMALL_POOL, *WITHOUT_COPIES, *NO_PREFIXES), RETRACTING),
     "gpt_oss_little_sliding_pool": Spec(  # 200 slots: less than twelve requests take between two slides
         "gpt_oss", ("--max-total-tokens", "2000", "--swa-full-tokens-ratio", "0.1", *CHUNKS)
+    ),
+    "mimo_v2": Spec(MIMO_V2, (*MIXED, *QUEUE, *TRUSTING)),
+    "mimo_v2_tensor_parallel": Spec(MIMO_V2, (*TWO_RANKS, *CALIBRATED, *TRUSTING), TWO_CORES),
+    "mimo_v2_retracting": Spec(MIMO_V2, (*MIXED, *SMALL_POOL, *CALIBRATED, *TRUSTING), RETRACTING),
+    "mimo_v2_without_copies": Spec(
+        MIMO_V2, (*SMALL_POOL, *WITHOUT_COPIES, *NO_PREFIXES, *TRUSTING), RETRACTING
+    ),
+    "step3p5": Spec(STEP, (*MIXED, *QUEUE, *TRUSTING)),
+    "step3p5_tensor_parallel": Spec(STEP, (*TWO_RANKS, *CALIBRATED, *TRUSTING), TWO_CORES),
+    "step3p5_retracting": Spec(STEP, (*MIXED, *SMALL_POOL, *CALIBRATED, *TRUSTING), RETRACTING),
+    "step3p5_without_copies": Spec(
+        STEP, (*SMALL_POOL, *WITHOUT_COPIES, *NO_PREFIXES, *TRUSTING), RETRACTING
     ),
     "qwen3_next": Spec("qwen3_next", (*MIXED, *QUEUE, *STATES, *NO_PREFIXES)),
     "qwen3_5_without_copies": Spec("qwen3_5", (*SMALL_POOL, *CHUNKS, *STATES), RETRACTING),
@@ -272,10 +301,7 @@ class SharedServers:
     def _start(self, name: str) -> Server:
         spec = SERVERS[name]
         log = self._logs / f"{name}.log"
-        model = self._models(spec.model)
-        flags = [flag.replace("{model}", str(model)) for flag in (*DYNTS, *spec.flags)]
-        if spec.draft is not None:
-            flags += ("--speculative-draft-model-path", str(self._models(spec.draft)))
+        model, flags = self._models(spec.model), spec.flags_of(self._models)
         if spec.as_a_user:
             return Server(model, log, *flags, command=spec.command, **spec.environment)
         return WarmServer(self._warm, model, log, *flags, command=spec.command, **spec.environment)

@@ -14,12 +14,12 @@ from tests.e2e.conftest import assert_equal, prompt
 from tests.e2e.head_reference import HeadReference
 from tests.e2e.hf_reference import Windows
 from tests.e2e.routers import ROUTERS, needs_routers, router
-from tests.e2e.server import Server, WarmServer
-from tests.e2e.servers import DYNTS, SERVERS, served_by
+from tests.e2e.server import Server, WarmServer, abort
+from tests.e2e.servers import SERVERS, served_by
 from tests.e2e.soak import FINISH, HANG_UP, Life, draw_lives
 from tests.e2e.test_equality_by_head import assert_equal_by_head
 from tests.e2e.test_retraction import num_resumed
-from tests.e2e.two_sides import WIRE, TwoSides, prefill_flags
+from tests.e2e.two_sides import TwoSides, as_prefill
 
 WINDOWS = Windows(96, 16, 0.4)
 RETRACTING = ("decode_side", "decode_side_latents", "decode_side_drafts")
@@ -34,13 +34,9 @@ def prefill_of(model_of, warm, tmp_path_factory) -> Iterator[Callable[[str], tup
 
     def get(name: str) -> tuple[Server, int]:
         if name not in started:
-            port, folder = free_port(), model_of(SERVERS[name].model)
-            flags = [flag.replace("{model}", str(folder)) for flag in SERVERS[name].flags]
-            flags[flags.index("decode")] = "prefill"
-            more = WIRE | {"SGLANG_CPU_OMP_THREADS_BIND": "0|1" if "--tp-size" in flags else "0"}
-            server = WarmServer(
-                warm, folder, logs / f"{name}.log", *DYNTS, *flags, *prefill_flags(port), **more
-            )
+            spec, port = SERVERS[name], free_port()
+            flags, more = as_prefill(spec.flags_of(model_of), port)
+            server = WarmServer(warm, model_of(spec.model), logs / f"{name}.log", *flags, **more)
             started[name] = server.wait_ready(), port
         return started[name]
 
@@ -144,7 +140,7 @@ def live(sides: TwoSides, life: Life) -> dict | None:
     if life.fate == FINISH:
         return sides.generate(**life.case)
     name = f"life-{life.number}-"
-    killer = Timer(life.patience, sides.abort, (name,))
+    killer = Timer(life.patience, abort, ((sides.prefill, sides.decode), name))
     killer.start()
     try:
         reply = sides.generate(**life.case, rid=name)

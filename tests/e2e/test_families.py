@@ -10,7 +10,7 @@ from benchmark.harness.tiny_models import THINK
 from tests.e2e.conftest import assert_equal, prompt
 from tests.e2e.head_reference import HeadReference
 from tests.e2e.hf_reference import Reference, Windows
-from tests.e2e.models import IMAGE_WORDS, MODEL_WINDOW, has_states
+from tests.e2e.models import IMAGE_WORDS, MODEL_WINDOW, WITH_TWO_POOLS, has_states
 from tests.e2e.server import Server
 from tests.e2e.servers import served_by
 from tests.e2e.test_equality_by_head import assert_equal_by_head
@@ -20,19 +20,21 @@ SERVED = (
     *("gemma2", "gemma3_tensor_parallel", "mistral", "phi3"),
     *("deepseek", "deepseek_tensor_parallel", "qwen3_vl"),
     *("gemma2_ngram", "gpt_oss", "gpt_oss_tensor_parallel"),
+    *("mimo_v2", "mimo_v2_tensor_parallel", "step3p5", "step3p5_tensor_parallel"),
     *("qwen3_next", "qwen3_5_tensor_parallel"),
 )
 RETRACTING = (
     *("olmo3_retracting", "deepseek_dense_retracting", "qwen3_vl_retracting"),
-    "gpt_oss_retracting",
+    *("gpt_oss_retracting", "mimo_v2_retracting", "step3p5_retracting"),
 )
 WITHOUT_COPIES = (
     *("exaone4_without_copies", "glm_without_copies", "gpt_oss_without_copies"),
-    *("qwen3_5_without_copies", "qwen3_next_mtp"),
+    *("qwen3_5_without_copies", "qwen3_next_mtp", "mimo_v2_without_copies", "step3p5_without_copies"),
 )
-SLIDING = ("gemma2", "gemma3_tensor_parallel", "olmo3_retracting", "exaone4_without_copies", "gpt_oss")
-TWO_POOLS = ("gpt_oss",)
-"""Kinds of models whose sliding layers have a KV pool of their own."""
+SLIDING = (
+    *("gemma2", "gemma3_tensor_parallel", "olmo3_retracting", "exaone4_without_copies", "gpt_oss"),
+    *("mimo_v2", "step3p5"),
+)
 KEPT_AFTER = 64
 """Tokens after which a prefill keeps a recurrent state that others may go on from."""
 
@@ -124,13 +126,20 @@ def test_a_sliding_pool_that_is_short_takes_turns_and_changes_no_token(
 
 
 @pytest.mark.parametrize("policy", ["random_per_head", "calibrated", "hybrid"])
-@served_by("gpt_oss_tensor_parallel", "gpt_oss_retracting", "qwen3_5_tensor_parallel")
+@served_by(
+    *("gpt_oss_tensor_parallel", "gpt_oss_retracting", "qwen3_5_tensor_parallel"),
+    *("mimo_v2_tensor_parallel", "mimo_v2_retracting"),
+    *("step3p5_tensor_parallel", "step3p5_retracting"),
+)
 def test_full_layers_keep_a_set_per_head(server, kind, windows, model_of, policy):
     """The K and V of sliding layers stay where they are, and so do recurrent states."""
     assert_full_layers_keep_a_set_per_head(server, kind, windows, model_of, policy)
 
 
-@served_by("gpt_oss_tensor_parallel", "qwen3_5_tensor_parallel")
+@served_by(
+    *("gpt_oss_tensor_parallel", "qwen3_5_tensor_parallel"),
+    *("mimo_v2_tensor_parallel", "step3p5_tensor_parallel"),
+)
 def test_distances_are_those_of_scaled_and_of_partial_rotations(server, kind, windows, model_of):
     """YaRN with its attention factor, and a rotation that turns a quarter of each head."""
     assert_full_layers_keep_a_set_per_head(server, kind, windows, model_of, "triattention_per_head")
@@ -138,7 +147,7 @@ def test_distances_are_those_of_scaled_and_of_partial_rotations(server, kind, wi
 
 def assert_full_layers_keep_a_set_per_head(server, kind, windows, model_of, policy) -> None:
     reference = HeadReference(model_of(kind), attention="eager")
-    if kind in TWO_POOLS:
+    if kind in WITH_TWO_POOLS:
         reference.server_period = 44  # by the server's own windows: 96 - 24 - floor(0.4 * 72)
     some = [job | {"dynts": {"policy": policy}} for job in jobs(first_seed=820)]
     for job, reply in zip(some, server.generate_all(some), strict=True):
@@ -148,7 +157,7 @@ def assert_full_layers_keep_a_set_per_head(server, kind, windows, model_of, poli
 @served_by(*SLIDING)
 def test_a_request_cannot_ask_for_a_window_that_is_shorter_than_the_models(server, kind):
     """With two pools a dropped token is gone for a token in computation, which sees one more."""
-    least, tokens = MODEL_WINDOW - (kind not in TWO_POOLS), [1, 20, 21]
+    least, tokens = MODEL_WINDOW - (kind not in WITH_TWO_POOLS), [1, 20, 21]
     short = {"dynts": {"local_window": least - 1}}
     said = f"local_window={least - 1}: sliding layers of this model see {least} tokens back"
     bodies = {

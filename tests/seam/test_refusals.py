@@ -514,7 +514,7 @@ MODEL_CASES = [
     ),
     (
         "sliding layers in a KV pool of their own",
-        {"is_hybrid_swa": True, "hf_config": architecture("Step3p5ForCausalLM")},
+        {"is_hybrid_swa": True, "hf_config": architecture("Step3p7ForConditionalGeneration")},
     ),
     ("chunked local attention", {"attention_chunk_size": 8192}),
     ("recurrent states of another kind than the gated delta rule", {"mamba": True}),

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+from argparse import Namespace
 
 import pytest
 import torch
@@ -331,6 +332,24 @@ def test_named_kernels_are_kept(view, on_platform, kernels):
     with on_platform("trtllm_mha"):
         cfg = view("--enable-dynts", "--attention-backend", kernels, *CUDA)
     assert (cfg.attention_backend, cfg.page_size, cfg.radix_cache_backend) == (kernels, 1, "dynts")
+
+
+@pytest.mark.parametrize(
+    ("facts", "hopper", "elsewhere"),
+    [
+        ({}, "flashinfer", "flashinfer"),
+        ({"has_attention_sinks": True}, "fa3", "triton"),
+        ({"is_hybrid_swa": True}, "fa3", "triton"),
+        ({"hf_config": Namespace(architectures=["Exaone4ForCausalLM"])}, "fa3", "triton"),
+    ],
+)
+def test_dynts_means_kernels_that_know_the_model(monkeypatch, facts, hopper, elsewhere):
+    plain = {"has_attention_sinks": False, "is_hybrid_swa": False}
+    model = Namespace(**({**plain, "hf_config": Namespace(architectures=["LlamaForCausalLM"])} | facts))
+    for is_hopper, kernels in ((True, hopper), (False, elsewhere)):
+        platform = Namespace(is_hopper_with_cuda_12_3=is_hopper)
+        monkeypatch.setattr(kernel_choice, "get_platform", lambda platform=platform: platform)
+        assert kernel_choice.meant_by_dynts("cuda", model) == kernels
 
 
 def test_kernels_named_for_each_phase_are_kept(view, on_platform):

@@ -27,7 +27,7 @@ from sglang_dynts.boot.together import (
     pair_of,
     pairs,
 )
-from tests.e2e.models import CONFIGS, build_model, has_states, slides
+from tests.e2e.models import CONFIGS, WITH_TWO_POOLS, build_model, has_states, slides
 from tests.e2e.servers import SERVERS, Spec
 
 DYNTS = ("--attention-backend", "dynts")
@@ -114,7 +114,7 @@ def kinds_of(kind: str) -> set[Feature]:
     if kind not in CONFIGS:
         return set()
     config = CONFIGS[kind].get_text_config()
-    if kind == "gpt_oss":
+    if kind in WITH_TWO_POOLS:
         return {TWO_POOLS}
     if has_states(kind):
         return {STATES}

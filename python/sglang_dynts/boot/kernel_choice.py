@@ -24,14 +24,15 @@ def meant_by_dynts(device: str, model_config) -> str:
     FlashInfer's backend takes no attention sinks, and SGLang 0.5.23 wants other names for some models:
     for gpt-oss ``arg_groups/model_hook.py:522`` lists those that it starts with, FlashInfer not among
     them, and ``arg_groups/model_overrides/gpt_oss.py:29`` chooses fa3 on Hopper, trtllm_mha on Blackwell,
-    which has no page size of 1, and Triton elsewhere. On the host CPU all names are torch.
+    which has no page size of 1, and Triton elsewhere. For Step-3.5 ``arg_groups/overrides.py:344`` has
+    fa3 on Hopper too; FlashInfer was not tried with two KV pools. On the host CPU all names are torch.
 
     Args:
         device: one of ``BASE_BACKENDS``.
         model_config: SGLang's configuration of the model.
     """
     named = STARTED_BY_NAME.intersection(model_config.hf_config.architectures or ())
-    if not (model_config.has_attention_sinks or named):
+    if not (model_config.has_attention_sinks or model_config.is_hybrid_swa or named):
         return BASE_BACKENDS[device]
     return "fa3" if device == "cuda" and get_platform().is_hopper_with_cuda_12_3 else "triton"
 

@@ -78,6 +78,14 @@ SERVED_KINDS = (
         ("gpt-oss-20b", "gpt-oss-120b"),
     ),
     ServedKind(
+        "sliding layers in a KV pool of their own, values narrower than keys or heads with gates",
+        "MiMo-V2-Flash, Step-3.5",
+        "fa3, Triton",
+        "a local window of 129 (Step: 513) or more; `--trust-remote-code`, see below",
+        "not measured; a window of the sliding layers is never made smaller, but is short",
+        f"{_ON_CPU}; not yet on a GPU",
+    ),
+    ServedKind(
         "latent attention (MLA), dense or with experts",
         "DeepSeek R1, V3 and V3.1, Kimi-K2, GLM-4.7-Flash",
         "FlashInfer MLA, fa3, Triton",
@@ -105,7 +113,7 @@ SERVED_KINDS = (
     ),
 )
 
-WITH_TWO_POOLS = {"GptOssForCausalLM"}
+WITH_TWO_POOLS = {"GptOssForCausalLM", "MiMoV2FlashForCausalLM", "Step3p5ForCausalLM"}
 """Architectures with sliding layers in a KV pool of their own that are served."""
 
 WITH_RECURRENT_STATE = {
@@ -153,7 +161,7 @@ REFUSED_KINDS = (
     ),
     RefusedKind(
         "sliding layers in a KV pool of their own",
-        "MiMo-V2, Step-3.5, Gemma 4",
+        "MiMo-V2 that sees and hears, Step-3.7, Gemma 4",
         "they have not been tested yet",
         lambda model: model.is_hybrid_swa and not _has_tested_pools(model),
     ),

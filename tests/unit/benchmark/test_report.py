@@ -23,6 +23,7 @@ WRITERS = {
     "likelihood.": "benchmark.likelihood",
     "predict.json": "benchmark.predict",
     "predictor_gap.json": "benchmark.studies.predictor_gap",
+    "soaks.json": "tests.e2e.endurance",
     "target_memory.": "benchmark.target_memory",
     "trace-": "benchmark.pictures",
     "transfer.json": "benchmark.studies.transfer",

@@ -14,6 +14,7 @@ from sgl_dynts.training.importance import (
     gradient_importance,
 )
 from tests.e2e.models import CONFIGS
+from tests.e2e.step_models import STEP
 
 SPANS = TraceSpans(thinking_start=7, thinking_end=110, length=190)
 DISTANCE = 20
@@ -25,7 +26,9 @@ GATED = ("qwen3_next", "qwen3_5", "qwen3_5_text")
 """What their heads give goes through a gate."""
 DRAFTING = ("llama_deep", "deepseek_v3_mtp", "qwen3_next_mtp")
 """Of families that are among the others; nothing here reads their heads."""
-FAMILIES = [kind for kind in CONFIGS if kind not in (*LLAMA_LIKE, *WINDOWED, *DRAFTING)]
+WITHOUT_CLASS = (STEP,)
+"""Transformers has its layers inside a model that sees, and no class for them alone."""
+FAMILIES = [kind for kind in CONFIGS if kind not in (*LLAMA_LIKE, *WINDOWED, *DRAFTING, *WITHOUT_CLASS)]
 
 
 def build(kind: str) -> PreTrainedModel:
