@@ -266,7 +266,9 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     print(*likelihoods(keep_all(args, measured, groups)), sep="\n", flush=True)
-    draw_likelihood(args.out.with_suffix(".png"), json.loads(args.out.read_text()))
+    kept = json.loads(args.out.read_text())
+    own = [cell for cell in kept if cell["texts"] == args.name]
+    draw_likelihood(args.out.with_suffix(".png"), own)
 
 
 def in_turns(texts: Sequence[Text]) -> list[Text]:

@@ -552,8 +552,8 @@ def likelihood_targets() -> list[str]:
         whole = by_kind["all"]
         shares = (share(by_kind[kind]) for kind in kinds)
         lines.append([name, whole["n"], *shares, delta_nll(whole), f"{whole['agreement']:.3f}"])
-    titles = ("policy", "n", *(f"KL / `window`'s, {kind}" for kind in kinds))
-    return table((*titles, "NLL less `window`'s, all", "same top token, all"), lines)
+    titles = ("policy", "n", *(f"KL, {kind}" for kind in kinds))
+    return table((*titles, "NLL less `window`'s", "same top token"), lines)
 
 
 def likelihood() -> list[str]:

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,6 +31,22 @@ def store(tmp_path_factory):
     store = StateStore(tmp_path_factory.mktemp("states"), StateSettings("model", "float32", "answer", 0))
     list(store.add((key, lambda number=number: learnable(number)) for number, key in enumerate(KEYS)))
     return store
+
+
+class Noise:
+    """States whose targets follow from nothing."""
+
+    def __init__(self, store):
+        draw = torch.Generator().manual_seed(5)
+        self.states = {
+            key: replace(store.read(key), targets=torch.rand(LENGTH, generator=draw)) for key in KEYS
+        }
+
+    def read(self, key):
+        return self.states[key]
+
+    def length(self, key):
+        return LENGTH
 
 
 def weights(predictor):
@@ -145,15 +160,13 @@ def test_what_is_given_of_a_recipe_stays():
 
 def test_the_epoch_that_is_best_on_what_is_held_out_is_kept(store):
     """Fitted to noise, every epoch after the first ones does worse."""
-    draw = torch.Generator().manual_seed(5)
-    noise = {key: replace(store.read(key), targets=torch.rand(LENGTH, generator=draw)) for key in KEYS}
-    traces = SimpleNamespace(read=noise.__getitem__, length=lambda key: LENGTH)
+    traces = Noise(store)
     recipe = replace(RECIPE, epochs=40, batch_size=1, patience=3)
     kept, history = fit_predictor(traces, SPLIT, recipe)
     best = kept_epoch(recipe, history)
     assert best.held_out_loss == min(epoch.held_out_loss for epoch in history)
     assert len(history) == best.epoch + 3 < 40
-    targets = torch.cat([noise[key].targets for key in SPLIT.fitted])
+    targets = torch.cat([traces.read(key).targets for key in SPLIT.fitted])
     scale = SCALES_BY_MEAN["mean"](targets.mean().item())
     found, _ = measure(kept, traces, SPLIT.held_out, recipe, scale)
     assert found == pytest.approx(best.held_out_loss)
