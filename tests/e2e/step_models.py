@@ -6,6 +6,7 @@ A folder is written in the words of its own files, which SGLang 0.5.23 reads.
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -67,7 +68,7 @@ def load_step(folder: Path) -> StepForCausalLM:
 
 def step_config(folder: Path) -> Step3p7TextConfig:
     """The configuration as transformers has it, though SGLang's class takes its place where imported."""
-    config = Step3p7TextConfig.from_pretrained(folder)
+    config: Any = Step3p7TextConfig.from_pretrained(folder)
     config.sliding_window += SEEN_MORE
     return config
 
@@ -78,7 +79,7 @@ def _renamed(name: str) -> str:
     return name
 
 
-def _described(config: Step3p7TextConfig) -> dict:
+def _described(config: Any) -> dict:
     """A configuration in the words of Step-3.5's files."""
     of_type = [config.rope_parameters[kind] for kind in config.layer_types]
     sparse = [str(layer) for layer, kind in enumerate(config.mlp_layer_types) if kind == "sparse"]

@@ -559,6 +559,19 @@ def test_heads_of_their_own_size_are_refused_where_sglang_does_not_read_it(cfg, 
     refuse_unsupported(changed(cfg, device="cuda"), qwen2(64))
 
 
+def test_a_mimo_is_refused_where_sglang_would_not_read_its_rotations(cfg, monkeypatch):
+    monkeypatch.setattr("sglang_dynts.boot.model_kinds.mambaish_config", lambda _model: None)
+    foreign, own = architecture("MiMoV2FlashForCausalLM"), architecture("MiMoV2FlashForCausalLM")
+    foreign.rope_parameters = {"full_attention": {}, "sliding_attention": {}}
+    facts = vars(PLAIN_MODEL) | {"is_hybrid_swa": True}
+    with refuses(
+        f"--model-path {cfg.model_path} as transformers reads it: SGLang 0.5.23 does not know rotations "
+        "named by kind of layer; give --trust-remote-code, and the class in the model's folder is taken"
+    ):
+        refuse_unsupported(cfg, Namespace(**(facts | {"hf_config": foreign})))
+    refuse_unsupported(cfg, Namespace(**(facts | {"hf_config": own})))
+
+
 def test_a_window_that_only_the_configuration_names_refuses_nothing(cfg, monkeypatch):
     monkeypatch.setattr("sglang_dynts.boot.model_kinds.mambaish_config", lambda _model: None)
     refuse_unsupported(cfg, Namespace(**(vars(PLAIN_MODEL) | {"sliding_window_size": 4096})))
@@ -571,6 +584,7 @@ def test_a_plain_model_is_none_of_these(cfg, monkeypatch):
         {"attention_arch": AttentionArch.MLA},
         {"is_multimodal": True, "model_is_mrope": True},
         {"is_hybrid_swa": True, "hf_config": architecture("GptOssForCausalLM")},
+        {"is_hybrid_swa": True, "hf_config": architecture("Step3p5ForCausalLM")},
     ):
         refuse_unsupported(cfg, Namespace(**(vars(PLAIN_MODEL) | served)))
 

@@ -181,6 +181,7 @@ def refuse_unsupported(cfg, model_config) -> None:
         if refused.applies(model_config):
             raise ValueError(refused.message(cfg.model_path))
     _refuse_head_size(cfg, model_config.hf_config)
+    _refuse_foreign_class(cfg, model_config.hf_config)
     if model_config.is_hybrid_swa:
         _refuse_flags(cfg, TWO_POOL_REFUSALS)
     if has_recurrent_state(model_config):
@@ -303,6 +304,18 @@ def _refuse_head_size(cfg, config) -> None:
             f"DynTS does not support --model-path {cfg.model_path} on a CPU: SGLang 0.5.23 takes "
             f"hidden_size / num_attention_heads = {derived} as the head size there, but config.json says "
             f"head_dim {told}; use a GPU"
+        )
+
+
+def _refuse_foreign_class(cfg, config) -> None:
+    """SGLang 0.5.23 does not read transformers' class of a MiMo-V2; loading such a model fails."""
+    rotations = getattr(config, "rope_parameters", None) or {}
+    is_mimo = "MiMoV2FlashForCausalLM" in (config.architectures or ())
+    if is_mimo and "full_attention" in rotations:
+        raise ValueError(
+            f"DynTS does not support --model-path {cfg.model_path} as transformers reads it: SGLang "
+            "0.5.23 does not know rotations named by kind of layer; give --trust-remote-code, and the "
+            "class in the model's folder is taken"
         )
 
 
