@@ -94,7 +94,22 @@ def hang_up(door: Asked, life: Life) -> None:
                 return
 
 
-def check(life: Life, reply: dict, reference: Reference | None, prompts_have_scores: bool = True) -> None:
+def check(
+    life: Life,
+    reply: dict,
+    reference: Reference | None,
+    prompts_have_scores: bool = True,
+    tokens_a_step: int = 1,
+) -> None:
+    """Its tokens are as many as were owed, and its numbers belong to them.
+
+    Args:
+        life: of the request.
+        reply: what came of it.
+        reference: what the tokens must be, None for any.
+        prompts_have_scores: whether the server has computed the prompt itself.
+        tokens_a_step: at most; what is accepted of drafts beyond the last token is held, too.
+    """
     numbers = reply["meta_info"]["dynts"]
     got, owed = len(reply["output_ids"]), life.case["length"]
     assert got == owed, f"{got} tokens instead of {owed}: {reply['meta_info']}"
@@ -103,7 +118,8 @@ def check(life: Life, reply: dict, reference: Reference | None, prompts_have_sco
     seen = len(life.case["prompt"]) + life.case["length"]
     # Of a request that was computed again, dropped_tokens counts what its earlier life dropped too.
     dropped = sum(numbers["dropped_then"])
-    assert numbers["window_len"] + dropped in (seen - 1, seen)
+    held = numbers["window_len"] + dropped
+    assert held - seen in range(-1, tokens_a_step), f"{held} held or dropped, {seen} seen: {numbers}"
     assert numbers["dropped_tokens"] >= dropped
     if "tokens" in numbers:
         check_tokens(numbers, seen, 0 if prompts_have_scores else len(life.case["prompt"]))
