@@ -127,7 +127,7 @@ class Clients:
             meant = life.fate == ABORT or pauses % 2 or self.tally.num_aborting_pauses > pauses
             assert meant, f"ended though nobody aborted it: {reply}"
             return "aborted", None
-        check(life, reply, None, self.place.prompts_have_scores, self.place.tokens_a_step)
+        check(life, reply, None, self.place.prompts_have_scores)
         return "finished", reply
 
     def _reply(self, life: Life) -> dict | None:

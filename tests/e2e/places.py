@@ -30,7 +30,6 @@ FEATURES = {
 }
 """By feature: the shared server that has it."""
 SMALL_POOL = ("--max-total-tokens", "1200", "--chunked-prefill-size", "32")
-DRAFTED = "--speculative-num-draft-tokens"
 PAUSES = ("retract", "in_place", "abort")
 
 
@@ -50,8 +49,6 @@ class Place:
     pauses: Sequence[str] = PAUSES
     updates: bool = True
     prompts_have_scores: bool = True
-    tokens_a_step: int = 1
-    """At most, where drafts are verified."""
 
     def has_ended(self) -> bool:
         """Whether one of the servers has."""
@@ -135,10 +132,7 @@ class _Start:
             # may reach one that came after it, once the pause was over.
             pauses = PAUSES[:2]
         updates = self.spec.draft is None  # SGLang reads a draft's weights from the same folder
-        place = Place(door, servers, servers, model, pauses, updates)
-        if DRAFTED not in self.spec.flags:
-            return place
-        return replace(place, tokens_a_step=int(self.spec.flags[self.spec.flags.index(DRAFTED) + 1]))
+        return Place(door, servers, servers, model, pauses, updates)
 
     def fleet(self) -> Place:
         workers = [self.server(name, self.flags, self.environment) for name in ("first", "second")]

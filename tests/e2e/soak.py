@@ -99,7 +99,6 @@ def check(
     reply: dict,
     reference: Reference | None,
     prompts_have_scores: bool = True,
-    tokens_a_step: int = 1,
 ) -> None:
     """Its tokens are as many as were owed, and its numbers belong to them.
 
@@ -108,7 +107,6 @@ def check(
         reply: what came of it.
         reference: what the tokens must be, None for any.
         prompts_have_scores: whether the server has computed the prompt itself.
-        tokens_a_step: at most; what is accepted of drafts beyond the last token is held, too.
     """
     numbers = reply["meta_info"]["dynts"]
     got, owed = len(reply["output_ids"]), life.case["length"]
@@ -119,19 +117,19 @@ def check(
     # Of a request that was computed again, dropped_tokens counts what its earlier life dropped too.
     dropped = sum(numbers["dropped_then"])
     held = numbers["window_len"] + dropped
-    assert held - seen in range(-1, tokens_a_step), f"{held} held or dropped, {seen} seen: {numbers}"
+    assert held in (seen - 1, seen), f"{held} held or dropped, {seen} seen: {numbers}"
     assert numbers["dropped_tokens"] >= dropped
     if "tokens" in numbers:
         unscored = 0 if prompts_have_scores else len(life.case["prompt"])
-        check_tokens(numbers, seen, unscored, tokens_a_step)
+        check_tokens(numbers, seen, unscored)
     if reference is not None:
         assert_equal(reply, reference, life.case, life.windows, late=1)
 
 
-def check_tokens(numbers: dict, seen: int, unscored: int = 0, tokens_a_step: int = 1) -> None:
+def check_tokens(numbers: dict, seen: int, unscored: int = 0) -> None:
     """Every token but the first few and the newest has a score, and no token was dropped twice."""
     scores = numbers["tokens"]["scores"]
-    assert len(scores) - seen in range(-1, tokens_a_step - 1), f"{len(scores)} scores, {seen} seen"
+    assert len(scores) == seen - 1, f"{len(scores)} scores, {seen} seen"
     assert None not in scores[unscored:]
     drops = numbers["tokens"]["dropped"]
     assert [drop["seq_len"] for drop in drops] == numbers["compacted_at"]

@@ -80,9 +80,17 @@ def test_own_budgets_and_switched_off_requests_draft_in_one_batch(server, kind, 
     ]
     mixed = jobs(length=150)
     for index, job in enumerate(mixed):
-        job["dynts"] = choices[index % 3][0]
+        job["dynts"] = (choices[index % 3][0] or {}) | {"return_tokens": True}
     for index, (job, reply) in enumerate(zip(mixed, server.generate_all(mixed), strict=True)):
         assert_equal(reply, reference_of(kind), job, choices[index % 3][1])
+        assert_only_its_own_tokens_are_told(job, reply["meta_info"]["dynts"])
+
+
+def assert_only_its_own_tokens_are_told(job: dict, numbers: dict) -> None:
+    """Whatever a verification accepted behind the last one."""
+    seen = len(job["prompt"]) + job["length"]
+    assert len(numbers["tokens"]["scores"]) == seen - 1
+    assert numbers["window_len"] + numbers["dropped_tokens"] in (seen - 1, seen)
 
 
 @served_by("ngram", "ngram_queue")

@@ -165,9 +165,10 @@ class Engine:
         assert batch.seq_lens.tolist() == batch.seq_lens_cpu.tolist() == lens
         return batch
 
-    def finish(self, req: Req) -> None:
-        req.finished_reason = FINISH_LENGTH(length=len(req.output_ids))
-        req.finished_len = len(req.output_ids)
+    def finish(self, req: Req, num_behind: int = 0) -> None:
+        """End a request; so many drafts were accepted behind its last token."""
+        req.finished_len = len(req.output_ids) - num_behind
+        req.finished_reason = FINISH_LENGTH(length=req.finished_len)
         release_kv_cache(req, self.cache, checkpoint=True)
 
     def retract(self, req: Req, offload_kv: bool = True) -> bool:

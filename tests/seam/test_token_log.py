@@ -77,6 +77,17 @@ def test_scores_and_drops_are_those_of_the_row(engine):
         assert max(drop["positions"]) < drop["seq_len"] - 6  # the local window
 
 
+def test_drafts_accepted_behind_the_last_token_are_not_told(engine):
+    req = admit(engine)
+    live(engine, req, thoughts(100, 37))
+    engine.decode(req, thoughts(137, 3))
+    write_scores(engine, req, 3)
+    engine.finish(req, num_behind=2)
+    numbers = told(engine, req)
+    assert numbers["tokens"]["scores"] == [score(position) for position in range(41)]
+    assert numbers["window_len"] + numbers["dropped_tokens"] == 42
+
+
 def test_the_parts_of_a_stream_add_up_to_the_whole(engine):
     req = admit(engine)
     parts = live(engine, req, thoughts(100, 90))

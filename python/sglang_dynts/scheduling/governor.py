@@ -130,12 +130,16 @@ class Governor:
         self.tally.compacted(cut.window_len, cut.num_dropped, done.early)
         self.compacted_now[req] = done
 
+    def held_len(self, req) -> int:
+        """Tokens that a request holds, less drafts that were accepted behind its last token."""
+        return min(req.kv.kv_committed_len, seen_len(req) - self.governed(req).dropped)
+
     def read_scores(self, req) -> None:
         """Bring a request's log up to the newest token whose forward is done, if it keeps one."""
         governed = self.governed(req)
         if governed.tokens is None or req.beam_group is not None:
             return
-        seq_len = min(seen_len(req) - 1, req.kv.kv_committed_len + governed.dropped)
+        seq_len = min(seen_len(req) - 1, self.held_len(req) + governed.dropped)
         row = self.device.table[req.kv.req_pool_idx]
         read_new(governed.tokens, row, self.device.scores.scores, governed.dropped, seq_len)
 
@@ -197,5 +201,8 @@ def governor_of(tree_cache) -> Governor | None:
 
 
 def seen_len(req) -> int:
-    """Tokens of a request, the newest one included, whose forward is not done."""
-    return len(req.origin_input_ids) + len(req.output_ids)
+    """Tokens of a request, the newest one included, whose forward need not be done.
+
+    Of one that has ended, drafts that were accepted behind its last token do not count.
+    """
+    return len(req.origin_input_ids) + len(req.output_ids_through_stop)

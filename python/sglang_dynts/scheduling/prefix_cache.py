@@ -87,7 +87,7 @@ class DynTSRadixCache(Governed, UnifiedRadixCache):
     def on_release(self, req, *, checkpointed: bool) -> None:
         """Close a request's window when its row is given back; without a copy it starts anew."""
         governed = self._governor.governed(req)
-        governed.close(req.kv.kv_committed_len)
+        governed.close(self._governor.held_len(req))
         if req.finished():
             self._governor.read_scores(req)
             self._learn_answer(req, governed)

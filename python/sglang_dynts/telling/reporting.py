@@ -38,7 +38,7 @@ def report_now(governor: Governor, req) -> Numbers:
     if not req.kv.holds_kv:
         return governed.as_dict(0, req.finished())
     governor.read_scores(req)
-    return governed.as_dict(req.kv.kv_committed_len, req.finished())
+    return governed.as_dict(governor.held_len(req), req.finished())
 
 
 def choose_streamer(streamer_class, _scheduler):
