@@ -91,7 +91,10 @@ class HeadReference(Reference):
                     ]
             logits = self.logits(out.last_hidden_state[0, max(0, len(prompt) - 1 - start) :])
             here = served[len(output) :]
-            output += [chosen(row, range(len(row)), one) for row, one in zip(logits, here, strict=False)]
+            output += [
+                chosen(row, range(len(row)), one, self.rounding)
+                for row, one in zip(logits, here, strict=False)
+            ]
             start = end
             if not compacts or len(output) == len(served):
                 continue

@@ -47,14 +47,16 @@ class Expected:
     """Tokens seen at each compaction."""
 
 
-def chosen(logits: torch.Tensor, among: range, served: int | None) -> int:
+def chosen(logits: torch.Tensor, among: range, served: int | None, rounding: float = ROUNDING) -> int:
     """The token with the largest logit; the served one, where only rounding tells the two apart."""
     best = among[int(logits[among.start : among.stop].argmax())]
-    is_tie = served in among and float(logits[best] - logits[served]) <= ROUNDING
+    is_tie = served in among and float(logits[best] - logits[served]) <= rounding
     return served if served is not None and is_tie else best
 
 
 class Reference:
+    rounding = ROUNDING
+
     def __init__(
         self, folder: Path, markers: tuple[int, int] = (THINK, END_THINK), attention: str = "sdpa"
     ) -> None:
@@ -165,7 +167,7 @@ class Reference:
             for logits in self.logits(hidden[max(0, len(prompt) - 1 - start) :]):
                 choice = allowed or range(len(logits))
                 here = served[len(output)] if served is not None and len(output) < len(served) else None
-                output.append(chosen(logits, choice, here))
+                output.append(chosen(logits, choice, here, self.rounding))
                 logprobs.append(float(logits.log_softmax(0)[output[-1]]))
             if len(output) == length:
                 return Expected(output, len(compactions), dropped, held, logprobs, compactions)
