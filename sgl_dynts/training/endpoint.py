@@ -35,6 +35,9 @@ class Sampling:
     max_new_tokens: int = 16384
 
 
+SAMPLING = Sampling()
+
+
 class Prompted(Protocol):
     """What is asked: token ids of a prompt, and how they are continued."""
 

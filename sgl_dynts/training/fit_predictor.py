@@ -12,7 +12,6 @@ Beside the predictor go its epochs (.fit.json) and their picture (.fit.png).
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from dataclasses import fields
 from functools import partial
@@ -21,27 +20,24 @@ from typing import Any
 
 from sgl_dynts.loading import say_loading
 from sgl_dynts.training.device import usable_device
+from sgl_dynts.training.interruption import INTERRUPTED, interruptible
 from sgl_dynts.training.recipe import LOSS_NAMES, SCALE_NAMES, FitRecipe
 from sgl_dynts.training.targets import TARGET_KINDS
 from sgl_dynts.window_flags import add_window_flags, windows_given
-
-INTERRUPTED = 130
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Train one predictor and return the exit status."""
     args = _parse(arguments)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        _train(args)
+        with interruptible():
+            _train(args)
     except (ValueError, OSError) as error:
         print(f"not trained: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\ninterrupted; the same command goes on from {_work_folder(args)}", file=sys.stderr)
         return INTERRUPTED
-    finally:
-        signal.signal(signal.SIGTERM, before)
     return 0
 
 

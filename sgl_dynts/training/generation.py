@@ -22,6 +22,7 @@ from sgl_dynts.tasks.problems import Problem, read_problems
 from sgl_dynts.training.attempts import CUT, NOT_JUDGED, RIGHT, WRONG, Log, advice, log_of
 from sgl_dynts.training.endpoint import (
     FULL_CACHE,
+    SAMPLING,
     Completion,
     Endpoint,
     EndpointError,
@@ -34,7 +35,6 @@ from sgl_dynts.training.trace_parts import NoTrace, Parts, critical_positions, f
 
 JUDGES = 4
 """Threads that wait for graders' processes."""
-SAMPLING = Sampling()
 
 
 @dataclass(frozen=True)

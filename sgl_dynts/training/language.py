@@ -1,5 +1,7 @@
 """A tokenizer with what asking and reading need of it: chat template, markers, longest sequence."""
 
+from typing import Any
+
 from sgl_dynts.markers import find_marker
 from sgl_dynts.tasks.graders import grader_of
 from sgl_dynts.tasks.problems import Problem
@@ -59,10 +61,7 @@ class Language:
 
     def prompt(self, problem: Problem) -> list[int]:
         """Return the ids of a question in the chat template, ready to be answered."""
-        messages = [{"role": "user", "content": grader_of(problem).ask(problem)}]
-        return self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
+        return asked_in_chat(self.tokenizer, grader_of(problem).ask(problem))
 
     def agrees(self, ids: list[int], text: str) -> bool:
         """Whether a server's text is what its ids mean here, spaces and broken characters aside."""
@@ -76,6 +75,14 @@ class Language:
             return self.decode(ids).strip()
         after = self.tokenizer(text.rpartition(self.think_end)[2], add_special_tokens=False)
         return self.decode(after["input_ids"]).strip()
+
+
+def asked_in_chat(tokenizer: Any, text: str) -> list[int]:
+    """Return the ids of what a user says in a tokenizer's chat template, ready to be answered."""
+    messages = [{"role": "user", "content": text}]
+    return tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
 
 
 def _bare(text: str) -> str:

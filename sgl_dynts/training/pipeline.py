@@ -32,10 +32,11 @@ from sgl_dynts.training.fit import Epoch, Split, fit_predictor, kept_epoch
 from sgl_dynts.training.metrics import Ranking
 from sgl_dynts.training.picture import draw_fit
 from sgl_dynts.training.recipe import FitRecipe, expectation, recipe_for
-from sgl_dynts.training.states import StateStore, write_whole
+from sgl_dynts.training.states import StateStore
 from sgl_dynts.training.targets import WITH_DISTANCE
 from sgl_dynts.training.texts import TextCut, Texts, default_length
 from sgl_dynts.training.trace_file import Trace
+from sgl_dynts.training.whole_file import write_whole
 
 NOT_ASKED = "it was not asked for"
 HEAD = (
@@ -206,10 +207,10 @@ class _Data:
         usable, num_short = usable_texts(texts, cut, model, target)
         return cls(usable, num_short, split_by_text(usable, held_out))
 
-    def called(self, keys: Sequence[str]) -> list[Trace]:
-        """Return the traces that have these keys."""
+    def sides(self) -> tuple[list[Trace], list[Trace]]:
+        """Return the traces that are fitted to, and those held out."""
         by_key = {trace_key(trace): trace for trace in self.traces}
-        return [by_key[key] for key in keys]
+        return [by_key[key] for key in self.split.fitted], [by_key[key] for key in self.split.held_out]
 
 
 def _whole_recipe(recipe: FitRecipe | Mapping[str, Any] | None, data: _Data, target: str) -> FitRecipe:
@@ -240,9 +241,8 @@ def _compare(
     data: _Data,
     windows: DynTSConfig,
 ) -> Beside:
-    fitted, held_out = map(data.called, (data.split.fitted, data.split.held_out))
     try:
-        return compare(load(), predictor, fitted, held_out, windows), ""
+        return compare(load(), predictor, *data.sides(), windows), ""
     except ValueError as error:
         return None, str(error)
 

@@ -10,7 +10,6 @@ given again goes on where an earlier one was stopped. The folder is what `fit_pr
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -21,17 +20,18 @@ from typing import Any
 
 from sgl_dynts.loading import say_loading
 from sgl_dynts.training.endpoint import (
-    APIS,
     FULL_CACHE,
+    SAMPLING,
     Completion,
     Endpoint,
     EndpointError,
     Sampling,
     asking,
 )
-
-SAMPLING = Sampling()
-STOPPED = 130
+from sgl_dynts.training.endpoint_flags import add_sampling_flags, add_server_flags, sampling_given
+from sgl_dynts.training.interruption import INTERRUPTED, interruptible
+from sgl_dynts.training.language import asked_in_chat
+from sgl_dynts.training.whole_file import write_whole
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def make_texts(
     )
     endpoint = Endpoint(url, api, name or str(model), api_key, dict(custom_params))
     for opening, completion in _completed(endpoint, openings, concurrency):
-        _write(opening.file, _text(tokenizer, opening, completion))
+        write_whole(opening.file, _text(tokenizer, opening, completion))
     return files
 
 
@@ -119,12 +119,7 @@ def _completed(
 
 
 def _ids(tokenizer: Any, prompt: str, chat: bool) -> list[int]:
-    if not chat:
-        return list(tokenizer(prompt).input_ids)
-    messages = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=False
-    )
+    return asked_in_chat(tokenizer, prompt) if chat else list(tokenizer(prompt).input_ids)
 
 
 def _text(tokenizer: Any, opening: Opening, completion: Completion) -> str:
@@ -135,38 +130,29 @@ def _text(tokenizer: Any, opening: Opening, completion: Completion) -> str:
     return tokenizer.decode([*opening.prompt[added:], *completion.ids])
 
 
-def _write(file: Path, text: str) -> None:
-    unfinished = file.with_suffix(".unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(file)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Make texts and return the exit status: 1 for what cannot be used, 130 if stopped."""
     args = _parse(arguments)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        files = _make(args)
+        with interruptible():
+            files = _make(args)
     except (ValueError, EndpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\nstopped; {args.out} keeps what was done, the same command goes on", file=sys.stderr)
-        return STOPPED
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        return INTERRUPTED
     print(f"{len(files)} texts in {args.out}")
     return 0
 
 
 def _make(args: argparse.Namespace) -> list[Path]:
     say_loading("transformers")
-    sampling = Sampling(args.temperature, args.top_p, args.top_k, args.max_new_tokens)
     return make_texts(
         *(args.url, args.model, args.prompts, args.out),
         api=args.api,
         name=args.name,
-        sampling=sampling,
+        sampling=sampling_given(args),
         chat=args.chat,
         concurrency=args.concurrency,
     )
@@ -179,18 +165,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--url", required=True, help="of a running server")
-    add("--api", choices=APIS, default="sglang", help="what it speaks")
+    add_server_flags(add)
     add("--model", required=True, help="folder or name of the model served: its tokenizer")
     add("--name", help="of the model, for OpenAI's interface; default: --model")
     add("--prompts", type=Path, required=True, help="text file, a prompt in each line")
     add("--out", type=Path, required=True, help="folder of texts to write or to go on with")
     add("--chat", action="store_true", help="ask in the model's chat template")
-    add("--temperature", type=float, default=SAMPLING.temperature)
-    add("--top-p", type=float, default=SAMPLING.top_p)
-    add("--top-k", type=int, default=SAMPLING.top_k, help="0: all")
-    add("--max-new-tokens", type=int, default=SAMPLING.max_new_tokens)
-    add("--concurrency", type=int, default=64, help="requests in flight")
+    add_sampling_flags(add)
     return parser.parse_args(arguments)
 
 

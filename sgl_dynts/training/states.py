@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sgl_dynts.training.whole_file import write_whole
+
 SETTINGS_FILE = "settings.json"
 SHARD_BYTES = 256 << 20
 """A shard is written once its states take so much; what an interruption loses is at most one trace."""
@@ -144,14 +146,6 @@ class StateStore:
         save_file(tensors, unfinished, metadata={KEYS: json.dumps(list(waiting))})
         unfinished.replace(path)
         self.places |= _places_in(path)
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Write a file so that an interruption leaves the old one or the new one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(file.name + ".unfinished")
-    unfinished.write_text(text)
-    unfinished.replace(file)
 
 
 def _places_in(shard: Path) -> dict[str, Place]:

@@ -150,7 +150,7 @@ class _Start:
         prefill = self.server("prefill", *as_prefill(self.flags, port))
         decode = self.server("decode", self.flags, self.environment)
         both = [prefill.wait_ready(), decode.wait_ready()]
-        place = self.place(TwoSides(prefill, port, decode, seconds=300), both)
+        place = self.place(TwoSides(prefill, port, decode), both)
         return replace(
             place, operated=[decode], pauses=("in_place",), updates=False, prompts_have_scores=False
         )

@@ -28,18 +28,15 @@ def as_prefill(flags: Sequence[str], bootstrap_port: int) -> tuple[list[str], di
 class TwoSides(Asked):
     """Asks like a server."""
 
-    def __init__(
-        self, prefill: Server, bootstrap_port: int, decode: Server, seconds: float = SECONDS
-    ) -> None:
+    def __init__(self, prefill: Server, bootstrap_port: int, decode: Server) -> None:
         self.prefill, self.decode, self.port = prefill, decode, bootstrap_port
-        self.seconds = seconds
 
     def request(self, path: str, body: dict | None = None) -> Any:
         """What the decode side answers."""
         body = self._meeting(body or {})
         with ThreadPoolExecutor(1) as pool:
             first = pool.submit(self.prefill.request, path, body)
-            reply = self.decode.request(path, body, self.seconds)
+            reply = self.decode.request(path, body, SECONDS)
             first.result()
         return reply
 

@@ -139,7 +139,7 @@ class Governor:
         governed = self.governed(req)
         if governed.tokens is None or req.beam_group is not None:
             return
-        seq_len = min(seen_len(req) - 1, self.held_len(req) + governed.dropped)
+        seq_len = min(seen_len(req) - 1, req.kv.kv_committed_len + governed.dropped)
         row = self.device.table[req.kv.req_pool_idx]
         read_new(governed.tokens, row, self.device.scores.scores, governed.dropped, seq_len)
 

@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -172,15 +171,7 @@ def test_questions_are_held_out_whole_and_the_same_whatever_else_is_there():
     assert len(split.held_out) + len(split.fitted) == 7
 
 
-@pytest.fixture
-def heard() -> Iterator[None]:
-    """An interrupt from the keyboard is heard, as it is not by what a shell starts in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("heard")
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_keeps_states_and_says_how_to_go_on(folder, capsys, monkeypatch, number):
     before = signal.getsignal(signal.SIGTERM)

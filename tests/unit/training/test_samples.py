@@ -1,57 +1,36 @@
 """The model's own texts, from a server that continues a prompt by the prompt's words backwards."""
 
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
 import pytest
 
 from benchmark.harness.tiny_models import word_tokenizer
 from sgl_dynts.training import make_texts
 from sgl_dynts.training.samples import main
+from tests.unit.training.json_server import JsonServer
 
 PROMPTS = ["w10 w11", "w20 w21 w22", "w30"]
 
 
-class Server(ThreadingHTTPServer):
+class Server(JsonServer):
     def __init__(self):
         self.asked = []
         self.fails_at = ()
-        super().__init__(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        super().__init__()
 
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        assert isinstance(self.server, Server)
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append(body)
-        status, reply = 400, {"error": "no"}
-        if "input_ids" in body and tuple(body["input_ids"]) not in self.server.fails_at:
-            finish = {"finish_reason": {"type": "length"}}
-            status, reply = 200, {"output_ids": body["input_ids"][::-1], "text": "", "meta_info": finish}
+    def answer(self, path, body):
+        self.asked.append(body)
         if "prompt" in body:
-            status, reply = 200, {"choices": [{"text": " and so on", "finish_reason": "stop"}]}
-        data = json.dumps(reply).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format, *args):
-        pass
+            return 200, {"choices": [{"text": " and so on", "finish_reason": "stop"}]}
+        if tuple(body["input_ids"]) in self.fails_at:
+            return 400, {"error": "no"}
+        finish = {"finish_reason": {"type": "length"}}
+        return 200, {"output_ids": body["input_ids"][::-1], "text": "", "meta_info": finish}
 
 
 @pytest.fixture
 def server():
     made = Server()
     yield made
-    made.shutdown()
-    made.server_close()
+    made.end()
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import signal
 import threading
 from collections import Counter
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -26,6 +25,7 @@ from sgl_dynts.training import generation, make_traces
 from sgl_dynts.training.trace_file import read_header, read_traces
 from sgl_dynts.training.trace_parts import NoTrace, critical_positions, find_parts
 from sgl_dynts.training.traces import main
+from tests.unit.training.json_server import JsonServer
 
 PROBLEMS = [make_task_problem(seed, 4) for seed in range(6)]
 REFERENCE = {make_problem(seed, 4).question: make_problem(seed, 4) for seed in range(6)}
@@ -38,7 +38,7 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(demo_model_path())
 
 
-class FakeServer:
+class FakeServer(JsonServer):
     """Answers a question with what `completions` gives, a reference solution without."""
 
     def __init__(self, tokenizer):
@@ -47,24 +47,7 @@ class FakeServer:
         self.completions = {}
         self.paths = Counter()
         self.gives_text_alone = False
-        fake = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                status, reply = fake.answer(self.path, body)
-                data = json.dumps(reply).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, format, *args):
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        super().__init__()
 
     def answer(self, path, body):
         self.paths[path] += 1
@@ -93,8 +76,7 @@ class FakeServer:
 def server(tokenizer):
     fake = FakeServer(tokenizer)
     yield fake
-    fake.server.shutdown()
-    fake.server.server_close()
+    fake.end()
 
 
 @pytest.fixture
@@ -363,14 +345,6 @@ def interrupt_third(monkeypatch, how):
         return read(self, *arguments)
 
     monkeypatch.setattr(generation.Generation, "read", interrupted)
-
-
-@pytest.fixture
-def interruptible():
-    """Python's own answer to SIGINT, which a shell takes from what it starts in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("interruptible")
